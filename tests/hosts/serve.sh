@@ -1,0 +1,2 @@
+serve_run() { die "not yet"; }
+serve_connect() { die "not yet"; }
