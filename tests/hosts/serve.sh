@@ -40,10 +40,11 @@ serve_run() {
 
 # Waits for the host's first line, or for the end of QEMU (pid $1) or of the time.
 serve_wait_ready() {
-    local reader timer=0 ended
+    local reader timer ended
     spawn sh -c 'read -r line && [ "$line" = ready ]' <&"$answers"
     reader=$!
-    if [ "$timeout" -gt 0 ]; then spawn sleep "$timeout"; timer=$!; else spawn sleep infinity; timer=$!; fi
+    spawn sleep "${timeout/#0/infinity}"
+    timer=$!
     wait -n -p ended "$1" "$reader" "$timer" || return 1
     [ "$ended" = "$reader" ]
 }
@@ -59,17 +60,25 @@ serve_open_answers() {
 }
 
 serve_connect() {
-    local dir request line lock code out err
+    local dir request lock tag line code out err
     dir=$(readlink -e "$sock") && [ -p "$dir/serve.in" ] || die "nothing serves at $sock"
     exec {lock}>>"$dir/request.lock"
     flock "$lock"
     kill -0 "$(cat "$dir/pid")" 2>/dev/null || die "the host served at $sock has ended"
+    # Lengths in bytes, whatever the locale.
+    local LC_ALL=C
     request=$(env_exports; shell_line "${command[@]}")
     serve_open_answers "$dir"
-    printf '%s %s\n%s\n' "$timeout" $((${#request} + 1)) "$request" >"$dir/serve.in"
-    # The host keeps the time; the extra is for a host that hangs itself.
-    read -r -t $((timeout > 0 ? timeout + 60 : 2147483)) code out err <&"$answers" ||
-        die "the host served at $sock gave no answer"
+    tag=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
+    printf '%s %s %s\n%s\n' "$tag" "$timeout" $((${#request} + 1)) "$request" >"$dir/serve.in"
+    # The host keeps the time; the extra is for a host that hangs itself. Lines that are not ours are an
+    # answer whose client was killed (2>/dev/null: bash remarks on their zero bytes).
+    while :; do
+        read -r -t $((timeout > 0 ? timeout + 60 : 2147483)) line 2>/dev/null <&"$answers" ||
+            die "the host served at $sock gave no answer"
+        [[ $line == "$tag "* ]] && break
+    done
+    read -r _ code out err <<<"$line"
     head -c "$out" <&"$answers"
     head -c "$err" <&"$answers" >&2
     [ "$code" != 124 ] || echo "amdv: time-out: no result after $timeout s" >&2
