@@ -1,1 +1,37 @@
-//! Being written.
+//! What the host (the CLI) and PID 1 of a container's guest say to each other.
+//!
+//! - [`message`]: the messages of the control connection and the plain data in them.
+//! - [`frame`]: how a message becomes bytes and back: `u32` little-endian length, then postcard.
+//! - [`stream`]: the eight bytes that open a stream connection; after them the stream is raw bytes.
+//!
+//! The guest connects to the host (vsock CID [`HOST_CID`]): once to [`CONTROL_PORT`], and once to [`STREAM_PORT`] for
+//! each standard stream of a process. Both sides say `Hello` first and go on only if the versions agree; `Hello` keeps
+//! its encoding in every version.
+//!
+//! Neither side trusts the other: lengths are bounded before anything is kept, a frame must be used up by its message,
+//! and nothing here panics on any input.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod frame;
+pub mod message;
+pub mod stream;
+
+pub use frame::{FrameBuffer, FrameError, encode};
+pub use message::*;
+pub use stream::{StreamHeader, StreamKind};
+
+/// Version of everything in this crate; both sides must have the same.
+pub const VERSION: u32 = 1;
+/// The host's vsock context id.
+pub const HOST_CID: u32 = 2;
+/// Port of the one control connection.
+pub const CONTROL_PORT: u32 = 1024;
+/// Port of the stream connections.
+pub const STREAM_PORT: u32 = 1025;
+/// Largest body of a frame from host to guest, in bytes: arguments and environment travel in one.
+pub const MAX_HOST_FRAME: usize = 1 << 20;
+/// Largest body of a frame from guest to host, in bytes: it carries at most one line of text.
+pub const MAX_GUEST_FRAME: usize = 16 << 10;

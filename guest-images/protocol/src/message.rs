@@ -1,0 +1,233 @@
+//! The messages. Plain data: the meaning is the two sides' business.
+//!
+//! Times called `*_ns` of the guest are its CLOCK_MONOTONIC, which starts near zero while its kernel starts. Each message
+//! that tells times also tells `now_ns`, the moment it was sent, so that the host can place them on its own clock.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// Names a process of the guest for as long as the guest lives. The container's main process is [`MAIN_PROCESS`].
+pub type ProcessId = u32;
+
+/// The process that `Start` asks for; the guest ends with it.
+pub const MAIN_PROCESS: ProcessId = 0;
+
+/// Host to guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostMessage {
+    /// The first message, in every version.
+    Hello {
+        /// The host's [`crate::VERSION`].
+        version: u32,
+    },
+    /// Assemble the root and start the main process. Once, right after `Hello`.
+    Start(alloc::boxed::Box<Start>),
+    /// Send a signal to a process.
+    Signal {
+        /// To which process.
+        process: ProcessId,
+        /// Linux x86 signal number, 1…64.
+        signal: u8,
+    },
+    /// The terminal of a process has a new size.
+    Resize {
+        /// Whose terminal.
+        process: ProcessId,
+        /// Its size from now on.
+        size: WindowSize,
+    },
+}
+
+/// Guest to host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestMessage {
+    /// The first message, in every version.
+    Hello {
+        /// The guest's [`crate::VERSION`].
+        version: u32,
+        /// When init began.
+        init_ns: u64,
+        /// When this was sent.
+        now_ns: u64,
+    },
+    /// The process runs: its `execve` has succeeded.
+    Started {
+        /// Which process.
+        process: ProcessId,
+        /// When the root file system was complete.
+        root_ns: u64,
+        /// When this was sent.
+        now_ns: u64,
+    },
+    /// The process does not run and never did.
+    StartFailed {
+        /// Which process.
+        process: ProcessId,
+        /// Of which kind the failure is.
+        kind: FailureKind,
+        /// One line for the user: what failed, on what, why.
+        detail: String,
+    },
+    /// The process has ended and its streams are complete.
+    Exited {
+        /// Which process.
+        process: ProcessId,
+        /// How it ended.
+        status: ExitStatus,
+        /// When it ended.
+        exit_ns: u64,
+        /// When this was sent.
+        now_ns: u64,
+    },
+}
+
+/// Everything the guest needs to become the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Host name of the guest, at most 64 bytes.
+    pub hostname: String,
+    /// The host's CLOCK_REALTIME when this was sent, in nanoseconds.
+    pub wall_clock_ns: u64,
+    /// The root file system.
+    pub root: Root,
+    /// Name resolution.
+    pub names: Names,
+    /// How the guest is to end.
+    pub end: End,
+    /// The main process.
+    pub process: Process,
+}
+
+/// The root file system: read-only layers with a writable one in guest memory on top.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// The layers on the first disk, lowest first. None: an empty root.
+    pub layers: Vec<Layer>,
+    /// Most bytes the writable layer may hold; `None` for the kernel's own limit (half of the memory).
+    pub upper_bytes: Option<u64>,
+    /// The container sees its root read-only.
+    pub read_only: bool,
+}
+
+/// One layer: a range of the first disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// First sector, of 512 bytes.
+    pub start_sector: u64,
+    /// Length in sectors of 512 bytes.
+    pub sectors: u64,
+    /// What is in it.
+    pub fs: LayerFs,
+}
+
+/// File systems a layer can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayerFs {
+    /// EROFS.
+    Erofs,
+    /// SquashFS.
+    Squashfs,
+}
+
+/// What becomes of /etc/hosts and /etc/resolv.conf.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// Lines added to /etc/hosts below those for localhost and the host name, without line ends.
+    pub hosts: Vec<String>,
+    /// Content of /etc/resolv.conf; `None` leaves the image's own.
+    pub resolv_conf: Option<String>,
+}
+
+/// How the guest ends itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// Power off: for kernels that know the exit port. Others would only halt.
+    PowerOff,
+    /// Reset: every kernel can (with `reboot=k`), and the monitor ends at it.
+    Reset,
+}
+
+/// A process to start in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Entrypoint and command as one list; the first is looked up in PATH unless it has a slash.
+    pub args: Vec<String>,
+    /// `KEY=value`, each key once. The guest adds PATH, HOSTNAME, HOME and (with a terminal) TERM where they are missing.
+    pub env: Vec<String>,
+    /// Absolute; made if missing.
+    pub cwd: String,
+    /// As in an image's configuration: `""`, `user`, `uid`, `user:group`, `uid:gid`, …
+    pub user: String,
+    /// Give it a terminal of this size instead of three streams.
+    pub terminal: Option<WindowSize>,
+    /// Connect its standard input; otherwise it reads /dev/null. With a terminal: whether the host sends input.
+    pub stdin: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It called exit with this code.
+    Code(u8),
+    /// A signal ended it.
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// The code a shell reports: the process's own, or 128 + signal.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128u8.saturating_add(signal),
+        }
+    }
+}
+
+/// Why a process did not start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The command is not there (127).
+    NotFound,
+    /// The command is there and cannot be executed (126).
+    NotExecutable,
+    /// The image knows no such user.
+    UnknownUser,
+    /// The image knows no such group.
+    UnknownGroup,
+    /// The working directory is not one, or cannot be made.
+    BadWorkingDir,
+    /// A layer or the writable layer cannot be mounted.
+    Root,
+    /// The request makes no sense (no command, a NUL in a string, …).
+    BadRequest,
+    /// The guest could not do it for a reason of its own.
+    Guest,
+}
+
+impl FailureKind {
+    /// The exit code that tells this failure, as container users know it: 125, 126 or 127.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::NotFound => 127,
+            Self::NotExecutable => 126,
+            Self::UnknownUser
+            | Self::UnknownGroup
+            | Self::BadWorkingDir
+            | Self::Root
+            | Self::BadRequest
+            | Self::Guest => 125,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Round trips and hostile bytes.
+use guest_protocol::*;
+use proptest::prelude::*;
+
+fn start() -> impl Strategy<Value = HostMessage> {
+    let layer =
+        (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(start_sector, sectors, erofs)| {
+            Layer {
+                start_sector,
+                sectors,
+                fs: if erofs {
+                    LayerFs::Erofs
+                } else {
+                    LayerFs::Squashfs
+                },
+            }
+        });
+    let size = proptest::option::of((any::<u16>(), any::<u16>()))
+        .prop_map(|size| size.map(|(rows, columns)| WindowSize { rows, columns }));
+    let strings = || proptest::collection::vec(".{0,40}", 0..20);
+    let root = (
+        proptest::collection::vec(layer, 0..10),
+        any::<Option<u64>>(),
+        any::<bool>(),
+    )
+        .prop_map(|(layers, upper_bytes, read_only)| Root {
+            layers,
+            upper_bytes,
+            read_only,
+        });
+    let process = (
+        strings(),
+        strings(),
+        ".{0,40}",
+        ".{0,40}",
+        size,
+        any::<bool>(),
+    )
+        .prop_map(|(args, env, cwd, user, terminal, stdin)| Process {
+            args,
+            env,
+            cwd,
+            user,
+            terminal,
+            stdin,
+        });
+    (
+        root,
+        process,
+        strings(),
+        any::<Option<String>>(),
+        any::<u64>(),
+    )
+        .prop_map(|(root, process, hosts, resolv_conf, wall_clock_ns)| {
+            HostMessage::Start(Box::new(Start {
+                hostname: "h".into(),
+                wall_clock_ns,
+                root,
+                names: Names { hosts, resolv_conf },
+                end: End::PowerOff,
+                process,
+            }))
+        })
+}
+
+/// Feeds `bytes` in pieces of `piece`; the messages that come out, or the first error.
+fn receive(bytes: &[u8], piece: usize, limit: usize) -> Result<Vec<HostMessage>, FrameError> {
+    let mut buffer = FrameBuffer::new(limit);
+    let mut left = bytes;
+    let mut messages = Vec::new();
+    while !left.is_empty() {
+        let space = buffer.space();
+        assert!(!space.is_empty(), "a buffer without room would never end");
+        let count = piece.min(space.len()).min(left.len());
+        space[..count].copy_from_slice(&left[..count]);
+        buffer.received(count);
+        left = &left[count..];
+        while let Some(message) = buffer.next()? {
+            messages.push(message);
+        }
+    }
+    Ok(messages)
+}
+
+proptest! {
+    #[test]
+    fn what_is_sent_arrives(messages in proptest::collection::vec(start(), 1..4), piece in 1usize..5000) {
+        let mut bytes = Vec::new();
+        for message in &messages {
+            bytes.extend(encode(message, MAX_HOST_FRAME).unwrap());
+        }
+        prop_assert_eq!(receive(&bytes, piece, MAX_HOST_FRAME), Ok(messages));
+    }
+
+    #[test]
+    fn hostile_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..600), piece in 1usize..64) {
+        // Whatever comes out, it ends, and within the limit.
+        let _ = receive(&bytes, piece, 256);
+    }
+
+    #[test]
+    fn a_changed_byte_is_contained(message in start(), at in any::<prop::sample::Index>(), value in any::<u8>()) {
+        let mut bytes = encode(&message, MAX_HOST_FRAME).unwrap();
+        let at = at.index(bytes.len());
+        bytes[at] = value;
+        let _ = receive(&bytes, 997, MAX_HOST_FRAME);
+    }
+
+    #[test]
+    fn stream_headers_are_one_to_one(bytes in any::<[u8; 8]>(), process in any::<u32>()) {
+        if let Some(header) = StreamHeader::from_bytes(bytes) {
+            prop_assert_eq!(header.to_bytes(), bytes);
+        }
+        for kind in [StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr, StreamKind::Terminal] {
+            let header = StreamHeader { process, kind };
+            prop_assert_eq!(StreamHeader::from_bytes(header.to_bytes()), Some(header));
+        }
+    }
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_before_it_arrives() {
+    let refused = Err(FrameError::TooLarge {
+        length: 257,
+        limit: 256,
+    });
+    assert_eq!(receive(&257u32.to_le_bytes(), 4, 256), refused);
+    let message = HostMessage::Start(Box::new(Start {
+        hostname: "x".repeat(300),
+        wall_clock_ns: 0,
+        root: Root {
+            layers: vec![],
+            upper_bytes: None,
+            read_only: false,
+        },
+        names: Names::default(),
+        end: End::Reset,
+        process: Process {
+            args: vec![],
+            env: vec![],
+            cwd: "/".into(),
+            user: String::new(),
+            terminal: None,
+            stdin: false,
+        },
+    }));
+    assert!(matches!(
+        encode(&message, 256),
+        Err(FrameError::TooLarge { limit: 256, .. })
+    ));
+}
+
+#[test]
+fn bytes_left_over_in_a_frame_are_refused() {
+    let mut frame = encode(&HostMessage::Hello { version: VERSION }, MAX_HOST_FRAME).unwrap();
+    frame.push(0);
+    frame[0] += 1;
+    assert_eq!(
+        receive(&frame, 64, MAX_HOST_FRAME),
+        Err(FrameError::Malformed)
+    );
+}
+
+#[test]
+fn hello_keeps_its_encoding() {
+    let frame = encode(&HostMessage::Hello { version: 1 }, MAX_HOST_FRAME).unwrap();
+    assert_eq!(frame, [2, 0, 0, 0, 0, 1]);
+    let frame = encode(
+        &GuestMessage::Hello {
+            version: 1,
+            init_ns: 2,
+            now_ns: 3,
+        },
+        MAX_GUEST_FRAME,
+    )
+    .unwrap();
+    assert_eq!(frame, [4, 0, 0, 0, 0, 1, 2, 3]);
+}
+
+#[test]
+fn a_list_that_claims_more_than_it_brings_takes_no_memory() {
+    // Start, empty host name, clock 0, and "2^60 layers": refused for its content, not by the allocator.
+    let mut body = vec![1u8, 0, 0];
+    body.extend([0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10]);
+    let mut frame = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
+    frame.extend(body);
+    assert_eq!(
+        receive(&frame, 64, MAX_HOST_FRAME),
+        Err(FrameError::Malformed)
+    );
+}
