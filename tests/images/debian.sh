@@ -99,7 +99,11 @@ fill_layer_2() {
     : >"$d/.wh.removed"
     : >"$d/.wh.removed-dir"
     ln "$d/link-a" "$d/link-b"
+    cp /bin/true "$d/capable"
+    # fakeroot takes a file's real owner when it learns of it by an attribute: name the owner first.
+    chown 0:0 "$d/xattr" "$d/capable"
     setfattr -n user.bulkhead -v 'layer 2' "$d/xattr"
+    setcap cap_net_bind_service=ep "$d/capable"
     chown 1000:2000 "$d/owned"
     chmod 4755 "$d/setuid"
     chmod 1777 "$d/sticky"
@@ -114,8 +118,6 @@ fill_layer_2() {
     echo 'layer 2' >"$long/f"
     truncate -s $((1024 * 1024 - 1)) "$d/sparse"
     printf x >>"$d/sparse"
-    cp /bin/true "$d/capable"
-    setcap cap_net_bind_service=ep "$d/capable"
 }
 
 # Layer 3: an opaque directory, a hard link to a file of a layer below.
