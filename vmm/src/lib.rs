@@ -1,1 +1,29 @@
-//! Being written.
+//! The monitor: everything that touches KVM.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`config`] | what a machine is made of: plain data, checked before anything is built |
+//! | [`host`] | what this host's KVM is and can do |
+//! | [`memory`] | guest RAM and its KVM slots |
+//! | [`irq`] | interrupt lines (irqfd) and message routing for the userspace IOAPIC |
+//! | [`cpuid`] | what each vCPU says it is |
+//! | [`vcpu`] | vCPU threads: run loop, pause/resume, exits |
+//! | [`complete`] | instructions that a software-nested KVM cannot emulate |
+//! | [`machine`] | the one assembly recipe, and the event loop |
+//! | [`events`] | what a machine tells the process around it |
+//!
+//! It does not parse command lines, know about container images, or talk to a terminal.
+
+pub mod complete;
+pub mod config;
+pub mod cpuid;
+pub mod events;
+pub mod host;
+pub mod irq;
+pub mod machine;
+pub mod memory;
+pub mod vcpu;
+
+pub use config::VmConfig;
+pub use events::{Event, ExitReason};
+pub use machine::{Console, Handle, Machine, VmmError};

@@ -1,0 +1,181 @@
+//! What a machine is made of: plain data, JSON-compatible with Firecracker's configuration file where the meaning
+//! is the same. Unknown keys are refused, so that a misspelt option is never silently ignored.
+//!
+//! Device sections (`drives`, `vsock`, `entropy`, …) stay JSON values here: each device's own file in `devices`
+//! parses its section, found through the device table.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Most vCPUs a machine may have: what the guest kernels built here are configured for.
+pub const MAX_VCPUS: u8 = 32;
+/// Least guest RAM, MiB.
+pub const MIN_MEMORY_MIB: u64 = 16;
+
+/// A machine, before it is built.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+pub struct VmConfig {
+    /// What it boots.
+    #[serde(rename = "boot-source")]
+    pub boot_source: BootSource,
+    /// Its vCPUs and memory.
+    #[serde(rename = "machine-config", default)]
+    pub machine: MachineConfig,
+    /// Where its serial console goes.
+    #[serde(default)]
+    pub serial: SerialConfig,
+    /// Device sections by their key in the device table.
+    #[serde(flatten)]
+    pub devices: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Kernel, initrd and command line.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSource {
+    /// An ELF `vmlinux` or a `bzImage`.
+    pub kernel_image_path: PathBuf,
+    /// The initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<PathBuf>,
+    /// The kernel's command line; the virtio-mmio devices are put in front of it.
+    #[serde(default)]
+    pub boot_args: String,
+}
+
+/// vCPUs and memory.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineConfig {
+    /// 1 to [`MAX_VCPUS`].
+    pub vcpu_count: u8,
+    /// Guest RAM in MiB.
+    pub mem_size_mib: u64,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        MachineConfig { vcpu_count: 1, mem_size_mib: 128 }
+    }
+}
+
+/// Where the serial console goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "mode", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SerialConfig {
+    /// The monitor's own stdin and stdout.
+    Stdio,
+    /// The first MiB of output into a file; no input.
+    Log {
+        /// Created, or truncated.
+        path: PathBuf,
+    },
+    /// Output is thrown away; no input.
+    #[default]
+    Off,
+}
+
+/// A configuration that cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The text is not the JSON of a machine.
+    #[error("machine configuration: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A top-level key that no device has.
+    #[error("machine configuration: unknown key '{key}'; the keys are boot-source, machine-config, serial, {known}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The device keys there are.
+        known: String,
+    },
+    /// vCPU count out of range.
+    #[error("machine-config: vcpu_count {0} is not between 1 and {MAX_VCPUS}")]
+    Vcpus(u8),
+    /// Too little memory.
+    #[error("machine-config: mem_size_mib {0} is less than {MIN_MEMORY_MIB} MiB")]
+    MemoryTooSmall(u64),
+    /// More memory than the host has.
+    #[error("machine-config: {asked} MiB of guest memory is more than this host's {host} MiB; ask for less")]
+    MemoryTooLarge {
+        /// MiB asked for.
+        asked: u64,
+        /// MiB of RAM in the host.
+        host: u64,
+    },
+}
+
+impl VmConfig {
+    /// Parses a configuration file's text.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// Checks everything that can be checked without touching the host; `host_mib` is the host's RAM in MiB.
+    pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
+        let known = || devices::virtio::DEVICES.iter().map(|kind| kind.config_key);
+        if let Some(key) = self.devices.keys().find(|key| !known().any(|k| k == key.as_str())) {
+            let known = known().collect::<Vec<_>>().join(", ");
+            return Err(ConfigError::UnknownKey { key: key.clone(), known });
+        }
+        let MachineConfig { vcpu_count, mem_size_mib } = self.machine;
+        if !(1..=MAX_VCPUS).contains(&vcpu_count) {
+            return Err(ConfigError::Vcpus(vcpu_count));
+        }
+        if mem_size_mib < MIN_MEMORY_MIB {
+            return Err(ConfigError::MemoryTooSmall(mem_size_mib));
+        }
+        if mem_size_mib > host_mib {
+            return Err(ConfigError::MemoryTooLarge { asked: mem_size_mib, host: host_mib });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"{ "boot-source": { "kernel_image_path": "/k" } }"#;
+
+    fn with(f: impl FnOnce(&mut VmConfig)) -> Result<(), ConfigError> {
+        let mut config = VmConfig::from_json(MINIMAL).unwrap();
+        f(&mut config);
+        config.validate(1024)
+    }
+
+    #[test]
+    fn defaults_are_a_small_machine() {
+        let config = VmConfig::from_json(MINIMAL).unwrap();
+        assert_eq!(config.machine, MachineConfig { vcpu_count: 1, mem_size_mib: 128 });
+        assert_eq!(config.serial, SerialConfig::Off);
+        config.validate(1024).unwrap();
+    }
+
+    #[test]
+    fn it_reads_back_what_it_writes() {
+        let text = r#"{ "boot-source": { "kernel_image_path": "/k", "boot_args": "quiet" }, "entropy": {},
+                        "serial": { "mode": "log", "path": "/l" }, "drives": [] }"#;
+        let config = VmConfig::from_json(text).unwrap();
+        let again = VmConfig::from_json(&serde_json::to_string(&config).unwrap()).unwrap();
+        assert_eq!(config, again);
+        assert!(config.devices.contains_key("entropy"));
+    }
+
+    #[test]
+    fn misspelt_keys_are_refused() {
+        let error = with(|c| drop(c.devices.insert("drivez".into(), serde_json::json!([])))).unwrap_err();
+        assert!(error.to_string().contains("drivez") && error.to_string().contains("drives"), "{error}");
+        assert!(VmConfig::from_json(r#"{ "boot-source": { "kernel": "/k" } }"#).is_err());
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        assert!(matches!(with(|c| c.machine.vcpu_count = 0), Err(ConfigError::Vcpus(0))));
+        assert!(matches!(with(|c| c.machine.vcpu_count = 33), Err(ConfigError::Vcpus(33))));
+        assert!(matches!(with(|c| c.machine.mem_size_mib = 0), Err(ConfigError::MemoryTooSmall(0))));
+        assert!(matches!(with(|c| c.machine.mem_size_mib = u64::MAX), Err(ConfigError::MemoryTooLarge { .. })));
+        with(|c| c.machine.mem_size_mib = 1024).unwrap();
+    }
+}

@@ -1,0 +1,54 @@
+//! Bringing a thread out of KVM_RUN.
+
+use std::cell::Cell;
+use std::ptr;
+use std::sync::OnceLock;
+
+use kvm_bindings::kvm_run;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+thread_local! {
+    /// The `kvm_run` page of the vCPU that this thread runs; null in every other thread.
+    static RUN_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// The signal's number, as an offset to SIGRTMIN as vmm-sys-util counts.
+pub const SIGNAL_OFFSET: i32 = 0;
+
+extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    RUN_PAGE.with(|page| {
+        let page = page.get();
+        if !page.is_null() {
+            // SAFETY: set by `Armed` in this very thread, to a mapping that lives as long as `Armed`. The kernel reads
+            // this byte concurrently by design.
+            unsafe { (&raw mut (*page).immediate_exit).write_volatile(1) };
+        }
+    });
+}
+
+/// Installs the handler, once a process.
+pub fn install() -> std::io::Result<()> {
+    static DONE: OnceLock<i32> = OnceLock::new();
+    let result = *DONE.get_or_init(|| match register_signal_handler(SIGRTMIN() + SIGNAL_OFFSET, on_signal) {
+        Ok(()) => 0,
+        Err(e) => e.errno(),
+    });
+    if result == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(result)) }
+}
+
+/// While this lives, the signal makes this thread's vCPU leave (or not enter) the guest.
+pub struct Armed(());
+
+impl Armed {
+    /// Arms this thread with the vCPU's `kvm_run` page, which must stay mapped while the result lives.
+    pub fn new(page: &mut kvm_run) -> Self {
+        RUN_PAGE.with(|cell| cell.set(page));
+        Armed(())
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        RUN_PAGE.with(|cell| cell.set(ptr::null_mut()));
+    }
+}

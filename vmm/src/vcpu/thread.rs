@@ -1,0 +1,223 @@
+//! One vCPU and the thread that runs it.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::thread::{self, JoinHandle};
+
+use devices::legacy::Ioapic;
+use devices::{Bus, GuestRam};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::Killable;
+
+use super::control::{Control, Target};
+use super::exits::{Ended, VcpuError};
+use super::kick;
+use crate::complete::{self, KvmVcpu};
+use crate::events::{Counts, ExitReason};
+
+/// What all vCPUs of a machine share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Port I/O.
+    pub pio: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+    /// Guest RAM, for instructions completed in user space.
+    pub ram: GuestRam,
+    /// Gets the EOI of level-triggered interrupts.
+    pub ioapic: Arc<Mutex<Ioapic>>,
+}
+
+/// A vCPU that is not running yet.
+pub struct Vcpu {
+    index: u8,
+    fd: VcpuFd,
+    shared: Shared,
+    counts: Counts,
+}
+
+/// What to do after an exit has been handled.
+enum Next {
+    Enter,
+    CheckControl,
+    End(Ended),
+}
+
+impl Vcpu {
+    /// Wraps a vCPU whose CPUID and registers are set.
+    pub fn new(index: u8, fd: VcpuFd, shared: Shared) -> Self {
+        Vcpu { index, fd, shared, counts: Counts::default() }
+    }
+
+    /// Starts the thread, paused. `on_end` is called once, on that thread, when the vCPU is out of the guest for good.
+    pub fn spawn(self, on_end: Box<dyn FnOnce(Ended, Counts) + Send>) -> std::io::Result<VcpuThread> {
+        kick::install()?;
+        let control = Arc::new(Control::default());
+        let name = format!("vcpu{}", self.index);
+        let for_thread = control.clone();
+        let join = thread::Builder::new().name(name).spawn(move || {
+            let mut vcpu = self;
+            let ended = vcpu.live(&for_thread);
+            for_thread.ended();
+            on_end(ended, vcpu.counts);
+        })?;
+        Ok(VcpuThread { control, join: Some(join) })
+    }
+
+    fn live(&mut self, control: &Control) -> Ended {
+        let _armed = kick::Armed::new(self.fd.get_kvm_run());
+        while control.wait_to_run() {
+            // Cleared before the look at the control block that follows a kick, so that no kick is lost.
+            self.fd.set_kvm_immediate_exit(0);
+            if control.target() != Target::Running {
+                continue;
+            }
+            loop {
+                match self.enter() {
+                    Next::Enter => {}
+                    Next::CheckControl => break,
+                    Next::End(ended) => return ended,
+                }
+            }
+        }
+        Ended::Stopped
+    }
+
+    /// Runs the guest up to its next exit, and handles that.
+    fn enter(&mut self) -> Next {
+        let index = self.index;
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                self.counts.pio += 1;
+                self.shared.pio.write(u64::from(port), data);
+                Next::Enter
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                self.counts.pio += 1;
+                self.shared.pio.read(u64::from(port), data);
+                Next::Enter
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.counts.mmio += 1;
+                self.shared.mmio.write(address, data);
+                Next::Enter
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.counts.mmio += 1;
+                self.shared.mmio.read(address, data);
+                Next::Enter
+            }
+            Ok(VcpuExit::InternalError) => self.internal_error(),
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                self.counts.other += 1;
+                let mut ioapic = self.shared.ioapic.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                ioapic.end_of_interrupt(vector);
+                Next::Enter
+            }
+            Ok(VcpuExit::Intr) => Next::CheckControl,
+            Ok(VcpuExit::Shutdown) => Next::End(Ended::Guest(ExitReason::TripleFault)),
+            Ok(VcpuExit::SystemEvent(kind, _)) => match kind {
+                KVM_SYSTEM_EVENT_SHUTDOWN => Next::End(Ended::Guest(ExitReason::PowerOff)),
+                KVM_SYSTEM_EVENT_RESET => Next::End(Ended::Guest(ExitReason::Reset)),
+                KVM_SYSTEM_EVENT_CRASH => Next::End(Ended::Guest(ExitReason::Panic)),
+                other => Next::End(Ended::Failed(VcpuError::Unexpected { index, exit: format!("system event {other}") })),
+            },
+            Ok(VcpuExit::FailEntry(reason, _)) => Next::End(Ended::Failed(VcpuError::FailEntry { index, reason })),
+            Ok(other) => {
+                let exit = format!("{other:?}");
+                Next::End(Ended::Failed(VcpuError::Unexpected { index, exit }))
+            }
+            Err(e) if e.errno() == libc::EINTR => Next::CheckControl,
+            // An AP that has not had its INIT yet, or a host that is short for a moment: KVM waits in the kernel.
+            Err(e) if e.errno() == libc::EAGAIN => Next::CheckControl,
+            Err(source) => Next::End(Ended::Failed(VcpuError::Run { index, source })),
+        }
+    }
+
+    fn internal_error(&mut self) -> Next {
+        let (suberror, data) = internal_error(self.fd.get_kvm_run());
+        let bytes = complete::instruction_bytes(self.fd.get_kvm_run());
+        let mut state = KvmVcpu::new(&self.fd);
+        let failed = if suberror == KVM_INTERNAL_ERROR_EMULATION {
+            match complete::complete(&mut state, &self.shared.ram, bytes.as_deref()) {
+                Ok(_) => {
+                    self.counts.completed += 1;
+                    return Next::Enter;
+                }
+                Err(source) => {
+                    let state = complete::describe_failure(&mut state, &self.shared.ram, bytes.as_deref());
+                    VcpuError::Instruction { index: self.index, source, state }
+                }
+            }
+        } else {
+            let state = complete::describe_failure(&mut state, &self.shared.ram, bytes.as_deref());
+            VcpuError::Internal { index: self.index, suberror, data, state }
+        };
+        Next::End(Ended::Failed(failed))
+    }
+}
+
+/// Suberror and data of KVM_EXIT_INTERNAL_ERROR (api.rst, 5, `internal`).
+fn internal_error(run: &kvm_bindings::kvm_run) -> (u32, Vec<u64>) {
+    // SAFETY: the exit reason said that this member of the union is the one KVM filled; all its bit patterns are valid.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let count = (internal.ndata as usize).min(internal.data.len());
+    (internal.suberror, internal.data[..count].to_vec())
+}
+
+/// A running vCPU's steering wheel. Dropping it ends the thread.
+pub struct VcpuThread {
+    control: Arc<Control>,
+    join: Option<JoinHandle<()>>,
+}
+
+impl VcpuThread {
+    /// Lets the vCPU run.
+    pub fn resume(&self) {
+        self.control.set(Target::Running);
+    }
+
+    /// Asks the vCPU to leave the guest; [`Self::wait_paused`] waits for it.
+    pub fn pause(&self) {
+        self.control.set(Target::Paused);
+        self.kick();
+    }
+
+    /// Waits until the vCPU is out of the guest.
+    pub fn wait_paused(&self) {
+        self.control.wait_out_of_guest();
+    }
+
+    /// Asks the thread to end; dropping `self` waits for it.
+    pub fn stop(&self) {
+        self.control.set(Target::Stopped);
+        self.kick();
+    }
+
+    fn kick(&self) {
+        if let Some(join) = self.join.as_ref().filter(|join| !join.is_finished()) {
+            // ESRCH means that it has just ended, which is what a kick is for.
+            let _ = join.kill(kick::SIGNAL_OFFSET);
+        }
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(join) = self.join.take() {
+            // A panic there has been reported by the panic hook; the machine ends either way.
+            let _ = join.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vcpu({}, fd {})", self.index, self.fd.as_raw_fd())
+    }
+}
