@@ -15,7 +15,6 @@ serve_run() {
     exec {parent_stdin}<&0
     spawn "${qemu[@]}" </dev/null >"$run_dir/qemu.log" 2>&1
     qemu_pid=$!
-    echo "$qemu_pid" >"$run_dir/pid"
     # Not for reading alone yet: QEMU may not have opened its end.
     exec {answers}<>"$run_dir/serve.out"
     if ! serve_wait_ready "$qemu_pid"; then
@@ -23,7 +22,7 @@ serve_run() {
         return 125
     fi
     exec {answers}<&-
-    ln -sfn "$run_dir" "$sock" || die "cannot make $sock"
+    ln -sfnT "$run_dir" "$sock" || die "cannot make $sock"
     served=$sock
     echo ready
     if [ $stdin = yes ]; then
@@ -60,11 +59,14 @@ serve_open_answers() {
 }
 
 serve_connect() {
-    local dir request lock tag line code out err
+    local dir alive request lock tag line code out err
     dir=$(readlink -e "$sock") && [ -p "$dir/serve.in" ] || die "nothing serves at $sock"
     exec {lock}>>"$dir/request.lock"
     flock "$lock"
-    kill -0 "$(cat "$dir/pid")" 2>/dev/null || die "the host served at $sock has ended"
+    # The server holds its directory's lock as long as it lives.
+    exec {alive}<"$dir/lock"
+    ! flock -n "$alive" || die "the host served at $sock has ended"
+    exec {alive}<&-
     # Lengths in bytes, whatever the locale.
     local LC_ALL=C
     request=$(env_exports; shell_line "${command[@]}")
