@@ -31,7 +31,8 @@ set -euo pipefail
 readonly SUITE=${BULKHEAD_DEBIAN_SUITE:-bookworm}
 readonly MIRROR=${BULKHEAD_DEBIAN_MIRROR:-}
 readonly CACHE=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulkhead}/images
-readonly SELF=$(readlink -f "${BASH_SOURCE[0]}")
+SELF=$(readlink -f "${BASH_SOURCE[0]}")
+readonly SELF
 
 die() {
     echo "debian.sh: $*" >&2
