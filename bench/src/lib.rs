@@ -1,1 +1,14 @@
-//! Being written.
+//! The benchmark as a library that the CLI calls.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`null`] | the cost of a machine that does nothing: process start, one port write, process exit |
+//! | [`stats`] | percentiles |
+//! | [`guest`] | the guest programs it boots: a few instructions in an ELF file |
+//!
+//! Every figure stands beside a floor from the same run. It does not print: the CLI does.
+#![forbid(unsafe_code)]
+
+pub mod guest;
+pub mod null;
+pub mod stats;

@@ -16,6 +16,7 @@
 
 pub mod complete;
 pub mod config;
+mod console;
 pub mod cpuid;
 pub mod events;
 pub mod host;
