@@ -13,10 +13,11 @@ use devices::legacy::{ExitPort, I8042, Ioapic, Serial};
 use devices::virtio::MmioTransport;
 use devices::{Bus, BusDevice, ExitSink, GuestExit, GuestRam, InterruptLine};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
+use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::complete::{self, XsaveScratch};
 use crate::config::{ConfigError, SerialConfig, VmConfig};
 use crate::cpuid::{self, Identity};
 use crate::events::{Counts, Event, ExitReason, Phase, monotonic_ns};
@@ -202,7 +203,7 @@ impl Machine {
             counts: Mutex::new(Counts::default()),
             event: EventFd::new(EFD_NONBLOCK).map_err(io_error("eventfd"))?,
         });
-        let mut manager = EventManager::new()?;
+        let mut manager: EventManager<Subscriber> = EventManager::new()?;
         manager.add_subscriber(Arc::new(Mutex::new(EndingEvent(ending.clone()))));
 
         let (pio, mmio) = (Bus::default(), Bus::default());
@@ -307,8 +308,8 @@ fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
     let mut cap = kvm_enable_cap { cap: Cap::SplitIrqchip as u32, ..Default::default() };
     cap.args[0] = u64::from(IOAPIC_PINS);
     vm.enable_cap(&cap).map_err(kvm("KVM_CAP_SPLIT_IRQCHIP"))?;
-    if vm.check_extension(Cap::ExitOnEmulationFailure) {
-        let mut cap = kvm_enable_cap { cap: Cap::ExitOnEmulationFailure as u32, ..Default::default() };
+    if vm.check_extension_raw(KVM_CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
         cap.args[0] = 1;
         vm.enable_cap(&cap).map_err(kvm("KVM_CAP_EXIT_ON_EMULATION_FAILURE"))?;
     }
@@ -319,7 +320,7 @@ fn create_vcpus(host_kvm: &Kvm, vm: &VmFd, count: u8, boot: &boot::CpuState, sha
     let supported = host_kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
     let tsc_deadline = host_kvm.check_extension(Cap::TscDeadlineTimer);
     let create = |index: u8| {
-        let fd = vm.create_vcpu(u64::from(index)).map_err(kvm("KVM_CREATE_VCPU"))?;
+        let mut fd = vm.create_vcpu(u64::from(index)).map_err(kvm("KVM_CREATE_VCPU"))?;
         let mut cpuid = supported.clone();
         cpuid::specialise(&mut cpuid, Identity { index, count, tsc_deadline });
         fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
@@ -327,7 +328,12 @@ fn create_vcpus(host_kvm: &Kvm, vm: &VmFd, count: u8, boot: &boot::CpuState, sha
         if index == 0 {
             registers::set_boot_state(&fd, boot).map_err(kvm("boot vCPU registers"))?;
         }
-        Ok(Vcpu::new(index, fd, shared.clone()))
+        // It pays where instructions are completed here, and costs a copy an exit where they are not.
+        if host::kind() == host::KvmKind::SoftwareNested {
+            complete::enable_register_sync(vm, &mut fd);
+        }
+        let scratch = XsaveScratch::new(vm).map_err(io_error("XSAVE buffer"))?;
+        Ok(Vcpu::new(index, fd, shared.clone(), scratch))
     };
     (0..count).map(create).collect()
 }

@@ -109,7 +109,7 @@ fn backtrace(out: &mut String, ram: &GuestRam, paging: &Paging, regs: &kvm_regs)
         }
         write!(out, " {caller:x}")?;
         let step = next.wrapping_sub(frame);
-        if step < 16 || step > MAX_FRAME_BYTES {
+        if !(16..=MAX_FRAME_BYTES).contains(&step) {
             break;
         }
         frame = next;

@@ -83,7 +83,7 @@ pub(super) fn fild_m32(exec: &mut Exec, instruction: &Instruction) -> Result<(),
         set_word(image, STATUS, status | flags | STATUS_SUMMARY | STATUS_BUSY);
         return store_x87(exec);
     }
-    let pushed = if overflow { INDEFINITE } else { extended(value.cast_signed()) };
+    let pushed = if overflow { INDEFINITE } else { extended(value as i32) };
     image.copy_within(STACK..STACK_END - STACK_SLOT, STACK + STACK_SLOT);
     image[STACK..STACK + STACK_SLOT].copy_from_slice(&pushed.to_le_bytes());
     image[TAGS] |= 1 << top;

@@ -83,7 +83,7 @@ impl Paging {
     /// Whether the upper bits of `address` are the sign of those that are translated.
     pub fn is_canonical(&self, address: u64) -> bool {
         let unused = 64 - (12 + 9 * self.levels);
-        ((address << unused).cast_signed() >> unused).cast_unsigned() == address
+        (((address << unused) as i64) >> unused) as u64 == address
     }
 
     /// The guest-physical address of `address`; the page around it is RAM. Sets accessed and dirty bits unless peeking.

@@ -16,7 +16,7 @@ use vmm_sys_util::signal::Killable;
 use super::control::{Control, Target};
 use super::exits::{Ended, VcpuError};
 use super::kick;
-use crate::complete::{self, KvmVcpu};
+use crate::complete::{self, KvmVcpu, XsaveScratch};
 use crate::events::{Counts, ExitReason};
 
 /// What all vCPUs of a machine share.
@@ -37,6 +37,7 @@ pub struct Vcpu {
     index: u8,
     fd: VcpuFd,
     shared: Shared,
+    scratch: XsaveScratch,
     counts: Counts,
 }
 
@@ -49,8 +50,8 @@ enum Next {
 
 impl Vcpu {
     /// Wraps a vCPU whose CPUID and registers are set.
-    pub fn new(index: u8, fd: VcpuFd, shared: Shared) -> Self {
-        Vcpu { index, fd, shared, counts: Counts::default() }
+    pub fn new(index: u8, fd: VcpuFd, shared: Shared, scratch: XsaveScratch) -> Self {
+        Vcpu { index, fd, shared, scratch, counts: Counts::default() }
     }
 
     /// Starts the thread, paused. `on_end` is called once, on that thread, when the vCPU is out of the guest for good.
@@ -141,7 +142,7 @@ impl Vcpu {
     fn internal_error(&mut self) -> Next {
         let (suberror, data) = internal_error(self.fd.get_kvm_run());
         let bytes = complete::instruction_bytes(self.fd.get_kvm_run());
-        let mut state = KvmVcpu::new(&self.fd);
+        let mut state = KvmVcpu::new(&mut self.fd, &mut self.scratch);
         let failed = if suberror == KVM_INTERNAL_ERROR_EMULATION {
             match complete::complete(&mut state, &self.shared.ram, bytes.as_deref()) {
                 Ok(_) => {
