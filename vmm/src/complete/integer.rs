@@ -1,6 +1,6 @@
 //! Integer instructions, the access-check flag and cache hints.
 
-use std::sync::atomic::Ordering;
+use std::arch::asm;
 
 use iced_x86::{Instruction, Register};
 use vm_memory::GuestMemoryBackend;
@@ -69,9 +69,7 @@ pub(super) fn cmpxchg16b(exec: &mut Exec, instruction: &Instruction) -> Result<(
     let new = wide(exec.regs.rcx, exec.regs.rbx);
     // SAFETY: the processor has the instruction (checked above); `target` is 16 bytes of guest RAM, aligned, mapped for as
     // long as `exec.ram` is borrowed, and reached by others through atomics and volatile copies alone.
-    let found = unsafe {
-        std::arch::x86_64::cmpxchg16b(target, expected, new, Ordering::SeqCst, Ordering::SeqCst)
-    };
+    let found = unsafe { compare_exchange(target, expected, new) };
     if found == expected {
         exec.set_flags(flags::ZF, flags::ZF);
     } else {
@@ -80,6 +78,33 @@ pub(super) fn cmpxchg16b(exec: &mut Exec, instruction: &Instruction) -> Result<(
         exec.regs.rdx = (found >> 64) as u64;
     }
     Ok(())
+}
+
+/// The value found at `target`, which is `new` now if it was `expected`.
+///
+/// In assembly because the standard library's intrinsic becomes a call into libatomic when it is inlined into code that is
+/// built for any x86-64.
+///
+/// # Safety
+/// The processor has CMPXCHG16B; `target` is aligned and valid for atomic access.
+unsafe fn compare_exchange(target: *mut u128, expected: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
+    // SAFETY: the caller vouches for the instruction and its operand. RBX, which the compiler may not give away, is as
+    // before when the block ends; neither fixed operand register is RBX.
+    unsafe {
+        asm!(
+            "xchg rsi, rbx",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            in("rdi") target,
+            inout("rsi") new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
 
 /// CLWB: guest RAM is coherent host memory, so only its permission check is left (SDM vol. 2: that of a load).

@@ -4,7 +4,7 @@
 //! the instruction says. The modified optimization of XSAVEOPT and XSAVES (leave out what has not changed since the last
 //! XRSTOR) is allowed, not required, and not done; the init optimization is.
 
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Register};
 
 use super::area::Area;
 use super::error::{CompleteError, Fault, Naming, Stop};
@@ -50,12 +50,12 @@ pub(super) enum Form {
 /// XSAVE, XSAVEOPT, XSAVEC, XSAVES; `wide` is REX.W.
 pub(super) fn save(exec: &mut Exec, instruction: &Instruction, form: Form, wide: bool) -> Result<(), Stop> {
     available(exec)?;
-    let base = operand_base(exec, instruction, Access::Write)?;
+    let (base, stack) = operand(exec, instruction)?;
     let requested = requested(exec, form == Form::Supervisor)?;
     let layout = exec.cpu.layout();
     exec.cpu.load_xsave().state("extended state")?;
     let paging = *exec.paging()?;
-    let mut area = Area::new(exec.ram, &paging, base, Access::Write);
+    let mut area = Area::new(exec.ram, &paging, base, Access::Write).on_stack(stack);
     let buffer = &*exec.cpu.xsave_buffer();
     let used = in_use(buffer);
     let compacted = matches!(form, Form::Compacted | Form::Supervisor);
@@ -99,9 +99,9 @@ pub(super) fn restore(
     wide: bool,
 ) -> Result<(), Stop> {
     available(exec)?;
-    let base = operand_base(exec, instruction, Access::Read)?;
+    let (base, stack) = operand(exec, instruction)?;
     let paging = *exec.paging()?;
-    let mut area = Area::new(exec.ram, &paging, base, Access::Read);
+    let mut area = Area::new(exec.ram, &paging, base, Access::Read).on_stack(stack);
     let mut header = [0; HEADER_SIZE];
     area.touch(HEADER, header.len())?;
     area.read(HEADER, &mut header)?;
@@ -200,13 +200,13 @@ fn available(exec: &Exec) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The area's linear address: a multiple of 64, or #GP.
-fn operand_base(exec: &Exec, instruction: &Instruction, access: Access) -> Result<u64, Stop> {
-    let area = exec.memory(instruction, 0, access)?;
-    if area.base() & 63 != 0 {
+/// The area's linear address, a multiple of 64 or #GP, and whether it is addressed through SS.
+fn operand(exec: &Exec, instruction: &Instruction) -> Result<(u64, bool), Stop> {
+    let base = exec.memory(instruction, 0, Access::Peek)?.base();
+    if base & 63 != 0 {
         return Err(Fault::Protection.into());
     }
-    Ok(area.base())
+    Ok((base, instruction.memory_segment() == Register::SS))
 }
 
 /// XCR0, and IA32_XSS for the supervisor forms. Where the processor has no supervisor state IA32_XSS is 0, unasked.
@@ -238,7 +238,8 @@ impl Header {
         let layout = int(raw, 8);
         let compacted = layout & COMPACTED != 0;
         let valid = if compacted {
-            layout & !COMPACTED & !enabled == 0 && present & !layout == 0 && raw[16..].iter().all(|b| *b == 0)
+            let components = layout & !COMPACTED;
+            components & !enabled == 0 && present & !components == 0 && raw[16..].iter().all(|b| *b == 0)
         } else {
             !supervisor && present & !enabled == 0 && raw[8..24].iter().all(|b| *b == 0)
         };

@@ -234,6 +234,7 @@ impl Guest {
         let exception = self.cpu.events.exception;
         assert_eq!((exception.injected, exception.nr), (1, vector));
         assert_eq!((exception.has_error_code != 0).then_some(exception.error_code), error_code);
+        self.cpu.events = kvm_vcpu_events::default();
     }
 }
 

@@ -262,8 +262,7 @@ fn a_fault_on_a_later_page_changes_nothing() {
         assert_eq!(guest.bytes(base, 1024), [0; 1024]);
         // The guest maps it, and the same instruction goes through.
         guest.map(DATA + 0x1000, DATA + 0x1000 | PRESENT | USER | WRITABLE);
-        guest.cpu.events = kvm_vcpu_events::default();
-        guest.executes(code);
+            guest.executes(code);
         assert_eq!(guest.bytes(base, 24), guest.cpu.state[..24]);
     }
     let mut guest = Guest::busy();
@@ -275,6 +274,5 @@ fn a_fault_on_a_later_page_changes_nothing() {
     assert_eq!(guest.cpu.sregs.cr2, DATA + 0x1000);
     // What is on the missing page is not asked for.
     guest.request(3);
-    guest.cpu.events = kvm_vcpu_events::default();
     guest.executes(XRSTOR64);
 }
