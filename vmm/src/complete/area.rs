@@ -26,7 +26,14 @@ pub(super) struct Area<'a> {
 
 impl<'a> Area<'a> {
     pub fn new(ram: &'a GuestRam, paging: &'a Paging, base: u64, access: Access) -> Self {
-        Area { ram, paging, base, access, stack: false, pages: [None; MAX_PAGES] }
+        Area {
+            ram,
+            paging,
+            base,
+            access,
+            stack: false,
+            pages: [None; MAX_PAGES],
+        }
     }
 
     /// The same, addressed through SS.
@@ -45,7 +52,10 @@ impl<'a> Area<'a> {
         while done < len {
             let (index, in_page) = self.locate(offset + done);
             let address = self.base.wrapping_add((offset + done) as u64);
-            let page = self.pages.get_mut(index).ok_or(CompleteError::AreaTooLong { address: self.base })?;
+            let page = self
+                .pages
+                .get_mut(index)
+                .ok_or(CompleteError::AreaTooLong { address: self.base })?;
             if page.is_none() {
                 let physical = self
                     .paging
@@ -63,7 +73,9 @@ impl<'a> Area<'a> {
         let mut done = 0;
         while done < data.len() {
             let (from, len) = self.chunk(offset + done, data.len() - done)?;
-            self.ram.read_slice(&mut data[done..done + len], from).map_err(|_| self.lost(from))?;
+            self.ram
+                .read_slice(&mut data[done..done + len], from)
+                .map_err(|_| self.lost(from))?;
             done += len;
         }
         Ok(())
@@ -74,7 +86,9 @@ impl<'a> Area<'a> {
         let mut done = 0;
         while done < data.len() {
             let (to, len) = self.chunk(offset + done, data.len() - done)?;
-            self.ram.write_slice(&data[done..done + len], to).map_err(|_| self.lost(to))?;
+            self.ram
+                .write_slice(&data[done..done + len], to)
+                .map_err(|_| self.lost(to))?;
             done += len;
         }
         Ok(())
@@ -103,12 +117,24 @@ impl<'a> Area<'a> {
     /// Where the byte at `offset` is, and how many of `wanted` bytes its page holds.
     fn chunk(&self, offset: usize, wanted: usize) -> Result<(GuestAddress, usize), Stop> {
         let (index, in_page) = self.locate(offset);
-        let page = self.pages.get(index).copied().flatten().ok_or(CompleteError::AreaTooLong { address: self.base })?;
-        Ok((GuestAddress(page.0 + in_page as u64), wanted.min(PAGE_SIZE - in_page)))
+        let page = self
+            .pages
+            .get(index)
+            .copied()
+            .flatten()
+            .ok_or(CompleteError::AreaTooLong { address: self.base })?;
+        Ok((
+            GuestAddress(page.0 + in_page as u64),
+            wanted.min(PAGE_SIZE - in_page),
+        ))
     }
 
     fn lost(&self, physical: GuestAddress) -> Stop {
-        CompleteError::OutsideRam { address: self.base, physical: physical.0 }.into()
+        CompleteError::OutsideRam {
+            address: self.base,
+            physical: physical.0,
+        }
+        .into()
     }
 }
 

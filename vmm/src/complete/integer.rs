@@ -57,8 +57,13 @@ pub(super) fn cmpxchg16b(exec: &mut Exec, instruction: &Instruction) -> Result<(
     }
     area.touch(0, 16)?;
     let (address, physical) = (area.base(), area.physical(0)?);
-    let outside = CompleteError::OutsideRam { address, physical: physical.0 };
-    let Ok(slice) = exec.ram.get_slice(physical, 16) else { return Err(outside.into()) };
+    let outside = CompleteError::OutsideRam {
+        address,
+        physical: physical.0,
+    };
+    let Ok(slice) = exec.ram.get_slice(physical, 16) else {
+        return Err(outside.into());
+    };
     let guard = slice.ptr_guard_mut();
     let target = guard.as_ptr().cast::<u128>();
     if !target.is_aligned() {
