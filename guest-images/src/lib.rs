@@ -1,1 +1,33 @@
-//! Being written.
+//! What a guest is made of: container images as read-only disk images, the initramfs, the guest kernel.
+//!
+//! - [`Store`]: images in, [`PreparedImage`] out; converted layers are cached and shared
+//! - [`ImageRef`], [`oci`]: how images are named and what they look like as files
+//! - [`layer`]: one layer (tar stream or directory) to one EROFS image; [`tree`] and [`erofs`] are its two halves
+//! - [`digest`], [`pipe`]: verification and decompression on the way
+//! - [`initramfs`], [`INIT`], [`kernel`]: what boots before the image is seen
+//!
+//! Nothing here needs root, mounts anything or unpacks an image into the host's file system: names in an image only ever
+//! meet a tree in memory.
+
+#![forbid(unsafe_code)]
+
+pub mod digest;
+pub mod erofs;
+mod error;
+pub mod initramfs;
+pub mod kernel;
+pub mod layer;
+pub mod oci;
+pub mod pipe;
+pub mod store;
+pub mod tree;
+
+pub use digest::Digest;
+pub use error::ImageError;
+pub use layer::Limits;
+pub use oci::config::ProcessDefaults;
+pub use oci::reference::ImageRef;
+pub use store::{ImageInfo, Layer, LayersInUse, PreparedImage, Progress, Store};
+
+/// The guest's first process, a static executable, built from `guest-images/init` by this crate's build script.
+pub static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));

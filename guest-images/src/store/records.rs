@@ -1,0 +1,145 @@
+//! Loaded images: `images/<sha256 of the name>.json`, one record per name, replaced as a whole.
+
+use super::Store;
+use super::lock::WorkLock;
+use crate::digest::Digest;
+use crate::error::ImageError;
+use crate::oci::config::ProcessDefaults;
+use crate::oci::reference::normalize_name;
+use crate::oci::{offer, printable};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Records are as large as an image configuration at most.
+const MAX_RECORD: u64 = 8 << 20;
+
+/// What the store knows about a loaded image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// `name:tag`.
+    pub name: String,
+    pub id: Digest,
+    pub created: Option<String>,
+    pub layers: Vec<RecordLayer>,
+    pub config: ProcessDefaults,
+}
+
+/// A layer of a loaded image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct RecordLayer {
+    pub digest: Digest,
+    pub bytes: u64,
+}
+
+/// A loaded image, for a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageInfo {
+    /// Name without the tag.
+    pub name: String,
+    /// Tag.
+    pub tag: String,
+    /// Digest of the image's configuration.
+    pub id: Digest,
+    /// When it was made (RFC 3339), if the image says so.
+    pub created: Option<String>,
+    /// Bytes of its layer images, those shared with other images included.
+    pub size: u64,
+}
+
+impl Store {
+    fn record_path(&self, name: &str) -> PathBuf {
+        self.dir
+            .join("images")
+            .join(format!("{}.json", Digest::of(name.as_bytes()).hex()))
+    }
+
+    /// Writes a record; `_store` is the store's own lock, which makes its temporary file ours.
+    pub(super) fn write_record(&self, store: &WorkLock, record: &Record) -> Result<(), ImageError> {
+        let path = self.record_path(&record.name);
+        let bytes = serde_json::to_vec(record).map_err(|e| ImageError::Record {
+            path: path.clone(),
+            source: e,
+        })?;
+        let mut file = store.temp_file()?;
+        file.write_all(&bytes)
+            .map_err(ImageError::io("write", store.temp_path()))?;
+        store.publish(&file, &path)
+    }
+
+    /// All records, by name.
+    pub(super) fn records(&self) -> Result<Vec<Record>, ImageError> {
+        let dir = self.dir.join("images");
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(ImageError::io("read", &dir))? {
+            let path = entry.map_err(ImageError::io("read", &dir))?.path();
+            match read_record(&path) {
+                Ok(record) => records.push(record),
+                // Removed by someone else since the directory was read.
+                Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        records.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(records)
+    }
+
+    /// Finds an image by its name, or by the end of it after a slash where only one image fits.
+    pub(super) fn find(&self, name: &str) -> Result<Record, ImageError> {
+        let wanted = normalize_name(name)?;
+        let records = self.records()?;
+        if let Some(record) = records.iter().find(|record| record.name == wanted) {
+            return Ok(record.clone());
+        }
+        let suffix = format!("/{wanted}");
+        let mut fitting: Vec<&Record> = records
+            .iter()
+            .filter(|record| record.name.ends_with(&suffix))
+            .collect();
+        let list =
+            |records: &[&Record]| offer(records.iter().map(|r| printable(&r.name)).collect());
+        match fitting.len() {
+            0 => Err(ImageError::NotFound {
+                name: wanted,
+                available: list(&records.iter().collect::<Vec<_>>()),
+            }),
+            1 => Ok(fitting.remove(0).clone()),
+            _ => Err(ImageError::Ambiguous {
+                name: wanted,
+                available: list(&fitting),
+            }),
+        }
+    }
+
+    /// Removes the record of exactly this name.
+    pub(super) fn remove_record(&self, name: &str) -> Result<(), ImageError> {
+        let path = self.record_path(name);
+        fs::remove_file(&path).map_err(ImageError::io("remove", path))
+    }
+}
+
+fn read_record(path: &Path) -> Result<Record, ImageError> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(ImageError::io("open", path))?;
+    file.take(MAX_RECORD)
+        .read_to_end(&mut bytes)
+        .map_err(ImageError::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|e| ImageError::Record {
+        path: path.to_owned(),
+        source: e,
+    })
+}
+
+impl From<Record> for ImageInfo {
+    fn from(record: Record) -> Self {
+        let (name, tag) = record.name.rsplit_once(':').unwrap_or((&record.name, ""));
+        ImageInfo {
+            name: name.to_owned(),
+            tag: tag.to_owned(),
+            size: record.layers.iter().map(|layer| layer.bytes).sum(),
+            created: record.created,
+            id: record.id,
+        }
+    }
+}
