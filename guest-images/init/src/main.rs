@@ -1,2 +1,74 @@
-//! Being written.
-fn main() {}
+//! The program: entry point, memory, and the machine it runs on. The rest is in the library.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod memory;
+mod start;
+
+use alloc::format;
+use guest_init::failure::Reason;
+use guest_init::guest::{self, Machine, PORT};
+use guest_init::sys::{self, Clock, clock_ns, complain};
+use guest_protocol::{End, HOST_CID, Layer, LayerFs};
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::io::{self, Errno};
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, reboot};
+
+/// The disk that holds the layers, one after the other.
+const DISK: &str = "dev/vda";
+const SECTOR: u64 = 512;
+
+/// A virtual machine with virtio-vsock and one virtio disk.
+struct VirtualMachine;
+
+impl Machine for VirtualMachine {
+    fn connect(&self, port: u32) -> io::Result<OwnedFd> {
+        sys::connect_vsock(HOST_CID, port)
+    }
+
+    fn mount_layer(&self, index: usize, count: usize, layer: &Layer, target: &str) -> io::Result<()> {
+        let kind = match layer.fs {
+            LayerFs::Erofs => "erofs",
+            LayerFs::Squashfs => "squashfs",
+        };
+        // A single layer is the disk itself; the file system knows its own length.
+        if count == 1 && layer.start_sector == 0 {
+            return mount(DISK, target, kind, MountFlags::RDONLY, None);
+        }
+        let number = u8::try_from(index + 1).map_err(|_| Errno::INVAL)?;
+        let bytes =
+            |sectors: u64| sectors.checked_mul(SECTOR).and_then(|bytes| i64::try_from(bytes).ok()).ok_or(Errno::INVAL);
+        let disk = openat(CWD, DISK, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        sys::add_partition(&disk, number, bytes(layer.start_sector)?, bytes(layer.sectors)?)?;
+        mount(format!("{DISK}{number}").as_str(), target, kind, MountFlags::RDONLY, None)
+    }
+}
+
+/// PID 1. The working directory is the root of the initramfs, umask and signals are as the kernel sets them.
+fn main() -> ! {
+    let init_ns = clock_ns(Clock::Monotonic);
+    // Fails if the image's maker left it out or the kernel has mounted it: the disk will tell.
+    let _ = mkdirat(CWD, "dev", Mode::from_raw_mode(0o755));
+    let _ = mount("devtmpfs", "dev", "devtmpfs", MountFlags::NOSUID, None);
+    let end = match sys::connect_vsock(HOST_CID, PORT) {
+        Ok(connection) => guest::run(&VirtualMachine, connection, init_ns),
+        Err(error) => {
+            complain(&format!("init: connecting to the host: {}\n", Reason(error)));
+            End::Reset
+        }
+    };
+    stop(end)
+}
+
+/// Ends the virtual machine. What is in memory is thrown away, so nothing is synced.
+fn stop(end: End) -> ! {
+    if end == End::PowerOff {
+        let _ = reboot(RebootCommand::PowerOff);
+    }
+    let _ = reboot(RebootCommand::Restart);
+    sys::exit(1)
+}

@@ -28,10 +28,7 @@ impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLarge { length, limit } => {
-                write!(
-                    f,
-                    "message of {length} bytes is larger than the limit of {limit}"
-                )
+                write!(f, "message of {length} bytes is larger than the limit of {limit}")
             }
             Self::Malformed => f.write_str("bytes are not a message of this protocol"),
         }
@@ -47,10 +44,8 @@ impl core::error::Error for FrameError {}
 pub fn encode<T: Serialize>(message: &T, limit: usize) -> Result<Vec<u8>, FrameError> {
     let frame = postcard::to_extend(message, vec![0; PREFIX]).map_err(|_| FrameError::Malformed)?;
     let length = frame.len() - PREFIX;
-    let prefix = u32::try_from(length)
-        .ok()
-        .filter(|_| length <= limit)
-        .ok_or(FrameError::TooLarge { length, limit })?;
+    let prefix =
+        u32::try_from(length).ok().filter(|_| length <= limit).ok_or(FrameError::TooLarge { length, limit })?;
     let mut frame = frame;
     for (byte, value) in frame.iter_mut().zip(prefix.to_le_bytes()) {
         *byte = value;
@@ -70,14 +65,10 @@ impl FrameBuffer {
     /// An empty buffer that refuses bodies of more than `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self {
-            bytes: vec![0; INITIAL.min(limit + PREFIX)],
-            filled: 0,
-            limit,
-        }
+        Self { bytes: vec![0; INITIAL.min(limit + PREFIX)], filled: 0, limit }
     }
 
-    /// Where to put received bytes; never empty as long as [`Self::next`] is called until it returns `None`.
+    /// Where to put received bytes; never empty as long as [`Self::take`] is called until it returns `None`.
     pub fn space(&mut self) -> &mut [u8] {
         self.bytes.get_mut(self.filled..).unwrap_or_default()
     }
@@ -97,20 +88,13 @@ impl FrameBuffer {
     ///
     /// # Errors
     /// The frame is too large or not a message of this type. The buffer is of no further use.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
-        let Some((prefix, rest)) = self
-            .bytes
-            .get(..self.filled)
-            .and_then(<[u8]>::split_first_chunk::<PREFIX>)
-        else {
+    pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let Some((prefix, rest)) = self.bytes.get(..self.filled).and_then(<[u8]>::split_first_chunk::<PREFIX>) else {
             return Ok(None);
         };
         let length = u32::from_le_bytes(*prefix) as usize;
         if length > self.limit {
-            return Err(FrameError::TooLarge {
-                length,
-                limit: self.limit,
-            });
+            return Err(FrameError::TooLarge { length, limit: self.limit });
         }
         let Some(body) = rest.get(..length) else {
             let needed = PREFIX + length;

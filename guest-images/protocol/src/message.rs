@@ -27,7 +27,7 @@ pub enum HostMessage {
     Signal {
         /// To which process.
         process: ProcessId,
-        /// Linux x86 signal number, 1…64.
+        /// Linux x86 signal number, 1…31.
         signal: u8,
     },
     /// The terminal of a process has a new size.

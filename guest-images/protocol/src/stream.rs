@@ -54,9 +54,6 @@ impl StreamHeader {
             3 => StreamKind::Terminal,
             _ => return None,
         };
-        Some(Self {
-            process: u32::from_le_bytes([a, b, c, d]),
-            kind,
-        })
+        Some(Self { process: u32::from_le_bytes([a, b, c, d]), kind })
     }
 }

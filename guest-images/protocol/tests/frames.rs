@@ -3,55 +3,20 @@ use guest_protocol::*;
 use proptest::prelude::*;
 
 fn start() -> impl Strategy<Value = HostMessage> {
-    let layer =
-        (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(start_sector, sectors, erofs)| {
-            Layer {
-                start_sector,
-                sectors,
-                fs: if erofs {
-                    LayerFs::Erofs
-                } else {
-                    LayerFs::Squashfs
-                },
-            }
-        });
+    let layer = (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(start_sector, sectors, erofs)| Layer {
+        start_sector,
+        sectors,
+        fs: if erofs { LayerFs::Erofs } else { LayerFs::Squashfs },
+    });
     let size = proptest::option::of((any::<u16>(), any::<u16>()))
         .prop_map(|size| size.map(|(rows, columns)| WindowSize { rows, columns }));
     let strings = || proptest::collection::vec(".{0,40}", 0..20);
-    let root = (
-        proptest::collection::vec(layer, 0..10),
-        any::<Option<u64>>(),
-        any::<bool>(),
-    )
-        .prop_map(|(layers, upper_bytes, read_only)| Root {
-            layers,
-            upper_bytes,
-            read_only,
-        });
-    let process = (
-        strings(),
-        strings(),
-        ".{0,40}",
-        ".{0,40}",
-        size,
-        any::<bool>(),
-    )
-        .prop_map(|(args, env, cwd, user, terminal, stdin)| Process {
-            args,
-            env,
-            cwd,
-            user,
-            terminal,
-            stdin,
-        });
-    (
-        root,
-        process,
-        strings(),
-        any::<Option<String>>(),
-        any::<u64>(),
-    )
-        .prop_map(|(root, process, hosts, resolv_conf, wall_clock_ns)| {
+    let root = (proptest::collection::vec(layer, 0..10), any::<Option<u64>>(), any::<bool>())
+        .prop_map(|(layers, upper_bytes, read_only)| Root { layers, upper_bytes, read_only });
+    let process = (strings(), strings(), ".{0,40}", ".{0,40}", size, any::<bool>())
+        .prop_map(|(args, env, cwd, user, terminal, stdin)| Process { args, env, cwd, user, terminal, stdin });
+    (root, process, strings(), any::<Option<String>>(), any::<u64>()).prop_map(
+        |(root, process, hosts, resolv_conf, wall_clock_ns)| {
             HostMessage::Start(Box::new(Start {
                 hostname: "h".into(),
                 wall_clock_ns,
@@ -60,7 +25,8 @@ fn start() -> impl Strategy<Value = HostMessage> {
                 end: End::PowerOff,
                 process,
             }))
-        })
+        },
+    )
 }
 
 /// Feeds `bytes` in pieces of `piece`; the messages that come out, or the first error.
@@ -75,7 +41,7 @@ fn receive(bytes: &[u8], piece: usize, limit: usize) -> Result<Vec<HostMessage>,
         space[..count].copy_from_slice(&left[..count]);
         buffer.received(count);
         left = &left[count..];
-        while let Some(message) = buffer.next()? {
+        while let Some(message) = buffer.take()? {
             messages.push(message);
         }
     }
@@ -120,19 +86,12 @@ proptest! {
 
 #[test]
 fn a_body_over_the_limit_is_refused_before_it_arrives() {
-    let refused = Err(FrameError::TooLarge {
-        length: 257,
-        limit: 256,
-    });
+    let refused = Err(FrameError::TooLarge { length: 257, limit: 256 });
     assert_eq!(receive(&257u32.to_le_bytes(), 4, 256), refused);
     let message = HostMessage::Start(Box::new(Start {
         hostname: "x".repeat(300),
         wall_clock_ns: 0,
-        root: Root {
-            layers: vec![],
-            upper_bytes: None,
-            read_only: false,
-        },
+        root: Root { layers: vec![], upper_bytes: None, read_only: false },
         names: Names::default(),
         end: End::Reset,
         process: Process {
@@ -144,10 +103,7 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
             stdin: false,
         },
     }));
-    assert!(matches!(
-        encode(&message, 256),
-        Err(FrameError::TooLarge { limit: 256, .. })
-    ));
+    assert!(matches!(encode(&message, 256), Err(FrameError::TooLarge { limit: 256, .. })));
 }
 
 #[test]
@@ -155,25 +111,14 @@ fn bytes_left_over_in_a_frame_are_refused() {
     let mut frame = encode(&HostMessage::Hello { version: VERSION }, MAX_HOST_FRAME).unwrap();
     frame.push(0);
     frame[0] += 1;
-    assert_eq!(
-        receive(&frame, 64, MAX_HOST_FRAME),
-        Err(FrameError::Malformed)
-    );
+    assert_eq!(receive(&frame, 64, MAX_HOST_FRAME), Err(FrameError::Malformed));
 }
 
 #[test]
 fn hello_keeps_its_encoding() {
     let frame = encode(&HostMessage::Hello { version: 1 }, MAX_HOST_FRAME).unwrap();
     assert_eq!(frame, [2, 0, 0, 0, 0, 1]);
-    let frame = encode(
-        &GuestMessage::Hello {
-            version: 1,
-            init_ns: 2,
-            now_ns: 3,
-        },
-        MAX_GUEST_FRAME,
-    )
-    .unwrap();
+    let frame = encode(&GuestMessage::Hello { version: 1, init_ns: 2, now_ns: 3 }, MAX_GUEST_FRAME).unwrap();
     assert_eq!(frame, [4, 0, 0, 0, 0, 1, 2, 3]);
 }
 
@@ -184,8 +129,5 @@ fn a_list_that_claims_more_than_it_brings_takes_no_memory() {
     body.extend([0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10]);
     let mut frame = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
     frame.extend(body);
-    assert_eq!(
-        receive(&frame, 64, MAX_HOST_FRAME),
-        Err(FrameError::Malformed)
-    );
+    assert_eq!(receive(&frame, 64, MAX_HOST_FRAME), Err(FrameError::Malformed));
 }

@@ -1,0 +1,274 @@
+//! The life of the guest: connect, be told what to be, become it, attend to it, report its end.
+
+use crate::control::{Control, HostGone};
+use crate::failure::Failure;
+use crate::process::{self, Running};
+use crate::relay::{Direction, Flow, Step};
+use crate::root;
+use crate::sys::{Clock, clock_ns, is_standard, loopback_up, set_wall_clock};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use guest_protocol::{
+    CONTROL_PORT, End, ExitStatus, FailureKind, HostMessage, Layer, MAIN_PROCESS, STREAM_PORT, Start, StreamHeader,
+    StreamKind, WindowSize,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, fcntl_setfl, openat};
+use rustix::io::{self, Errno};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::umask;
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::termios::{LocalModes, SpecialCodeIndex, Winsize, tcgetattr, tcgetpgrp, tcsetwinsize};
+
+/// How far the guest's clock may be from the host's before it is set, in nanoseconds: a message takes a while, and a
+/// paravirtual clock may be better than what it says.
+const CLOCK_TOLERANCE_NS: u64 = 500_000_000;
+/// The first terminal of a new devpts instance.
+const TERMINAL: &str = "/dev/pts/0";
+
+/// What a guest is made of, as far as that differs between a virtual machine and a test.
+pub trait Machine {
+    /// Connects to a port of the host.
+    ///
+    /// # Errors
+    /// As socket(2) and connect(2).
+    fn connect(&self, port: u32) -> io::Result<OwnedFd>;
+
+    /// Mounts layer `index` of `count`, 0 being the lowest, on the directory `target`.
+    ///
+    /// # Errors
+    /// As the system call that failed.
+    fn mount_layer(&self, index: usize, count: usize, layer: &Layer, target: &str) -> io::Result<()>;
+}
+
+/// Lives the whole life on a connected control connection; `init_ns` is when it began. Returns how the guest is to end.
+pub fn run<M: Machine>(machine: &M, connection: OwnedFd, init_ns: u64) -> End {
+    let mut end = End::Reset;
+    // When the host is gone there is nobody to tell, and nothing left to do.
+    let _: Result<(), HostGone> = live(machine, &mut Control::new(connection), init_ns, &mut end);
+    end
+}
+
+/// The port that [`run`]'s connection goes to.
+pub const PORT: u32 = CONTROL_PORT;
+
+fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut End) -> Result<(), HostGone> {
+    control.hello(init_ns)?;
+    // While the host answers. Without it (a kernel without IPv4) most processes get on.
+    let _ = loopback_up();
+    let start = control.start()?;
+    *end = start.end;
+    match begin(machine, *start) {
+        Err(failure) => control.failed(failure)?,
+        Ok((mut running, mut streams, root_ns)) => {
+            control.started(root_ns)?;
+            let (status, exit_ns) = attend(control, &mut running, &mut streams)?;
+            drop(streams);
+            control.exited(status, exit_ns)?;
+        }
+    }
+    control.wait_for_close();
+    Ok(())
+}
+
+/// Everything from the order to the running process. Also tells when the root was complete.
+fn begin<M: Machine>(machine: &M, start: Start) -> Result<(Running, Streams, u64), Failure> {
+    let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
+    umask(Mode::empty());
+    if clock_ns(Clock::Real).abs_diff(start.wall_clock_ns) > CLOCK_TOLERANCE_NS {
+        set_wall_clock(start.wall_clock_ns).map_err(guest("setting the clock"))?;
+    }
+    rustix::system::sethostname(start.hostname.as_bytes()).map_err(|error| {
+        Failure::errno(FailureKind::BadRequest, &alloc::format!("host name {:?}", start.hostname), error)
+    })?;
+    root::assemble(machine, &start.root)?;
+    root::switch()?;
+    root::write_names(&start.hostname, &start.names)?;
+    root::populate()?;
+    let root_ns = clock_ns(Clock::Monotonic);
+    let terminal = start.process.terminal;
+    let (streams, ends) = match terminal {
+        Some(size) => Streams::terminal(machine, size, start.process.stdin)?,
+        None => Streams::pipes(machine, start.process.stdin).map_err(guest("making the standard streams"))?,
+    };
+    let stdio = match &ends[..] {
+        [all] => [all.as_fd(); 3],
+        [stdin, stdout, stderr] => [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        _ => return Err(guest("making the standard streams")(Errno::BADF)),
+    };
+    let running = process::start(start.process, &start.hostname, stdio, start.root.read_only)?;
+    let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
+    Ok((running, streams, root_ns))
+}
+
+/// The streams of the process, seen from here.
+struct Streams {
+    /// At most three; a flow that has ended is taken out.
+    flows: [Option<Flow>; 3],
+    /// The terminal, if that is what it has.
+    master: Option<Rc<OwnedFd>>,
+    /// The process's side of the terminal: as long as it is open here, reading the master does not fail when the process
+    /// closes its own for a moment.
+    terminal_end: Option<OwnedFd>,
+}
+
+impl Streams {
+    /// Three pipes, or /dev/null for the first. Also returns the process's ends, in order.
+    fn pipes<M: Machine>(machine: &M, stdin: bool) -> io::Result<(Self, Vec<OwnedFd>)> {
+        let mut ends = Vec::with_capacity(3);
+        let mut flows = [None, None, None];
+        if stdin {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            let connection = connect(machine, StreamKind::Stdin)?;
+            flows[0] = Some(Flow::spliced(Direction::In, connection, writer));
+            ends.push(above_standard(reader)?);
+        } else {
+            let null = openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            ends.push(above_standard(null)?);
+        }
+        for (flow, kind) in flows.iter_mut().skip(1).zip([StreamKind::Stdout, StreamKind::Stderr]) {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            let connection = connect(machine, kind)?;
+            fcntl_setfl(&connection, OFlags::NONBLOCK)?;
+            *flow = Some(Flow::spliced(Direction::Out, reader, connection));
+            ends.push(above_standard(writer)?);
+        }
+        Ok((Self { flows, master: None, terminal_end: None }, ends))
+    }
+
+    /// A terminal. Also returns the process's end of it.
+    fn terminal<M: Machine>(machine: &M, size: WindowSize, stdin: bool) -> Result<(Self, Vec<OwnedFd>), Failure> {
+        let open = || {
+            let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let master = openat(CWD, "/dev/pts/ptmx", flags, Mode::empty())?;
+            unlockpt(&master)?;
+            let end = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+            resize(&master, size)?;
+            let connection = connect(machine, StreamKind::Terminal)?;
+            fcntl_setfl(&connection, OFlags::NONBLOCK)?;
+            Ok((master, above_standard(end)?, connection))
+        };
+        let (master, end, connection) =
+            open().map_err(|error| Failure::errno(FailureKind::Guest, "making the terminal", error))?;
+        root::bind_console(TERMINAL)?;
+        let (master, connection) = (Rc::new(master), Rc::new(connection));
+        let input = stdin.then(|| Flow::copied(Direction::In, connection.clone(), master.clone()));
+        let output = Flow::copied(Direction::Out, master.clone(), connection);
+        let streams = Self { flows: [input, Some(output), None], master: Some(master), terminal_end: None };
+        Ok((streams, alloc::vec![end]))
+    }
+
+    /// The process is gone: what it has written is still to be passed on, and nothing more will come.
+    fn process_ended(&mut self) {
+        self.terminal_end = None;
+        self.master = None;
+        for flow in &mut self.flows {
+            flow.take_if(|flow| flow.direction == Direction::In);
+        }
+    }
+
+    /// Whether all there was to pass on has been.
+    fn is_drained(&self) -> bool {
+        self.flows.iter().all(Option::is_none)
+    }
+}
+
+/// Sees to the process, its streams and the host's messages until the process has ended and all it wrote is passed on.
+/// Returns how and when it ended.
+fn attend(control: &mut Control, running: &mut Running, streams: &mut Streams) -> Result<(ExitStatus, u64), HostGone> {
+    let mut ended = None;
+    loop {
+        if let Some(end) = ended.filter(|_| streams.is_drained()) {
+            return Ok(end);
+        }
+        let ready = wait(control, running, ended.is_some(), streams);
+        if ready.control {
+            control.receive()?;
+            while let Some(message) = control.take()? {
+                obey(&message, running, streams);
+            }
+        }
+        for (slot, _) in streams.flows.iter_mut().zip(ready.flows).filter(|(_, ready)| *ready) {
+            match slot.as_mut().map(Flow::step) {
+                Some(Step::Done) => *slot = None,
+                Some(Step::Typed(byte)) => interrupt(byte, running, streams.master.as_deref()),
+                Some(Step::More) | None => {}
+            }
+        }
+        if ready.process && ended.is_none() {
+            ended = Some((running.wait(), clock_ns(Clock::Monotonic)));
+            streams.process_ended();
+        }
+    }
+}
+
+/// What [`wait`] has waited for.
+struct Ready {
+    control: bool,
+    process: bool,
+    flows: [bool; 3],
+}
+
+/// Waits until there is something to do.
+fn wait(control: &Control, running: &Running, ended: bool, streams: &Streams) -> Ready {
+    // A slot that waits for nothing keeps its place: a terminal's second descriptor would do for none of them.
+    let idle = || PollFd::new(control, PollFlags::empty());
+    let process = if ended { idle() } else { PollFd::from_borrowed_fd(running.end_event(), PollFlags::IN) };
+    let [first, second, third] = streams.flows.each_ref().map(|flow| flow.as_ref().map_or_else(idle, Flow::interest));
+    let mut fds = [PollFd::new(control, PollFlags::IN), process, first, second, third];
+    // It fails only when interrupted or short of memory: then nothing is ready, and the next turn tries again.
+    let _ = poll(&mut fds, None);
+    let [control, process, flows @ ..] = fds.map(|fd| !fd.revents().is_empty());
+    Ready { control, process, flows }
+}
+
+/// Does what the host says. Messages for other processes than the main one, and a second `Start`, have no meaning.
+fn obey(message: &HostMessage, running: &mut Running, streams: &Streams) {
+    match (message, &streams.master) {
+        (&HostMessage::Signal { process: MAIN_PROCESS, signal }, _) => running.signal(signal),
+        (&HostMessage::Resize { process: MAIN_PROCESS, size }, Some(master)) => {
+            let _ = resize(master.as_fd(), size);
+        }
+        _ => {}
+    }
+}
+
+/// An interrupt or quit character went to the terminal. If that is what it means there, the process in the foreground has
+/// been sent its signal; see [`Running::signal`] why that is not enough.
+fn interrupt(byte: u8, running: &mut Running, master: Option<&OwnedFd>) {
+    const INTERRUPT: (u8, u8) = (0x03, 2);
+    const QUIT: (u8, u8) = (0x1c, 3);
+    let Some(master) = master else { return };
+    let (Ok(modes), Ok(group)) = (tcgetattr(master), tcgetpgrp(master)) else {
+        return;
+    };
+    let (index, signal) = match byte {
+        byte if byte == INTERRUPT.0 => (SpecialCodeIndex::VINTR, INTERRUPT.1),
+        byte if byte == QUIT.0 => (SpecialCodeIndex::VQUIT, QUIT.1),
+        _ => return,
+    };
+    if modes.local_modes.contains(LocalModes::ISIG) && modes.special_codes[index] == byte {
+        running.signalled_by_terminal(signal, group.as_raw_nonzero().get());
+    }
+}
+
+fn resize(master: impl AsFd, size: WindowSize) -> io::Result<()> {
+    tcsetwinsize(master, Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 })
+}
+
+/// Opens the connection of a stream.
+fn connect<M: Machine>(machine: &M, kind: StreamKind) -> io::Result<OwnedFd> {
+    let connection = machine.connect(STREAM_PORT)?;
+    let header = StreamHeader { process: MAIN_PROCESS, kind }.to_bytes();
+    // A new connection has room for these few bytes.
+    match io::write(&connection, &header)? {
+        StreamHeader::LEN => Ok(connection),
+        _ => Err(Errno::IO),
+    }
+}
+
+/// The same descriptor, out of the way of the three standard ones: the child moves it onto one of them.
+fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if is_standard(fd.as_fd()) { io::fcntl_dupfd_cloexec(&fd, 3) } else { Ok(fd) }
+}

@@ -1,0 +1,35 @@
+//! PID 1 of a container's guest: assembles the root, starts the process, relays its streams, reports its end.
+//!
+//! - [`guest`]: the life of the guest from the first connection to its end; everything below is called from there.
+//! - [`control`]: the connection to the host.
+//! - [`root`]: layers, overlay, the files and mounts a container has.
+//! - [`user`]: which user and groups `user:group` means in this image.
+//! - [`environment`]: what is added to the process's environment, and where its command is looked for.
+//! - [`process`]: starting it, signals, its end.
+//! - [`relay`]: its streams.
+//! - [`sys`]: the few system calls that rustix does not have. The only `unsafe` code.
+//!
+//! # What it is made for
+//! On some hosts the guest's kernel is emulated and a system call costs 0.2 ms, a page fault 2 ms. Hence few system calls, no
+//! helper programs, no threads, small static data, and `clone(CLONE_VM | CLONE_VFORK)` instead of fork.
+//!
+//! # Decisions
+//! - The process is PID 1 of a PID namespace of its own, as in other container systems: `$$` is 1, `ps` shows the container only,
+//!   and its end is the end of all its processes, so its streams end with it. The kernel ignores signals to such a process
+//!   where it has no handler; from outside that would make `kill -TERM` useless, so [`process`] ends it in the signal's name.
+//! - Streams are pipes, so that a program can open /dev/stdout; init moves the bytes with splice.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod control;
+pub mod environment;
+pub mod failure;
+pub mod guest;
+pub mod process;
+pub mod relay;
+pub mod root;
+pub mod sys;
+pub mod user;

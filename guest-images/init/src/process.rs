@@ -1,0 +1,360 @@
+//! The container's process: what it is given, its start, signals from outside, its end.
+
+use crate::environment::{c_strings, candidates, complete, get};
+use crate::failure::{Failure, Reason};
+use crate::root;
+use crate::sys::{self, Child, StringList};
+use crate::user::{self, User};
+use alloc::ffi::CString;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use guest_protocol::{ExitStatus, FailureKind, Process};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{CWD, Mode, OFlags, fchown, openat, stat};
+use rustix::io::{self, Errno};
+use rustix::process::{
+    Resource, Rlimit, Signal, WaitId, WaitIdOptions, ioctl_tiocsctty, pidfd_send_signal, setrlimit, setsid, umask,
+    waitid,
+};
+use rustix::thread::{
+    CapabilitySet, Gid, Uid, remove_capability_from_bounding_set, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+
+/// Largest /etc/passwd and /etc/group read, in bytes.
+const MAX_ACCOUNTS: usize = 1 << 20;
+
+/// What a container's root may do, as container users know it.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::AUDIT_WRITE);
+/// One more than the highest capability there is room for; the kernel says where its own end.
+const CAPABILITY_COUNT: u32 = 64;
+
+/// Open files: the soft limit that `select` can stand, the hard one that servers raise it to.
+const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
+
+/// A process that has started.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    /// The signal in whose name it was killed.
+    killed_as: Option<u8>,
+}
+
+/// All that is prepared before the child is there: it shares our memory and only makes system calls.
+struct Plan<'a> {
+    stdio: [BorrowedFd<'a>; 3],
+    terminal: bool,
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+    paths: Vec<CString>,
+    args: StringList,
+    env: StringList,
+}
+
+/// Where a child got to before it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Proc,
+    Session,
+    Streams,
+    Privileges,
+    Exec,
+}
+
+/// Starts `process` on these three descriptors; returns when its program has been executed.
+///
+/// Enters its working directory; the root must be complete but for /proc. `hostname` is for its environment.
+///
+/// # Errors
+/// Everything that the image or the user can have got wrong, by kind.
+pub fn start(
+    process: Process,
+    hostname: &str,
+    stdio: [BorrowedFd<'_>; 3],
+    read_only: bool,
+) -> Result<Running, Failure> {
+    let terminal = process.terminal.is_some();
+    let user = find_user(&process.user)?;
+    root::enter_working_directory(&process.cwd)?;
+    if read_only {
+        root::make_read_only()?;
+    }
+    let mut env = process.env;
+    complete(&mut env, hostname, &user.home, terminal);
+    let command = process.args.first().map_or("", String::as_str);
+    let paths = candidates(command, get(&env, "PATH").unwrap_or_default())?;
+    if user.uid != 0 {
+        own(stdio, user.uid)?;
+    }
+    let plan = Plan {
+        stdio,
+        terminal,
+        uid: Uid::from_raw(user.uid),
+        gid: Gid::from_raw(user.gid),
+        groups: user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect(),
+        paths,
+        args: StringList::new(c_strings(&process.args)?),
+        env: StringList::new(c_strings(&env)?),
+    };
+    let mut failed = None;
+    let child = sys::spawn(|| failed = Some(become_process(&plan)))
+        .map_err(|error| Failure::errno(FailureKind::Guest, "starting a process", error))?;
+    match failed {
+        None => Ok(Running { child, killed_as: None }),
+        Some((step, error)) => {
+            let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
+            Err(explain(step, error, command, &plan.paths))
+        }
+    }
+}
+
+/// In the child: everything up to the new program. Returns only if something fails.
+fn become_process(plan: &Plan<'_>) -> (Step, Errno) {
+    let [stdin, stdout, stderr] = plan.stdio;
+    let session = || {
+        setsid()?;
+        if plan.terminal { ioctl_tiocsctty(stdin) } else { Ok(()) }
+    };
+    let streams = || {
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)
+    };
+    if let Err(error) = root::mount_proc() {
+        return (Step::Proc, error);
+    }
+    if let Err(error) = session() {
+        return (Step::Session, error);
+    }
+    if let Err(error) = streams() {
+        return (Step::Streams, error);
+    }
+    if let Err(error) = set_privileges(plan) {
+        return (Step::Privileges, error);
+    }
+    (Step::Exec, execute(plan))
+}
+
+fn set_privileges(plan: &Plan<'_>) -> io::Result<()> {
+    setrlimit(Resource::Nofile, OPEN_FILES)?;
+    umask(Mode::from_raw_mode(0o022));
+    for bit in 0..CAPABILITY_COUNT {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        if CAPABILITIES.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
+            Err(Errno::INVAL) => break,
+            other => other?,
+        }
+    }
+    // PID 1 is root without other groups already.
+    if plan.gid != Gid::ROOT || plan.groups.len() > 1 {
+        set_thread_groups(&plan.groups)?;
+        set_thread_res_gid(plan.gid, plan.gid, plan.gid)?;
+    }
+    if plan.uid != Uid::ROOT {
+        set_thread_res_uid(plan.uid, plan.uid, plan.uid)?;
+    }
+    Ok(())
+}
+
+/// Tries each path. Something that is there but cannot be executed is remembered over what is not there.
+fn execute(plan: &Plan<'_>) -> Errno {
+    let mut result = Errno::NOENT;
+    for path in &plan.paths {
+        match sys::execve(path, &plan.args, &plan.env) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => result = Errno::ACCESS,
+            error => return error,
+        }
+    }
+    result
+}
+
+/// The failure of a child in the user's words.
+fn explain(step: Step, error: Errno, command: &str, paths: &[CString]) -> Failure {
+    let what = match step {
+        Step::Exec => return explain_exec(error, command, paths),
+        Step::Proc => return Failure::errno(FailureKind::Root, "mounting proc on /proc", error),
+        Step::Session => "making a session of its own",
+        Step::Streams => "connecting the standard streams",
+        Step::Privileges => "setting user, groups, capabilities and limits",
+    };
+    Failure::errno(FailureKind::Guest, what, error)
+}
+
+fn explain_exec(error: Errno, command: &str, paths: &[CString]) -> Failure {
+    let is_directory = |path: &CString| {
+        stat(path.as_c_str())
+            .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory)
+    };
+    let (kind, error) = match error {
+        Errno::NOENT if !command.contains('/') => {
+            let detail = format!("exec: {command:?}: executable file not found in $PATH");
+            return Failure::new(FailureKind::NotFound, detail);
+        }
+        Errno::NOENT => (FailureKind::NotFound, error),
+        Errno::ACCESS if paths.iter().any(is_directory) => (FailureKind::NotExecutable, Errno::ISDIR),
+        _ => (FailureKind::NotExecutable, error),
+    };
+    Failure::new(kind, format!("exec: {command:?}: {}", Reason(error)))
+}
+
+/// The user that `spec` means in the image that is our root.
+fn find_user(spec: &str) -> Result<User, Failure> {
+    let read = |path, kind| root::read_file(path, MAX_ACCOUNTS).map_err(|error| Failure::errno(kind, path, error));
+    let passwd = read("/etc/passwd", FailureKind::UnknownUser)?;
+    let group = read("/etc/group", FailureKind::UnknownGroup)?;
+    user::resolve(spec, &passwd, &group)
+}
+
+/// Gives the streams to the user, who may want to open them again by name.
+fn own(stdio: [BorrowedFd<'_>; 3], uid: u32) -> Result<(), Failure> {
+    for fd in stdio {
+        match fchown(fd, Some(Uid::from_raw(uid)), None) {
+            // /dev/null and whatever else belongs to everybody.
+            Ok(()) | Err(Errno::ROFS | Errno::PERM) => {}
+            Err(error) => {
+                return Err(Failure::errno(FailureKind::Guest, "giving the streams to the user", error));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Running {
+    /// Becomes readable when the process has ended.
+    #[must_use]
+    pub fn end_event(&self) -> BorrowedFd<'_> {
+        self.child.pidfd.as_fd()
+    }
+
+    /// Sends a signal from outside.
+    ///
+    /// To PID 1 of a PID namespace the kernel delivers only what it has a handler for. Any other process would have been ended
+    /// by the signal, and that is what the sender wants: so it is ended, and its exit status says by which signal.
+    pub fn signal(&mut self, signal: u8) {
+        let Some(named) = Signal::from_named_raw(i32::from(signal)) else {
+            return;
+        };
+        if ends_by_default(named) && self.is_default(signal) {
+            self.killed_as.get_or_insert(signal);
+            let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
+        } else {
+            // It may have ended meanwhile: then there is nobody to tell.
+            let _ = pidfd_send_signal(&self.child.pidfd, named);
+        }
+    }
+
+    /// The terminal has sent `signal` to its foreground group: sees to it that it has its effect on the process.
+    pub fn signalled_by_terminal(&mut self, signal: u8, group: i32) {
+        if group == self.child.pid.as_raw_nonzero().get() && self.is_default(signal) {
+            self.signal(signal);
+        }
+    }
+
+    /// How it ended; waits until it has.
+    #[must_use]
+    pub fn wait(&self) -> ExitStatus {
+        let status = loop {
+            match waitid(WaitId::PidFd(self.child.pidfd.as_fd()), WaitIdOptions::EXITED) {
+                Err(Errno::INTR) => {}
+                other => break other.ok().flatten(),
+            }
+        };
+        let byte = |value: i32| u8::try_from(value).unwrap_or(u8::MAX);
+        match status {
+            Some(status) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => ExitStatus::Code(byte(code & 0xff)),
+                (None, Some(signal)) => ExitStatus::Signal(match self.killed_as {
+                    Some(name) if signal == Signal::KILL.as_raw() => name,
+                    _ => byte(signal),
+                }),
+                (None, None) => ExitStatus::Code(u8::MAX),
+            },
+            None => ExitStatus::Code(u8::MAX),
+        }
+    }
+
+    /// Whether the process neither handles nor ignores nor blocks the signal. If it cannot be told: no.
+    fn is_default(&self, signal: u8) -> bool {
+        let mut text = [0; 4096];
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let read = openat(CWD, "/proc/1/status", flags, Mode::empty()).and_then(|file| io::read(file, &mut text[..]));
+        read.ok().and_then(|count| text.get(..count)).and_then(|status| has_default(status, signal)).unwrap_or(false)
+    }
+}
+
+/// Signals whose default is to end the process.
+fn ends_by_default(signal: Signal) -> bool {
+    let harmless = [
+        Signal::CHILD,
+        Signal::CONT,
+        Signal::STOP,
+        Signal::TSTP,
+        Signal::TTIN,
+        Signal::TTOU,
+        Signal::URG,
+        Signal::WINCH,
+    ];
+    !harmless.contains(&signal)
+}
+
+/// What /proc/PID/status says of a signal: not caught, ignored or blocked. `None` if it does not say.
+fn has_default(status: &[u8], signal: u8) -> Option<bool> {
+    let text = core::str::from_utf8(status).ok()?;
+    let mask = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let any = mask("SigBlk:")? | mask("SigIgn:")? | mask("SigCgt:")?;
+    let bit = 1u64.checked_shl(u32::from(signal.checked_sub(1)?))?;
+    Some(any & bit == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signal_masks_are_read() {
+        let status = b"Name:\tsh\nSigQ:\t0/1\nSigPnd:\t0000000000000000\nSigBlk:\t0000000000000001\n\
+            SigIgn:\t0000000000000002\nSigCgt:\t0000000000004000\n";
+        for (signal, expected) in [(1, Some(false)), (2, Some(false)), (15, Some(false)), (9, Some(true)), (0, None)] {
+            assert_eq!(has_default(status, signal), expected, "{signal}");
+        }
+        assert_eq!(has_default(b"SigBlk:\t00\nSigIgn:\tzz\n", 1), None);
+        assert_eq!(has_default(&[0xff], 1), None);
+    }
+
+    #[test]
+    fn failures_to_execute_have_the_kind_of_their_exit_code() {
+        let directory = [CString::new("/tmp").unwrap()];
+        for (error, command, paths, kind, text) in [
+            (Errno::NOENT, "no", &[][..], FailureKind::NotFound, "exec: \"no\": executable file not found in $PATH"),
+            (Errno::NOENT, "/no", &[], FailureKind::NotFound, "exec: \"/no\": no such file or directory"),
+            (Errno::ACCESS, "/tmp", &directory, FailureKind::NotExecutable, "exec: \"/tmp\": is a directory"),
+            (Errno::ACCESS, "/x", &[], FailureKind::NotExecutable, "exec: \"/x\": permission denied"),
+            (Errno::NOEXEC, "/x", &[], FailureKind::NotExecutable, "exec: \"/x\": exec format error"),
+        ] {
+            let failure = explain(Step::Exec, error, command, paths);
+            assert_eq!((failure.kind, failure.detail.as_str()), (kind, text));
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Moves the bytes of a process's streams between its pipes or terminal and the host, never waiting for either side.
+//!
+//! A [`Flow`] is one direction. It waits for its source until there is something to move, and for its sink when that is
+//! full: at any time for exactly one of the two, so a slow reader on one side makes the writer on the other side wait, and
+//! nothing piles up in between.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, splice};
+
+/// Most bytes moved at once: what a pipe holds.
+const CHUNK: usize = 64 << 10;
+/// What a terminal moves at once.
+const TERMINAL_CHUNK: usize = 4 << 10;
+
+/// Which way a flow goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the host to the process.
+    In,
+    /// From the process to the host.
+    Out,
+}
+
+/// One direction of a stream. Dropping it lets go of both ends.
+#[derive(Debug)]
+pub struct Flow {
+    /// Which way it goes.
+    pub direction: Direction,
+    from: Rc<OwnedFd>,
+    to: Rc<OwnedFd>,
+    sink_is_full: bool,
+    buffer: Option<Box<Buffer>>,
+}
+
+/// Bytes read and not yet written, where splice cannot be used.
+#[derive(Debug)]
+struct Buffer {
+    bytes: [u8; TERMINAL_CHUNK],
+    start: usize,
+    end: usize,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// There may be more to come.
+    More,
+    /// A character that may be a terminal's interrupt or quit has been passed on.
+    Typed(u8),
+    /// The source is at its end, or one side is gone: drop the flow.
+    Done,
+}
+
+impl Flow {
+    /// A flow of which one end is a pipe: spliced. A sink that is a socket must not block.
+    #[must_use]
+    pub fn spliced(direction: Direction, from: OwnedFd, to: OwnedFd) -> Self {
+        Self { direction, from: Rc::new(from), to: Rc::new(to), sink_is_full: false, buffer: None }
+    }
+
+    /// A flow from or to a terminal. Neither descriptor may block.
+    #[must_use]
+    pub fn copied(direction: Direction, from: Rc<OwnedFd>, to: Rc<OwnedFd>) -> Self {
+        let buffer = Some(Box::new(Buffer { bytes: [0; TERMINAL_CHUNK], start: 0, end: 0 }));
+        Self { direction, from, to, sink_is_full: false, buffer }
+    }
+
+    /// What the flow waits for.
+    #[must_use]
+    pub fn interest(&self) -> PollFd<'_> {
+        if self.sink_is_full { PollFd::new(&*self.to, PollFlags::OUT) } else { PollFd::new(&*self.from, PollFlags::IN) }
+    }
+
+    /// Moves what can be moved. To be called when [`Self::interest`] has something to tell.
+    pub fn step(&mut self) -> Step {
+        match &mut self.buffer {
+            None => self.splice(),
+            Some(buffer) => match copy(buffer, &self.from, &self.to) {
+                Ok(typed) => {
+                    self.sink_is_full = buffer.start < buffer.end;
+                    typed.map_or(Step::More, Step::Typed)
+                }
+                Err(Errno::INTR) => Step::More,
+                Err(_) => Step::Done,
+            },
+        }
+    }
+
+    fn splice(&mut self) -> Step {
+        match splice(&*self.from, None, &*self.to, None, CHUNK, SpliceFlags::NONBLOCK) {
+            Ok(0) => Step::Done,
+            Ok(_) => {
+                self.sink_is_full = false;
+                Step::More
+            }
+            // The one that was waited for is ready, so it is the other.
+            Err(Errno::AGAIN) => {
+                self.sink_is_full = !self.sink_is_full;
+                Step::More
+            }
+            Err(Errno::INTR) => Step::More,
+            Err(_) => Step::Done,
+        }
+    }
+}
+
+/// Reads if the buffer is empty, then writes what is in it. The end of the source is `PIPE`.
+fn copy(buffer: &mut Buffer, from: &OwnedFd, to: &OwnedFd) -> Result<Option<u8>, Errno> {
+    if buffer.start == buffer.end {
+        buffer.start = 0;
+        buffer.end = match rustix::io::read(from, &mut buffer.bytes[..]) {
+            Ok(0) => return Err(Errno::PIPE),
+            Ok(count) => count,
+            Err(Errno::AGAIN) => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    let left = buffer.bytes.get(buffer.start..buffer.end).unwrap_or_default();
+    if left.is_empty() {
+        return Ok(None);
+    }
+    let count = match rustix::io::write(to, left) {
+        Ok(count) => count,
+        Err(Errno::AGAIN) => 0,
+        Err(error) => return Err(error),
+    };
+    let typed = left.iter().take(count).copied().find(|byte| matches!(byte, 0x03 | 0x1c));
+    buffer.start += count;
+    Ok(typed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::poll;
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::vec::Vec;
+
+    fn pipe() -> (std::fs::File, std::fs::File) {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        (reader.into(), writer.into())
+    }
+
+    /// Runs a flow to its end.
+    fn run(mut flow: Flow) {
+        loop {
+            poll(&mut [flow.interest()], None).unwrap();
+            if flow.step() == Step::Done {
+                return;
+            }
+        }
+    }
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at * 7 + at / 251) as u8).collect()
+    }
+
+    #[test]
+    fn a_pipe_arrives_at_a_slow_socket_byte_for_byte() {
+        let (reader, writer) = pipe();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let sent = pattern(3_000_000);
+        let expected = sent.clone();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut writer = writer;
+                writer.write_all(&sent).unwrap();
+            });
+            scope.spawn(move || run(Flow::spliced(Direction::Out, reader.into(), ours.into())));
+            let mut received = Vec::new();
+            theirs.read_to_end(&mut received).unwrap();
+            assert!(received == expected);
+        });
+    }
+
+    #[test]
+    fn a_socket_arrives_at_a_slow_pipe_byte_for_byte() {
+        let (mut reader, writer) = pipe();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let sent = pattern(3_000_000);
+        let expected = sent.clone();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                theirs.write_all(&sent).unwrap();
+                theirs.shutdown(std::net::Shutdown::Write).unwrap();
+            });
+            scope.spawn(move || run(Flow::spliced(Direction::In, ours.into(), writer.into())));
+            let mut received = Vec::new();
+            reader.read_to_end(&mut received).unwrap();
+            assert!(received == expected);
+        });
+    }
+
+    #[test]
+    fn a_gone_reader_ends_the_flow() {
+        let (reader, mut writer) = pipe();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        drop(theirs);
+        writer.write_all(b"x").unwrap();
+        run(Flow::spliced(Direction::Out, reader.into(), ours.into()));
+        assert!(writer.write_all(b"x").is_err());
+    }
+
+    #[test]
+    fn copies_wait_for_their_sink_and_tell_of_interrupts() {
+        let (mut near, from) = UnixStream::pair().unwrap();
+        let (to, mut far) = UnixStream::pair().unwrap();
+        from.set_nonblocking(true).unwrap();
+        to.set_nonblocking(true).unwrap();
+        let mut flow = Flow::copied(Direction::In, Rc::new(from.into()), Rc::new(to.into()));
+        near.write_all(b"ab\x03c").unwrap();
+        assert_eq!(flow.step(), Step::Typed(3));
+        let sent = pattern(2_000_000);
+        std::thread::scope(|scope| {
+            let bytes = &sent;
+            scope.spawn(move || {
+                near.write_all(bytes).unwrap();
+                drop(near);
+            });
+            let receiver = scope.spawn(move || {
+                let mut received = Vec::new();
+                far.read_to_end(&mut received).unwrap();
+                received
+            });
+            run(flow);
+            let received = receiver.join().unwrap();
+            assert!(received[..4] == *b"ab\x03c" && received[4..] == sent);
+        });
+    }
+}

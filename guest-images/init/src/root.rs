@@ -1,0 +1,305 @@
+//! The container's root: layers, overlay, switching to it, and the files and mounts a container finds in it.
+//!
+//! Paths before [`switch`] are relative to the working directory, which is the empty root the guest began with (a scratch
+//! directory in tests); after it they are absolute in the container. What has to be written into the image's own
+//! directories is written before anything is mounted there, so that a link in the image leads to no device or kernel file.
+
+use crate::failure::{Failure, Reason};
+use crate::guest::Machine;
+use alloc::ffi::CString;
+use alloc::format;
+use alloc::string::String;
+use core::fmt::Write;
+use guest_protocol::{FailureKind, Names, Root};
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat, symlinkat, unlinkat};
+use rustix::io::{self, Errno};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
+use rustix::process::{chdir, chroot};
+
+/// Most layers: what one disk can have in partitions, less one to be safe.
+const MAX_LAYERS: usize = 254;
+const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
+const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// Mounts the layers and the writable layer over them, as `r`.
+///
+/// # Errors
+/// [`FailureKind::Root`] with the layer's number (the lowest is 0) or the step.
+pub fn assemble<M: Machine>(machine: &M, root: &Root) -> Result<(), Failure> {
+    if root.layers.len() > MAX_LAYERS {
+        let detail = format!("{} layers are more than the {MAX_LAYERS} a guest can mount", root.layers.len());
+        return Err(Failure::new(FailureKind::BadRequest, detail));
+    }
+    let mut lower = String::new();
+    for (index, layer) in root.layers.iter().enumerate() {
+        let name = format!("{index}");
+        make_directory(&name)?;
+        machine.mount_layer(index, root.layers.len(), layer, &name).map_err(|error| {
+            Failure::new(FailureKind::Root, format!("mounting layer {index} ({:?}): {}", layer.fs, Reason(error)))
+        })?;
+        // The topmost layer comes first.
+        lower.insert_str(0, if lower.is_empty() { "" } else { ":" });
+        lower.insert_str(0, &name);
+    }
+    if root.layers.is_empty() {
+        make_directory("0")?;
+        lower.push('0');
+    }
+
+    make_directory("u")?;
+    let mut options = String::from("mode=755");
+    if let Some(bytes) = root.upper_bytes {
+        let _ = write!(options, ",size={bytes}");
+    }
+    mount_fs("tmpfs", "u", MountFlags::empty(), Some(&options))?;
+    for directory in ["u/u", "u/w", "r"] {
+        make_directory(directory)?;
+    }
+    let options = format!("lowerdir={lower},upperdir=u/u,workdir=u/w");
+    mount_fs("overlay", "r", MountFlags::empty(), Some(&options))
+}
+
+/// Makes `r` the root of this process and of all it starts.
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn switch() -> Result<(), Failure> {
+    chdir("r")
+        .and_then(|()| mount_move(".", "/"))
+        .and_then(|()| chroot("."))
+        .map_err(|error| Failure::errno(FailureKind::Root, "switching to the container's root", error))
+}
+
+/// Writes /etc/hostname, /etc/hosts and /etc/resolv.conf into the writable layer. Nothing may be mounted in the root yet.
+///
+/// # Errors
+/// [`FailureKind::Root`]: the image has something there that cannot be replaced, or the layer is full.
+pub fn write_names(hostname: &str, names: &Names) -> Result<(), Failure> {
+    replace_file("/etc/hostname", format!("{hostname}\n").as_bytes())?;
+    replace_file("/etc/hosts", hosts_file(hostname, names).as_bytes())?;
+    if let Some(content) = &names.resolv_conf {
+        replace_file("/etc/resolv.conf", content.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The content of /etc/hosts.
+fn hosts_file(hostname: &str, names: &Names) -> String {
+    let mut content = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    if !hostname.is_empty() {
+        let _ = writeln!(content, "127.0.1.1\t{hostname}");
+    }
+    for line in &names.hosts {
+        content.push_str(line);
+        content.push('\n');
+    }
+    content
+}
+
+/// Mounts and nodes of a container, all but /proc, which the process mounts from inside its PID namespace.
+/// Expects umask 0.
+///
+/// # Errors
+/// [`FailureKind::Root`] with the path. What the kernel has no support for and a process can do without is left out.
+pub fn populate() -> Result<(), Failure> {
+    mount_fs("tmpfs", "/dev", MountFlags::NOSUID, Some("mode=755,size=65536k"))?;
+    for (name, major, minor) in [
+        ("/dev/null", 1, 3),
+        ("/dev/zero", 1, 5),
+        ("/dev/full", 1, 7),
+        ("/dev/random", 1, 8),
+        ("/dev/urandom", 1, 9),
+        ("/dev/tty", 5, 0),
+    ] {
+        mknodat(CWD, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
+            .map_err(|error| failed(name, error))?;
+    }
+    for (target, name) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+        ("pts/ptmx", "/dev/ptmx"),
+    ] {
+        symlinkat(target, CWD, name).map_err(|error| failed(name, error))?;
+    }
+    let no_exec = MountFlags::NOSUID.union(MountFlags::NOEXEC);
+    mount_fs("devpts", "/dev/pts", no_exec, Some("newinstance,ptmxmode=0666,mode=0620,gid=5"))?;
+    mount_fs("tmpfs", "/dev/shm", NO_EXEC, Some("mode=1777,size=65536k"))?;
+    // A kernel may have been built without these; most processes do not miss them.
+    let read_only = NO_EXEC.union(MountFlags::RDONLY);
+    let _ = mount_fs("mqueue", "/dev/mqueue", NO_EXEC, None);
+    let _ = mount_fs("sysfs", "/sys", read_only, None);
+    let _ = mount_fs("cgroup2", "/sys/fs/cgroup", read_only, None);
+    // Its mount point must be there before the root becomes read-only.
+    ensure_directory("/proc")
+}
+
+/// Mounts /proc for the PID namespace of the caller.
+///
+/// # Errors
+/// As mount(2).
+pub fn mount_proc() -> io::Result<()> {
+    mount("proc", "/proc", "proc", NO_EXEC, None)
+}
+
+/// Puts the terminal at /dev/console.
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn bind_console(terminal: &str) -> Result<(), Failure> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(CWD, "/dev/console", flags, Mode::from_raw_mode(0o600))
+        .map(drop)
+        .and_then(|()| mount_bind(terminal, "/dev/console"))
+        .map_err(|error| failed("/dev/console", error))
+}
+
+/// Makes the root read-only; mounts in it stay as they are.
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn make_read_only() -> Result<(), Failure> {
+    mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, c"").map_err(|error| failed("/", error))
+}
+
+/// Goes to the working directory of the process and makes it if it is missing.
+///
+/// # Errors
+/// [`FailureKind::BadWorkingDir`].
+pub fn enter_working_directory(path: &str) -> Result<(), Failure> {
+    let bad = |error| Failure::errno(FailureKind::BadWorkingDir, &format!("working directory {path:?}"), error);
+    if !path.starts_with('/') {
+        let detail = format!("working directory {path:?}: not an absolute path");
+        return Err(Failure::new(FailureKind::BadWorkingDir, detail));
+    }
+    match chdir(path) {
+        Err(Errno::NOENT) => {}
+        other => return other.map_err(bad),
+    }
+    chdir("/").map_err(bad)?;
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        match mkdirat(CWD, part, DIRECTORY) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            // Not to be made where it is not missing (a read-only mount, …): then it can be entered.
+            Err(error) => return chdir(part).map_err(|_| bad(error)),
+        }
+        chdir(part).map_err(bad)?;
+    }
+    Ok(())
+}
+
+/// Reads a file of the image, at most `limit` bytes. A file that is not there is empty.
+///
+/// # Errors
+/// As open(2) and read(2), and `TOOBIG`.
+pub fn read_file(path: &str, limit: usize) -> io::Result<alloc::vec::Vec<u8>> {
+    // What is there may be a FIFO or a terminal: neither may make init wait, or its own.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match openat(CWD, path, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(alloc::vec::Vec::new()),
+        other => other?,
+    };
+    let mut content = alloc::vec![0; 4096];
+    let mut filled = 0;
+    loop {
+        if filled == content.len() {
+            if filled > limit {
+                return Err(Errno::TOOBIG);
+            }
+            content.resize(filled * 2, 0);
+        }
+        match io::read(&file, content.get_mut(filled..).unwrap_or_default())? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    content.truncate(filled);
+    if filled > limit { Err(Errno::TOOBIG) } else { Ok(content) }
+}
+
+fn make_directory(path: &str) -> Result<(), Failure> {
+    mkdirat(CWD, path, DIRECTORY).map_err(|error| failed(path, error))
+}
+
+fn ensure_directory(path: &str) -> Result<(), Failure> {
+    match mkdirat(CWD, path, DIRECTORY) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(failed(path, error)),
+    }
+}
+
+/// Mounts a file system; makes the mount point if it is missing.
+fn mount_fs(kind: &str, path: &str, flags: MountFlags, options: Option<&str>) -> Result<(), Failure> {
+    let options = options.map(CString::new).transpose().map_err(|_| failed(path, Errno::INVAL))?;
+    let attempt = || mount(kind, path, kind, flags, options.as_deref());
+    let result = match attempt() {
+        Err(Errno::NOENT) => {
+            ensure_directory(path)?;
+            attempt()
+        }
+        other => other,
+    };
+    result.map_err(|error| Failure {
+        kind: FailureKind::Root,
+        detail: format!("mounting {kind} on {path}: {}", Reason(error)),
+    })
+}
+
+/// A file with this content, whatever was there: never written through a link, a device or a FIFO.
+fn replace_file(path: &str, content: &[u8]) -> Result<(), Failure> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let create = || openat(CWD, path, flags, Mode::from_raw_mode(0o644));
+    let file = match create() {
+        Err(Errno::EXIST) => {
+            unlinkat(CWD, path, rustix::fs::AtFlags::empty()).map_err(|error| failed(path, error))?;
+            create()
+        }
+        Err(Errno::NOENT) => {
+            ensure_directory("/etc")?;
+            create()
+        }
+        other => other,
+    };
+    let file = file.map_err(|error| failed(path, error))?;
+    let mut left = content;
+    while !left.is_empty() {
+        match io::write(&file, left) {
+            Ok(count) => left = left.get(count..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(path, error)),
+        }
+    }
+    Ok(())
+}
+
+fn failed(path: &str, error: Errno) -> Failure {
+    Failure::errno(FailureKind::Root, path, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_has_localhost_the_host_and_what_is_added() {
+        let names = Names { hosts: alloc::vec!["10.0.0.1 db".into()], resolv_conf: None };
+        let content = hosts_file("box", &names);
+        assert!(content.starts_with("127.0.0.1\tlocalhost\n"));
+        assert!(content.ends_with("127.0.1.1\tbox\n10.0.0.1 db\n"));
+    }
+
+    #[test]
+    fn files_are_read_within_their_limit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [b'x'; 10_000]).unwrap();
+        let path = file.path().to_str().unwrap();
+        assert_eq!(read_file(path, 10_000).unwrap().len(), 10_000);
+        assert_eq!(read_file(path, 9_999), Err(Errno::TOOBIG));
+        assert_eq!(read_file("/dev/zero", 5_000), Err(Errno::TOOBIG));
+        assert_eq!(read_file("/not/there", 10), Ok(alloc::vec![]));
+    }
+}

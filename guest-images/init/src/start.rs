@@ -1,0 +1,50 @@
+//! How the kernel enters the program, and how it leaves when it cannot go on.
+
+use core::arch::global_asm;
+use core::fmt::Write;
+use core::panic::PanicInfo;
+use guest_init::sys::complain;
+
+// The System V ABI's process entry: rsp is 16-byte aligned and points at the argument count; there is no return address. The
+// arguments and the environment are not used.
+global_asm!(".globl _start", "_start:", "xor ebp, ebp", "and rsp, -16", "call {main}", "ud2", main = sym enter);
+
+extern "C" fn enter() -> ! {
+    super::main()
+}
+
+/// A line that is cut off when it is full: there may be no memory to be had.
+struct Line {
+    text: [u8; 256],
+    length: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for (slot, byte) in self.text.iter_mut().skip(self.length).zip(text.bytes()) {
+            *slot = byte;
+            self.length += 1;
+        }
+        Ok(())
+    }
+}
+
+/// A defect, or no memory left. The end of the virtual machine is how the host learns of it; the console says why.
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    let mut line = Line { text: [0; 256], length: 0 };
+    let _ = writeln!(line, "init: {info}");
+    let text = line.text.get(..line.length).and_then(|text| core::str::from_utf8(text).ok());
+    complain(text.unwrap_or("init: defect\n"));
+    super::stop(guest_protocol::End::Reset)
+}
+
+// The toolchain's own libraries come compiled for unwinding and name these two. Nothing unwinds here: a panic ends the program.
+
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    super::stop(guest_protocol::End::Reset)
+}
