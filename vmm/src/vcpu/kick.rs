@@ -12,8 +12,10 @@ thread_local! {
     static RUN_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// The signal's number, as an offset to SIGRTMIN as vmm-sys-util counts.
-pub const SIGNAL_OFFSET: i32 = 0;
+/// The signal that kicks: the first real-time signal that the C library leaves free.
+pub fn signal() -> i32 {
+    SIGRTMIN()
+}
 
 extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     RUN_PAGE.with(|page| {
@@ -29,7 +31,7 @@ extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 /// Installs the handler, once a process.
 pub fn install() -> std::io::Result<()> {
     static DONE: OnceLock<i32> = OnceLock::new();
-    let result = *DONE.get_or_init(|| match register_signal_handler(SIGRTMIN() + SIGNAL_OFFSET, on_signal) {
+    let result = *DONE.get_or_init(|| match register_signal_handler(signal(), on_signal) {
         Ok(()) => 0,
         Err(e) => e.errno(),
     });

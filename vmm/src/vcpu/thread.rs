@@ -202,7 +202,7 @@ impl VcpuThread {
     fn kick(&self) {
         if let Some(join) = self.join.as_ref().filter(|join| !join.is_finished()) {
             // ESRCH means that it has just ended, which is what a kick is for.
-            let _ = join.kill(kick::SIGNAL_OFFSET);
+            let _ = join.kill(kick::signal());
         }
     }
 }
