@@ -4,18 +4,17 @@
 //! The machine they describe is *hardware-reduced* (ACPI 6.5, 4.1): no 8259, no PIT, no RTC, no PM timer, no SCI, no fixed
 //! events. A guest then takes its time from kvm-clock and its local APICs, and every interrupt from the I/O APIC.
 //!
-//! Not done here: who answers at the ports the tables name, and the memory map, which must not call the range
-//! [`TABLES_START`]`..`[`TABLES_END`] usable RAM (guest RAM must back it all the same).
+//! At the end of the BIOS area, a few instructions stand where a PC's firmware begins. Linux goes there to reboot a
+//! hardware-reduced machine unless `reboot=` says otherwise: it asks UEFI, and without UEFI jumps to the reset vector.
+//!
+//! Not done here: who answers at the ports the tables name, and the memory map, which must not call the BIOS area
+//! ([`BIOS_START`] to [`BIOS_END`]) usable RAM (guest RAM must back it all the same).
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
-};
+use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{
-    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
-};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -26,16 +25,19 @@ mod tests;
 
 /// Where the RSDP is and the other tables follow: the start of the BIOS area, which an operating system searches on 16-byte
 /// boundaries when nobody tells it the address (ACPI 6.5, 5.2.5.1).
-pub const TABLES_START: u64 = 0xe_0000;
+pub const BIOS_START: u64 = 0xe_0000;
 /// The end of that area (exclusive).
-pub const TABLES_END: u64 = 0x10_0000;
+pub const BIOS_END: u64 = 0x10_0000;
+/// F000:FFF0, where a PC starts in real mode.
+const RESET_VECTOR: u64 = BIOS_END - 16;
 /// SLP_TYP of the soft-off state: what `\_S5` says, and what the sleep control register must take for a power-off.
 pub const SLEEP_TYPE_S5: u8 = 5;
 
 const OEM: [u8; 6] = *b"BLKHD ";
 const OEM_TABLE: [u8; 8] = *b"BULKHEAD";
 const OEM_REVISION: u32 = 1;
-const ROOM: usize = (TABLES_END - TABLES_START) as usize;
+/// Bytes for tables.
+const ROOM: usize = (RESET_VECTOR - BIOS_START) as usize;
 /// A device's name is one letter and three hexadecimal digits. There is less room for tables than for names.
 const MAX_NAMES: usize = 0x1000;
 const TABLE_ALIGN: usize = 16;
@@ -118,9 +120,7 @@ pub enum AcpiError {
         len: u64,
     },
     /// An interrupt that the I/O APIC has no pin for.
-    #[error(
-        "ACPI tables: interrupt {gsi} of the {what} at {base:#x} is beyond the I/O APIC's {pins} pins"
-    )]
+    #[error("ACPI tables: interrupt {gsi} of the {what} at {base:#x} is beyond the I/O APIC's {pins} pins")]
     Interrupt {
         /// Whose.
         what: &'static str,
@@ -132,9 +132,7 @@ pub enum AcpiError {
         pins: u8,
     },
     /// More than the BIOS area has room for.
-    #[error(
-        "ACPI tables: the tables of {cpus} CPUs and {devices} virtio devices do not fit into {room} bytes"
-    )]
+    #[error("ACPI tables: the tables of {cpus} CPUs and {devices} virtio devices do not fit into {room} bytes")]
     TooLarge {
         /// CPUs asked for.
         cpus: u8,
@@ -144,43 +142,43 @@ pub enum AcpiError {
         room: usize,
     },
     /// The BIOS area is not guest RAM.
-    #[error("ACPI tables: cannot write {len} bytes of guest memory at {TABLES_START:#x}: {source}")]
+    #[error("ACPI tables: cannot write {len} bytes of guest memory at {at:#x}: {source}")]
     Memory {
-        /// Bytes of tables.
+        /// Guest-physical address.
+        at: u64,
+        /// Bytes to write.
         len: usize,
         /// Why.
         source: GuestMemoryError,
     },
 }
 
-/// Writes the tables into guest memory at [`TABLES_START`] and returns the address of the RSDP, for
-/// `boot_params.acpi_rsdp_addr` or PVH's `start_info.rsdp_paddr`.
+/// Writes the tables into guest memory at [`BIOS_START`], and the code at the reset vector. Returns the address of the RSDP,
+/// for `boot_params.acpi_rsdp_addr` or PVH's `start_info.rsdp_paddr`.
 ///
 /// # Errors
 /// A platform that the tables cannot express, or guest RAM that does not cover them. Nothing is written then but, in the
 /// last case, possibly a part of the tables.
-pub fn write<M: GuestMemory>(
-    mem: &M,
-    platform: &AcpiPlatform<'_>,
-) -> Result<GuestAddress, AcpiError> {
+pub fn write<M: GuestMemory>(mem: &M, platform: &AcpiPlatform<'_>) -> Result<GuestAddress, AcpiError> {
     check(platform)?;
     let tables = tables(platform);
     if tables.len() > ROOM {
         return Err(too_large(platform));
     }
-    let rsdp = GuestAddress(TABLES_START);
-    mem.write_slice(&tables, rsdp)
-        .map_err(|source| AcpiError::Memory {
-            len: tables.len(),
-            source,
-        })?;
-    tracing::debug!(
-        cpus = platform.cpus,
-        virtio = platform.virtio.len(),
-        bytes = tables.len(),
-        "wrote ACPI tables"
-    );
-    Ok(rsdp)
+    let put = |at: u64, bytes: &[u8]| {
+        mem.write_slice(bytes, GuestAddress(at)).map_err(|source| AcpiError::Memory { at, len: bytes.len(), source })
+    };
+    put(BIOS_START, &tables)?;
+    put(RESET_VECTOR, &reset_code(platform.power))?;
+    tracing::debug!(cpus = platform.cpus, virtio = platform.virtio.len(), bytes = tables.len(), "wrote ACPI tables");
+    Ok(GuestAddress(BIOS_START))
+}
+
+/// Real-mode code that resets the machine, and halts for as long as that takes.
+fn reset_code(power: PowerPorts) -> [u8; 9] {
+    let [low, high] = power.reset.to_le_bytes();
+    // mov dx, port; mov al, value; out dx, al; hlt; jmp to the hlt
+    [0xba, low, high, 0xb0, power.reset_value, 0xee, 0xf4, 0xeb, 0xfd]
 }
 
 fn check(platform: &AcpiPlatform<'_>) -> Result<(), AcpiError> {
@@ -189,12 +187,7 @@ fn check(platform: &AcpiPlatform<'_>) -> Result<(), AcpiError> {
     }
     let interrupt = |what, base, gsi| match gsi < u32::from(platform.irq_pins) {
         true => Ok(()),
-        false => Err(AcpiError::Interrupt {
-            what,
-            base,
-            gsi,
-            pins: platform.irq_pins,
-        }),
+        false => Err(AcpiError::Interrupt { what, base, gsi, pins: platform.irq_pins }),
     };
     if platform.virtio.len() > MAX_NAMES {
         return Err(too_large(platform));
@@ -212,11 +205,7 @@ fn check(platform: &AcpiPlatform<'_>) -> Result<(), AcpiError> {
 }
 
 fn too_large(platform: &AcpiPlatform<'_>) -> AcpiError {
-    AcpiError::TooLarge {
-        cpus: platform.cpus,
-        devices: platform.virtio.len(),
-        room: ROOM,
-    }
+    AcpiError::TooLarge { cpus: platform.cpus, devices: platform.virtio.len(), room: ROOM }
 }
 
 fn below_4g(what: &'static str, base: u64, len: u64) -> Result<(), AcpiError> {
@@ -226,7 +215,7 @@ fn below_4g(what: &'static str, base: u64, len: u64) -> Result<(), AcpiError> {
     }
 }
 
-/// All tables as they lie in memory from `TABLES_START`. The platform has been checked.
+/// All tables as they lie in memory from `BIOS_START`. The platform has been checked.
 fn tables(platform: &AcpiPlatform<'_>) -> Vec<u8> {
     let mut image = Image(vec![0; Rsdp::len()]);
     let dsdt = image.place(&dsdt(platform));
@@ -243,7 +232,7 @@ fn tables(platform: &AcpiPlatform<'_>) -> Vec<u8> {
     image.0
 }
 
-/// Tables one behind the other, the first at `TABLES_START`.
+/// Tables one behind the other, the first at `BIOS_START`.
 struct Image(Vec<u8>);
 
 impl Image {
@@ -252,20 +241,12 @@ impl Image {
         let start = self.0.len().next_multiple_of(TABLE_ALIGN);
         self.0.resize(start, 0);
         table.to_aml_bytes(&mut self.0);
-        TABLES_START + start as u64
+        BIOS_START + start as u64
     }
 }
 
 fn fadt(power: PowerPorts, dsdt: u64) -> impl Aml {
-    let port = |address: u16| {
-        GAS::new(
-            AddressSpace::SystemIo,
-            8,
-            0,
-            AccessSize::ByteAccess,
-            address.into(),
-        )
-    };
+    let port = |address: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into());
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -299,30 +280,13 @@ fn dsdt(platform: &AcpiPlatform<'_>) -> impl Aml {
     let devices: Vec<Encoded> = (0..platform.cpus)
         .map(processor)
         .chain(platform.serial.map(serial_port))
-        .chain(
-            platform
-                .virtio
-                .iter()
-                .enumerate()
-                .map(|(index, window)| virtio(index, window)),
-        )
+        .chain(platform.virtio.iter().enumerate().map(|(index, window)| virtio(index, window)))
         .collect();
     let soft_off = Package::new(vec![&SLEEP_TYPE_S5, &0u8, &0u8, &0u8]);
     let mut body = Vec::new();
-    Scope::new(
-        "\\_SB_".into(),
-        devices.iter().map(|device| device as &dyn Aml).collect(),
-    )
-    .to_aml_bytes(&mut body);
+    Scope::new("\\_SB_".into(), devices.iter().map(|device| device as &dyn Aml).collect()).to_aml_bytes(&mut body);
     Name::new("\\_S5_".into(), &soft_off).to_aml_bytes(&mut body);
-    let mut dsdt = Sdt::new(
-        *b"DSDT",
-        HEADER_LEN,
-        DSDT_REVISION,
-        OEM,
-        OEM_TABLE,
-        OEM_REVISION,
-    );
+    let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
     // In one go: the table's checksum is computed anew with every addition.
     dsdt.append_slice(&body);
     dsdt
@@ -352,20 +316,14 @@ fn edge(gsi: u32) -> Interrupt {
 /// Every processor of the MADT has a device of the same UID (ACPI 6.5, 5.2.12.2).
 fn processor(uid: u8) -> Encoded {
     let hid = Name::new("_HID".into(), &"ACPI0007");
-    device(
-        &format!("C{uid:03X}"),
-        vec![&hid, &Name::new("_UID".into(), &uid)],
-    )
+    device(&format!("C{uid:03X}"), vec![&hid, &Name::new("_UID".into(), &uid)])
 }
 
 fn serial_port(port: SerialPort) -> Encoded {
     let hid = Name::new("_HID".into(), &EISAName::new("PNP0501"));
     let uid = Name::new("_UID".into(), &0u8);
     let (ports, interrupt) = (IO::new(port.base, port.base, 1, 8), edge(port.gsi));
-    let resources = Name::new(
-        "_CRS".into(),
-        &ResourceTemplate::new(vec![&ports, &interrupt]),
-    );
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt]));
     device("COM1", vec![&hid, &uid, &resources])
 }
 
@@ -376,9 +334,6 @@ fn virtio(index: usize, window: &MmioWindow) -> Encoded {
     // Checked to be below 4 GiB.
     let registers = Memory32Fixed::new(true, window.base as u32, window.len as u32);
     let interrupt = edge(window.gsi);
-    let resources = Name::new(
-        "_CRS".into(),
-        &ResourceTemplate::new(vec![&registers, &interrupt]),
-    );
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&registers, &interrupt]));
     device(&format!("V{index:03X}"), vec![&hid, &uid, &resources])
 }

@@ -5,16 +5,8 @@ use std::process::Command;
 use super::*;
 use vm_memory::GuestMemoryMmap;
 
-const POWER: PowerPorts = PowerPorts {
-    sleep_control: 0x604,
-    sleep_status: 0x605,
-    reset: 0x600,
-    reset_value: 2,
-};
-const COM1: SerialPort = SerialPort {
-    base: 0x3f8,
-    gsi: 4,
-};
+const POWER: PowerPorts = PowerPorts { sleep_control: 0x604, sleep_status: 0x605, reset: 0x600, reset_value: 2 };
+const COM1: SerialPort = SerialPort { base: 0x3f8, gsi: 4 };
 
 fn platform(cpus: u8, virtio: &[MmioWindow]) -> AcpiPlatform<'_> {
     AcpiPlatform {
@@ -29,13 +21,7 @@ fn platform(cpus: u8, virtio: &[MmioWindow]) -> AcpiPlatform<'_> {
 }
 
 fn windows(count: u32) -> Vec<MmioWindow> {
-    (0..count)
-        .map(|n| MmioWindow {
-            base: 0xd000_0000 + u64::from(n) * 0x1000,
-            len: 0x1000,
-            gsi: 5 + n,
-        })
-        .collect()
+    (0..count).map(|n| MmioWindow { base: 0xd000_0000 + u64::from(n) * 0x1000, len: 0x1000, gsi: 5 + n }).collect()
 }
 
 fn ram() -> GuestMemoryMmap<()> {
@@ -59,10 +45,7 @@ fn sum(bytes: &[u8]) -> u8 {
 }
 
 fn read(mem: &GuestMemoryMmap<()>, at: u64, len: usize) -> Vec<u8> {
-    assert!(
-        at >= TABLES_START && at + len as u64 <= TABLES_END,
-        "{at:#x} + {len:#x} is outside the BIOS area"
-    );
+    assert!(at >= BIOS_START && at + len as u64 <= BIOS_END, "{at:#x} + {len:#x} is outside the BIOS area");
     let mut bytes = vec![0; len];
     mem.read_slice(&mut bytes, GuestAddress(at)).unwrap();
     bytes
@@ -74,12 +57,7 @@ fn table(mem: &GuestMemoryMmap<()>, at: u64, signature: &[u8; 4]) -> (u64, Vec<u
     let len = u32_at(&read(mem, at, 36), 4) as usize;
     let bytes = read(mem, at, len);
     assert_eq!(&bytes[..4], signature);
-    assert_eq!(
-        sum(&bytes),
-        0,
-        "checksum of {}",
-        String::from_utf8_lossy(signature)
-    );
+    assert_eq!(sum(&bytes), 0, "checksum of {}", String::from_utf8_lossy(signature));
     (at, bytes)
 }
 
@@ -91,47 +69,27 @@ struct Tables {
 
 /// Finds the RSDP as an operating system does, by searching, then all else from there.
 fn find(mem: &GuestMemoryMmap<()>) -> Tables {
-    let at = (TABLES_START..TABLES_END)
-        .step_by(16)
-        .find(|at| read(mem, *at, 8) == b"RSD PTR ")
-        .unwrap();
-    assert_eq!(at, TABLES_START);
+    let at = (BIOS_START..BIOS_END).step_by(16).find(|at| read(mem, *at, 8) == b"RSD PTR ").unwrap();
+    assert_eq!(at, BIOS_START);
     let rsdp = read(mem, at, 36);
-    assert_eq!(
-        (sum(&rsdp[..20]), sum(&rsdp), rsdp[15], u32_at(&rsdp, 20)),
-        (0, 0, 2, 36)
-    );
+    assert_eq!((sum(&rsdp[..20]), sum(&rsdp), rsdp[15], u32_at(&rsdp, 20)), (0, 0, 2, 36));
     let xsdt = table(mem, u64_at(&rsdp, 24), b"XSDT");
     assert_eq!(xsdt.1.len(), 36 + 2 * 8);
     let fadt = table(mem, u64_at(&xsdt.1, 36), b"FACP");
     let madt = table(mem, u64_at(&xsdt.1, 44), b"APIC");
     let dsdt = table(mem, u64_at(&fadt.1, 140), b"DSDT");
-    let mut spans: Vec<_> = [&xsdt, &fadt, &madt, &dsdt]
-        .map(|(at, bytes)| (*at, at + bytes.len() as u64))
-        .into_iter()
-        .collect();
-    spans.push((TABLES_START, TABLES_START + 36));
+    let mut spans: Vec<_> =
+        [&xsdt, &fadt, &madt, &dsdt].map(|(at, bytes)| (*at, at + bytes.len() as u64)).into_iter().collect();
+    spans.push((BIOS_START, BIOS_START + 36));
     spans.sort_unstable();
-    assert!(
-        spans.windows(2).all(|pair| pair[0].1 <= pair[1].0),
-        "tables overlap: {spans:x?}"
-    );
-    Tables {
-        fadt: fadt.1,
-        madt: madt.1,
-        dsdt: dsdt.1,
-    }
+    assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "tables overlap: {spans:x?}");
+    Tables { fadt: fadt.1, madt: madt.1, dsdt: dsdt.1 }
 }
 
 /// What the DSDT says, in its order.
 #[derive(Debug, PartialEq)]
 enum Said {
-    Device {
-        name: String,
-        hid: Value,
-        uid: u64,
-        resources: Option<Vec<u8>>,
-    },
+    Device { name: String, hid: Value, uid: u64, resources: Option<Vec<u8>> },
     SoftOff(Vec<u64>),
 }
 
@@ -163,9 +121,7 @@ impl<'a> Reader<'a> {
         let bytes = self.take(1 + more);
         let len = match more {
             0 => usize::from(lead & 0x3f),
-            _ => (1..=more).fold(usize::from(lead & 0xf), |len, n| {
-                len | usize::from(bytes[n]) << (8 * n - 4)
-            }),
+            _ => (1..=more).fold(usize::from(lead & 0xf), |len, n| len | usize::from(bytes[n]) << (8 * n - 4)),
         };
         Reader(self.take(len - 1 - more))
     }
@@ -220,9 +176,7 @@ impl<'a> Reader<'a> {
                 }
                 0x08 => {
                     assert_eq!(self.name(), "_S5_");
-                    let Value::Package(values) = self.value() else {
-                        panic!("_S5 is no package")
-                    };
+                    let Value::Package(values) = self.value() else { panic!("_S5 is no package") };
                     said.push(Said::SoftOff(values));
                 }
                 other => panic!("AML term {other:#x}"),
@@ -242,12 +196,7 @@ impl<'a> Reader<'a> {
                 other => panic!("{other:?} in {name}"),
             }
         }
-        Said::Device {
-            name,
-            hid: hid.unwrap(),
-            uid: uid.unwrap(),
-            resources,
-        }
+        Said::Device { name, hid: hid.unwrap(), uid: uid.unwrap(), resources }
     }
 }
 
@@ -281,13 +230,7 @@ fn expected(platform: &AcpiPlatform<'_>) -> Vec<Said> {
         resources: None,
     });
     let serial = platform.serial.map(|serial| {
-        let ports = [
-            &[0x47, 1],
-            &serial.base.to_le_bytes()[..],
-            &serial.base.to_le_bytes(),
-            &[1, 8],
-        ]
-        .concat();
+        let ports = [&[0x47, 1], &serial.base.to_le_bytes()[..], &serial.base.to_le_bytes(), &[1, 8]].concat();
         Said::Device {
             name: "COM1".into(),
             // "PNP0501" compressed (ACPI 6.5, 19.3.4), as a little-endian integer.
@@ -298,31 +241,15 @@ fn expected(platform: &AcpiPlatform<'_>) -> Vec<Said> {
     });
     let virtio = platform.virtio.iter().enumerate().map(|(n, window)| {
         let (base, len) = (window.base as u32, window.len as u32);
-        let registers = [
-            &[0x86, 9, 0, 1],
-            &base.to_le_bytes()[..],
-            &len.to_le_bytes(),
-        ]
-        .concat();
+        let registers = [&[0x86, 9, 0, 1], &base.to_le_bytes()[..], &len.to_le_bytes()].concat();
         Said::Device {
             name: format!("V{n:03X}"),
             hid: Value::Text("LNRO0005".into()),
             uid: n as u64,
-            resources: Some(
-                [
-                    registers,
-                    interrupt_descriptor(window.gsi),
-                    END_TAG.to_vec(),
-                ]
-                .concat(),
-            ),
+            resources: Some([registers, interrupt_descriptor(window.gsi), END_TAG.to_vec()].concat()),
         }
     });
-    processors
-        .chain(serial)
-        .chain(virtio)
-        .chain([Said::SoftOff(vec![5, 0, 0, 0])])
-        .collect()
+    processors.chain(serial).chain(virtio).chain([Said::SoftOff(vec![5, 0, 0, 0])]).collect()
 }
 
 #[test]
@@ -334,18 +261,10 @@ fn every_machine_reads_back() {
             let platform = platform(cpus, &windows);
             assert_eq!(write(&mem, &platform).unwrap(), GuestAddress(0xe_0000));
             let tables = find(&mem);
-            assert_eq!(
-                said(&tables.dsdt),
-                expected(&platform),
-                "{cpus} CPUs, {devices} devices"
-            );
+            assert_eq!(said(&tables.dsdt), expected(&platform), "{cpus} CPUs, {devices} devices");
 
             let madt = &tables.madt;
-            assert_eq!(
-                (u32_at(madt, 36), u32_at(madt, 40)),
-                (0xfee0_0000, 0),
-                "local APICs; no 8259"
-            );
+            assert_eq!((u32_at(madt, 36), u32_at(madt, 40)), (0xfee0_0000, 0), "local APICs; no 8259");
             let mut entries: Vec<u8> = (0..cpus).flat_map(|n| [0, 8, n, n, 1, 0, 0, 0]).collect();
             entries.extend([1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
             assert_eq!(madt[44..], entries);
@@ -366,10 +285,7 @@ fn the_most_cpus_fit() {
 #[test]
 fn a_machine_without_a_serial_port_has_none() {
     let mem = ram();
-    let platform = AcpiPlatform {
-        serial: None,
-        ..platform(1, &[])
-    };
+    let platform = AcpiPlatform { serial: None, ..platform(1, &[]) };
     write(&mem, &platform).unwrap();
     assert_eq!(said(&find(&mem).dsdt), expected(&platform));
 }
@@ -381,31 +297,24 @@ fn the_fadt_is_hardware_reduced_and_names_the_ports() {
     let fadt = find(&mem).fadt;
     // Length and revision of ACPI 6.5.
     assert_eq!((fadt.len(), fadt[8], fadt[131]), (276, 6, 5));
-    assert_eq!(
-        u16_at(&fadt, 109),
-        1 << 2 | 1 << 5,
-        "no VGA, no RTC; no keyboard controller promised"
-    );
-    assert_eq!(
-        u32_at(&fadt, 112),
-        1 | 1 << 4 | 1 << 5 | 1 << 10 | 1 << 12 | 1 << 20
-    );
+    assert_eq!(u16_at(&fadt, 109), 1 << 2 | 1 << 5, "no VGA, no RTC; no keyboard controller promised");
+    assert_eq!(u32_at(&fadt, 112), 1 | 1 << 4 | 1 << 5 | 1 << 10 | 1 << 12 | 1 << 20);
     let port = |port: u64| [&[1, 8, 0, 1], &port.to_le_bytes()[..]].concat();
-    assert_eq!(
-        (&fadt[116..128], fadt[128]),
-        (&port(0x600)[..], 2),
-        "reset register"
-    );
+    assert_eq!((&fadt[116..128], fadt[128]), (&port(0x600)[..], 2), "reset register");
     assert_eq!(fadt[244..256], port(0x604), "sleep control register");
     assert_eq!(fadt[256..268], port(0x605), "sleep status register");
     assert_eq!(fadt[268..276], *b"BULKHEAD");
     // No fixed hardware: everything from SCI_INT to CENTURY, and the extended blocks, is zero.
-    assert!(
-        fadt[46..109]
-            .iter()
-            .chain(&fadt[148..244])
-            .all(|byte| *byte == 0)
-    );
+    assert!(fadt[46..109].iter().chain(&fadt[148..244]).all(|byte| *byte == 0));
+}
+
+#[test]
+fn the_reset_vector_asks_for_a_reset() {
+    let mem = ram();
+    write(&mem, &platform(1, &[])).unwrap();
+    // mov $0x600, %dx; mov $2, %al; out %al, (%dx); hlt; jmp to the hlt. It fits below 1 MiB.
+    let code = [0xba, 0x00, 0x06, 0xb0, 0x02, 0xee, 0xf4, 0xeb, 0xfd];
+    assert_eq!(read(&mem, 0xf_fff0, 16), [&code[..], &[0; 7]].concat());
 }
 
 #[test]
@@ -414,47 +323,23 @@ fn what_the_tables_cannot_say_is_an_error() {
     let refused = |platform: &AcpiPlatform<'_>| {
         let error = write(&mem, platform).unwrap_err();
         let mut start = [0; 8];
-        mem.read_slice(&mut start, GuestAddress(TABLES_START))
-            .unwrap();
+        mem.read_slice(&mut start, GuestAddress(BIOS_START)).unwrap();
         assert_eq!(start, [0; 8], "nothing is written after {error}");
         error.to_string()
     };
     let window = |base, len, gsi| [MmioWindow { base, len, gsi }];
-    assert_eq!(
-        refused(&platform(0, &[])),
-        "ACPI tables: no CPU to describe"
-    );
-    for (base, len) in [
-        (1 << 32, 0x1000),
-        (0xffff_f001, 0x1000),
-        (u64::MAX, 2),
-        (0xd000_0000, 0),
-    ] {
+    assert_eq!(refused(&platform(0, &[])), "ACPI tables: no CPU to describe");
+    for (base, len) in [(1 << 32, 0x1000), (0xffff_f001, 0x1000), (u64::MAX, 2), (0xd000_0000, 0)] {
         let error = refused(&platform(1, &window(base, len, 5)));
-        let text = format!(
-            "the virtio window at {base:#x} (length {len:#x}) is not within the first 4 GiB"
-        );
+        let text = format!("the virtio window at {base:#x} (length {len:#x}) is not within the first 4 GiB");
         assert!(error.contains(&text), "{error}");
     }
     let error = refused(&platform(1, &window(0xd000_0000, 0x1000, 24)));
-    assert!(
-        error.contains("interrupt 24 of the virtio window at 0xd0000000"),
-        "{error}"
-    );
-    let far = |ioapic, lapic| AcpiPlatform {
-        ioapic,
-        lapic,
-        ..platform(1, &[])
-    };
+    assert!(error.contains("interrupt 24 of the virtio window at 0xd0000000"), "{error}");
+    let far = |ioapic, lapic| AcpiPlatform { ioapic, lapic, ..platform(1, &[]) };
     assert!(refused(&far(1 << 32, 0)).contains("I/O APIC at 0x100000000"));
     assert!(refused(&far(0, 1 << 40)).contains("local APIC at 0x10000000000"));
-    let serial = AcpiPlatform {
-        serial: Some(SerialPort {
-            base: 0x3f8,
-            gsi: 99,
-        }),
-        ..platform(1, &[])
-    };
+    let serial = AcpiPlatform { serial: Some(SerialPort { base: 0x3f8, gsi: 99 }), ..platform(1, &[]) };
     assert!(refused(&serial).contains("interrupt 99 of the serial port at 0x3f8"));
 }
 
@@ -462,30 +347,20 @@ fn what_the_tables_cannot_say_is_an_error() {
 fn too_many_devices_are_an_error() {
     let mem = ram();
     for count in [0x1000, 0x1001, 1 << 20] {
-        let many = vec![
-            MmioWindow {
-                base: 0xd000_0000,
-                len: 0x1000,
-                gsi: 5
-            };
-            count
-        ];
+        let many = vec![MmioWindow { base: 0xd000_0000, len: 0x1000, gsi: 5 }; count];
         let error = write(&mem, &platform(1, &many)).unwrap_err();
-        assert!(
-            matches!(error, AcpiError::TooLarge { cpus: 1, devices, .. } if devices == count),
-            "{error}"
-        );
+        assert!(matches!(error, AcpiError::TooLarge { cpus: 1, devices, .. } if devices == count), "{error}");
     }
 }
 
 #[test]
 fn memory_that_is_not_there_is_an_error() {
-    // Ends in the middle of the first table.
-    let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0xe_0010)]).unwrap();
-    assert!(matches!(
-        write(&mem, &platform(1, &[])),
-        Err(AcpiError::Memory { .. })
-    ));
+    // Ends in the middle of the first table, and before the reset vector.
+    for (end, missing) in [(0xe_0010, 0xe_0000), (0xf_0000, 0xf_fff0)] {
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), end)]).unwrap();
+        let error = write(&mem, &platform(1, &[])).unwrap_err();
+        assert!(matches!(error, AcpiError::Memory { at, .. } if at == missing), "{error}");
+    }
 }
 
 /// ACPICA's compiler reads the tables without a complaint, and compiles what it read to the same DSDT.
@@ -500,32 +375,17 @@ fn acpica_agrees() {
     let tables = find(&mem);
     let dir = tempfile::tempdir().unwrap();
     let iasl = |args: &[&str]| {
-        let output = Command::new("iasl")
-            .args(args)
-            .current_dir(&dir)
-            .output()
-            .unwrap();
-        let text = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let output = Command::new("iasl").args(args).current_dir(&dir).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "iasl {args:?}: {text}");
         text
     };
-    for (name, bytes) in [
-        ("facp", &tables.fadt),
-        ("apic", &tables.madt),
-        ("dsdt", &tables.dsdt),
-    ] {
+    for (name, bytes) in [("facp", &tables.fadt), ("apic", &tables.madt), ("dsdt", &tables.dsdt)] {
         std::fs::write(dir.path().join(format!("{name}.aml")), bytes).unwrap();
         let text = iasl(&["-d", &format!("{name}.aml")]);
         let source = std::fs::read_to_string(dir.path().join(format!("{name}.dsl"))).unwrap();
         for trouble in ["Warning", "Error", "Invalid", "incorrect checksum"] {
-            assert!(
-                !text.contains(trouble) && !source.contains(trouble),
-                "{name}: {text}\n{source}"
-            );
+            assert!(!text.contains(trouble) && !source.contains(trouble), "{name}: {text}\n{source}");
         }
     }
     let text = iasl(&["-p", "again", "dsdt.dsl"]);
