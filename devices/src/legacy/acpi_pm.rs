@@ -70,11 +70,7 @@ mod tests {
         for control in 0..=u8::MAX {
             let soft_off = control & 0x3c == 0x34;
             let exits = exits(0, &[control]);
-            assert_eq!(
-                matches!(exits[..], [GuestExit::PowerOff]),
-                soft_off,
-                "{control:#x}"
-            );
+            assert_eq!(matches!(exits[..], [GuestExit::PowerOff]), soft_off, "{control:#x}");
             assert_eq!(exits.is_empty(), !soft_off, "{control:#x}");
         }
     }
@@ -84,10 +80,7 @@ mod tests {
         assert!(exits(1, &[0x34]).is_empty(), "the status register");
         assert!(exits(2, &[0x34]).is_empty(), "beyond the registers");
         assert!(exits(0, &[]).is_empty());
-        assert!(
-            exits(0, &[0, 0x34]).is_empty(),
-            "a wide write is one byte a register"
-        );
+        assert!(exits(0, &[0, 0x34]).is_empty(), "a wide write is one byte a register");
         assert_eq!(exits(0, &[0x34, 0x80, 0, 0]).len(), 1);
     }
 
