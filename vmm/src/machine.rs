@@ -23,7 +23,7 @@ use crate::cpuid::{self, Identity};
 use crate::events::{Counts, Event, ExitReason, Phase, monotonic_ns};
 use crate::host::{self, HostError};
 use crate::irq::{IrqFdLine, KvmRoutes};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, MemoryError, Ram};
 use crate::vcpu::{Ended, Shared, Vcpu, VcpuError, VcpuThread, registers};
 
 /// First guest-physical address of the virtio-mmio windows.
@@ -181,7 +181,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     manager: EventManager<Subscriber>,
     _vm: Arc<VmFd>,
-    _ram: GuestRam,
+    _memory: Ram,
 }
 
 impl Machine {
@@ -193,8 +193,9 @@ impl Machine {
         reserve_descriptors();
         let host_kvm = host::open()?;
         let vm = Arc::new(create_vm(&host_kvm)?);
-        let ram = memory::create(config.machine.mem_size_mib)?;
-        memory::register(&vm, &ram)?;
+        let memory = Ram::new(config.machine.mem_size_mib)?;
+        memory::register(&vm, &memory)?;
+        let ram = memory.guest();
         split_irqchip(&vm)?;
         phase(Phase::Load);
 
@@ -209,7 +210,7 @@ impl Machine {
         let (pio, mmio) = (Bus::default(), Bus::default());
         let ioapic = Arc::new(Mutex::new(Ioapic::new(Box::new(KvmRoutes(vm.clone())))));
         mmio.insert(IOAPIC_BASE, 0x1000, ioapic.clone())?;
-        let mut builder = Assembly { vm: &vm, ram: &ram, pio: &pio, mmio: &mmio, manager: &mut manager };
+        let mut builder = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager };
         builder.legacy(config, console, &ending)?;
         let cmdline = builder.virtio(config)?;
 
@@ -221,11 +222,11 @@ impl Machine {
         };
         let cpus = config.machine.vcpu_count;
         let platform = boot::Platform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins: IOAPIC_PINS };
-        let state = boot::load(&ram, &source, &platform)?;
+        let state = boot::load(ram, &source, &platform)?;
         let shared = Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic };
         let vcpus = create_vcpus(&host_kvm, &vm, cpus, &state, &shared)?;
         let handle = Handle { ending, vcpus: Arc::default() };
-        Ok(Machine { handle, vcpus, manager, _vm: vm, _ram: ram })
+        Ok(Machine { handle, vcpus, manager, _vm: vm, _memory: memory })
     }
 
     /// A handle to steer it with.

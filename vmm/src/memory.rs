@@ -2,10 +2,12 @@
 //!
 //! RAM is anonymous, private, and not reserved: a page costs nothing before the guest touches it.
 
+use std::io;
+
 use devices::GuestRam;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 /// RAM that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -14,12 +16,12 @@ pub enum MemoryError {
     #[error("guest memory: {0}")]
     Layout(#[from] boot::layout::LayoutError),
     /// The host would not map it.
-    #[error("guest memory: the host would not map {mib} MiB: {source}; ask for less memory")]
+    #[error("guest memory: the host would not map {mib} MiB: {problem}; ask for less memory")]
     Map {
         /// MiB asked for.
         mib: u64,
         /// The host's answer.
-        source: vm_memory::mmap::FromRangesError,
+        problem: String,
     },
     /// KVM would not take a region.
     #[error("guest memory: KVM_SET_USER_MEMORY_REGION for {start:#x}: {source}")]
@@ -31,18 +33,92 @@ pub enum MemoryError {
     },
 }
 
-/// Maps `mib` MiB of RAM laid out around the hole below 4 GiB.
-pub fn create(mib: u64) -> Result<GuestRam, MemoryError> {
-    let ranges: Vec<(GuestAddress, usize)> =
-        boot::layout::ram_regions(mib << 20)?.into_iter().map(|(start, len)| (start, len as usize)).collect();
-    GuestRam::from_ranges(&ranges).map_err(|source| MemoryError::Map { mib, source })
+/// Host mappings are aligned to this, the size of a large page, so that the host can back RAM with large pages.
+const ALIGNMENT: usize = 2 << 20;
+
+/// One mapping of the host, given back when dropped.
+#[derive(Debug)]
+struct Mapping {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the pointer is only an address to unmap, by whoever drops it last.
+unsafe impl Send for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `Mapping::new`, belongs to it alone, and is no longer used: `Ram` says so.
+        unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}
+
+impl Mapping {
+    /// Maps `len` bytes, a multiple of the page size, at an address that is a multiple of [`ALIGNMENT`].
+    fn new(len: usize) -> io::Result<Self> {
+        let total = len.checked_add(ALIGNMENT).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let mapped = unsafe { libc::mmap(std::ptr::null_mut(), total, protection, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapped = mapped.cast::<u8>();
+        let head = mapped.align_offset(ALIGNMENT);
+        // SAFETY: `head` is less than ALIGNMENT, so that head, `len` bytes and the tail make up the mapping, which is
+        // ours and untouched; head and tail are whole pages.
+        unsafe {
+            let start = mapped.add(head);
+            if head > 0 {
+                libc::munmap(mapped.cast(), head);
+            }
+            libc::munmap(start.add(len).cast(), ALIGNMENT - head);
+            Ok(Mapping { start, len })
+        }
+    }
+}
+
+/// Guest RAM with the host mappings it lies in.
+///
+/// Whoever keeps a clone of [`Ram::guest`] must drop it before this.
+#[derive(Debug)]
+pub struct Ram {
+    guest: GuestRam,
+    _mappings: Vec<Mapping>,
+}
+
+impl Ram {
+    /// Maps `mib` MiB of RAM laid out around the hole below 4 GiB.
+    pub fn new(mib: u64) -> Result<Self, MemoryError> {
+        let failed = |problem: String| MemoryError::Map { mib, problem };
+        let mut mappings = Vec::new();
+        let mut regions = Vec::new();
+        for (start, len) in boot::layout::ram_regions(mib << 20)? {
+            let mapping = Mapping::new(len as usize).map_err(|e| failed(e.to_string()))?;
+            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: the mapping is `len` bytes long, readable and writable, and outlives the region, as `Ram` says.
+            let region = unsafe { MmapRegion::build_raw(mapping.start, mapping.len, protection, flags) };
+            let region = region.map_err(|e| failed(e.to_string()))?;
+            let region = GuestRegionMmap::new(region, start).ok_or_else(|| failed("it would wrap around".into()))?;
+            mappings.push(mapping);
+            regions.push(region);
+        }
+        let guest = GuestRam::from_regions(regions).map_err(|e| failed(e.to_string()))?;
+        Ok(Ram { guest, _mappings: mappings })
+    }
+
+    /// The RAM as devices and boot see it.
+    pub fn guest(&self) -> &GuestRam {
+        &self.guest
+    }
 }
 
 /// Gives each region of `ram` to the VM as one slot, numbered from 0.
 ///
 /// `ram` must outlive the VM's vCPUs: [`crate::Machine`] keeps both and drops the vCPUs first.
-pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), MemoryError> {
-    for (slot, region) in ram.iter().enumerate() {
+pub fn register(vm: &VmFd, ram: &Ram) -> Result<(), MemoryError> {
+    for (slot, region) in ram.guest.iter().enumerate() {
         let start = region.start_addr().0;
         let host = region.as_ptr() as u64;
         let slot = kvm_userspace_memory_region {
@@ -57,4 +133,23 @@ pub fn register(vm: &VmFd, ram: &GuestRam) -> Result<(), MemoryError> {
         unsafe { vm.set_user_memory_region(slot) }.map_err(|source| MemoryError::Slot { start, source })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_is_aligned_for_large_pages_and_goes_around_the_hole() {
+        let ram = Ram::new(4096).unwrap();
+        let regions: Vec<_> = ram.guest().iter().map(|r| (r.start_addr().0, r.len(), r.as_ptr() as usize)).collect();
+        assert_eq!(regions.len(), 2);
+        assert!(regions.iter().all(|(_, _, host)| host % ALIGNMENT == 0));
+        assert_eq!((regions[1].0, regions[1].1), (4 << 30, 1 << 30));
+    }
+
+    #[test]
+    fn what_the_host_cannot_map_is_an_error() {
+        assert!(matches!(Ram::new(1 << 30), Err(MemoryError::Map { .. })));
+    }
 }
