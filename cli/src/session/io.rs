@@ -1,0 +1,99 @@
+//! The user's side: the three standard streams, and the terminal they may be.
+
+use super::SessionError;
+use guest_protocol::WindowSize;
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Where a process's streams lead to.
+#[derive(Debug)]
+pub struct Io {
+    /// What the process reads; `None`: nothing (/dev/null, or a terminal nobody types on).
+    pub stdin: Option<OwnedFd>,
+    /// What the process writes; with a terminal, all of it.
+    pub stdout: OwnedFd,
+    /// The second stream; unused with a terminal.
+    pub stderr: OwnedFd,
+    /// The process gets a terminal.
+    pub terminal: bool,
+}
+
+impl Io {
+    /// This program's own streams, for `-i` (`interactive`) and `-t` (`terminal`).
+    ///
+    /// # Errors
+    /// [`SessionError::NotATty`]: both are asked for and standard input is no terminal.
+    pub fn inherit(interactive: bool, terminal: bool) -> Result<Self, SessionError> {
+        let stdin = std::io::stdin();
+        if interactive && terminal && !isatty(&stdin) {
+            return Err(SessionError::NotATty);
+        }
+        let own = |fd: BorrowedFd<'_>| {
+            let failed = |source| SessionError::Host {
+                what: "duplicate a standard stream",
+                source,
+            };
+            fd.try_clone_to_owned().map_err(failed)
+        };
+        Ok(Self {
+            stdin: interactive.then(|| own(stdin.as_fd())).transpose()?,
+            stdout: own(std::io::stdout().as_fd())?,
+            stderr: own(std::io::stderr().as_fd())?,
+            terminal,
+        })
+    }
+
+    /// The size of the terminal that the process's output goes to; a usual one if there is none.
+    pub(super) fn window_size(&self) -> WindowSize {
+        let size = [Some(&self.stdout), self.stdin.as_ref()]
+            .into_iter()
+            .flatten()
+            .find_map(|fd| tcgetwinsize(fd).ok())
+            .filter(|size| size.ws_row != 0 && size.ws_col != 0);
+        size.map_or(
+            WindowSize {
+                rows: 24,
+                columns: 80,
+            },
+            |size| WindowSize {
+                rows: size.ws_row,
+                columns: size.ws_col,
+            },
+        )
+    }
+}
+
+/// A terminal in raw mode; back as it was when dropped, which a panic does as well.
+#[derive(Debug)]
+pub(super) struct RawMode {
+    terminal: OwnedFd,
+    before: Termios,
+    raw: Termios,
+}
+
+impl RawMode {
+    /// Puts the terminal into raw mode: every key goes to the guest, ^C included.
+    pub(super) fn enter(terminal: &OwnedFd) -> std::io::Result<Self> {
+        let terminal = terminal.try_clone()?;
+        let before = tcgetattr(&terminal)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&terminal, OptionalActions::Drain, &raw)?;
+        Ok(Self {
+            terminal,
+            before,
+            raw,
+        })
+    }
+
+    /// After this program was stopped and goes on: the shell has put the terminal back meanwhile.
+    pub(super) fn enter_again(&self) {
+        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.raw);
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        let _ = tcsetattr(&self.terminal, OptionalActions::Drain, &self.before);
+    }
+}

@@ -1,0 +1,179 @@
+//! The host's half of a container's run: from the guest's first connection to the process's exit status.
+//!
+//! - [`Session`]: the sockets the guest connects to, and [`Session::run`].
+//! - [`io`]: the user's streams and terminal.
+//! - [`conversation`]: one run: the loop over control messages, signals and the end of the VM.
+//! - [`streams`]: the connections of the process's streams.
+//! - [`pump`]: the threads that move the bytes of the streams.
+//! - [`control`]: the control connection.
+//! - [`times`]: when what happened.
+//!
+//! Starts no VM and ends none: that is the caller's. The guest is not trusted: it can at worst keep its own run from
+//! ending, which the user's third interrupt or the end of the VM ends for it.
+
+mod control;
+mod conversation;
+pub mod io;
+mod pump;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod times;
+
+use guest_protocol::{CONTROL_PORT, ExitStatus, FailureKind, FrameError, STREAM_PORT, Start};
+use std::fs;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+pub use io::Io;
+pub use times::Times;
+
+/// How a run ended without an exit status.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The sockets for the guest cannot be made.
+    #[error("cannot listen for the guest on {path}: {source}")]
+    Listen {
+        /// Which socket.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A terminal with input was asked for, and standard input is none.
+    #[error("the input device is not a TTY")]
+    NotATty,
+    /// A system call on the host's side failed.
+    #[error("cannot {what}: {source}")]
+    Host {
+        /// What it was for.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The VM ended before the process did.
+    #[error("the microVM ended before {0}")]
+    VmEnded(&'static str),
+    /// The guest closed its connection before the process ended.
+    #[error("the guest closed its connection before the process ended")]
+    GuestClosed,
+    /// The guest has another version of init.
+    #[error(
+        "the guest speaks protocol version {guest}, this program {}",
+        guest_protocol::VERSION
+    )]
+    Version {
+        /// The guest's version.
+        guest: u32,
+    },
+    /// The guest sent something that is not a message.
+    #[error("the guest broke the protocol: {0}")]
+    Frame(#[from] FrameError),
+    /// The guest sent a message that has no place there.
+    #[error("the guest broke the protocol: unexpected {0}")]
+    Unexpected(&'static str),
+    /// The process was not started.
+    #[error("{detail}")]
+    StartFailed {
+        /// Of which kind the failure is.
+        kind: FailureKind,
+        /// One line, from the guest, without control characters.
+        detail: String,
+    },
+    /// The user ended the run by a signal, before the process ran or for the third time.
+    #[error("interrupted by signal {0}")]
+    Interrupted(u8),
+}
+
+impl SessionError {
+    /// The exit code that tells this, as container users know it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::StartFailed { kind, .. } => kind.code(),
+            Self::Interrupted(signal) => ExitStatus::Signal(*signal).code(),
+            _ => 125,
+        }
+    }
+}
+
+/// How the process ended, and when what happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// The process's own code, or 128 + signal.
+    pub exit_code: u8,
+    /// The run's milestones.
+    pub times: Times,
+}
+
+/// The sockets that a guest's vsock connections arrive at. Removes them when dropped.
+#[derive(Debug)]
+pub struct Session {
+    control: Socket,
+    streams: Socket,
+}
+
+/// A listening socket with a name in the file system.
+#[derive(Debug)]
+struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Session {
+    /// Listens on `<uds_path>_1024` and `<uds_path>_1025`, for the owner only. To be called before the VM starts.
+    ///
+    /// # Errors
+    /// [`SessionError::Listen`]: the path is too long, taken, or not to be written to.
+    pub fn listen(uds_path: &Path) -> Result<Self, SessionError> {
+        Ok(Self {
+            control: Socket::listen(uds_path, CONTROL_PORT)?,
+            streams: Socket::listen(uds_path, STREAM_PORT)?,
+        })
+    }
+
+    /// Waits for the guest, has it start the process, relays signals, window size and streams until the process has ended
+    /// and all its output has been passed on.
+    ///
+    /// `vm` becomes readable or hung up when the VM has ended (a pidfd, or a pipe that only the VM's process holds). Whether
+    /// the process gets input and a terminal is what `io` says, whatever `start` says. On return the guest waits for this
+    /// session to be dropped and powers off then; the caller may as well end the VM, since nothing in it is of use any more.
+    ///
+    /// # Errors
+    /// Everything that leaves no exit status. See [`SessionError::exit_code`].
+    pub fn run(&self, start: Start, io: Io, vm: BorrowedFd<'_>) -> Result<Outcome, SessionError> {
+        conversation::run(
+            &self.control.listener,
+            &self.streams.listener,
+            start,
+            io,
+            vm,
+        )
+    }
+}
+
+impl Socket {
+    fn listen(uds_path: &Path, port: u32) -> Result<Self, SessionError> {
+        let mut path = uds_path.as_os_str().to_owned();
+        path.push(format!("_{port}"));
+        let path = PathBuf::from(path);
+        let listen = || {
+            let listener = UnixListener::bind(&path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        match listen() {
+            Ok(listener) => Ok(Self { listener, path }),
+            Err(source) => Err(SessionError::Listen { path, source }),
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // The caller may have removed the whole directory already.
+        let _ = fs::remove_file(&self.path);
+    }
+}

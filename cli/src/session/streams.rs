@@ -1,0 +1,217 @@
+//! The streams of a run: the connections the guest opens for them, told apart by their headers, each with its thread.
+
+use super::conversation::host;
+use super::io::Io;
+use super::{SessionError, pump};
+use guest_protocol::{MAIN_PROCESS, StreamHeader, StreamKind};
+use rustix::event::{PollFd, PollFlags};
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+/// Stream connections that may wait for their header; a guest opens three in all.
+const MAX_UNNAMED: usize = 4;
+
+/// A stream connection whose header is still to come.
+struct Unnamed {
+    connection: UnixStream,
+    header: [u8; StreamHeader::LEN],
+    filled: usize,
+}
+
+/// A stream that the process writes.
+struct Output {
+    kind: StreamKind,
+    /// The guest has connected it.
+    attached: bool,
+}
+
+pub(super) struct Streams<'a> {
+    /// The user's side.
+    pub(super) io: Io,
+    listener: &'a UnixListener,
+    unnamed: Vec<Unnamed>,
+    /// Output streams that have not ended.
+    outputs: Vec<Output>,
+    /// Where the input stream goes, kept so that it can be ended.
+    input: Option<UnixStream>,
+    /// Which output has ended: one byte each. The threads have the other end.
+    ended: UnixStream,
+    ended_sender: UnixStream,
+}
+
+impl<'a> Streams<'a> {
+    pub(super) fn new(io: Io, listener: &'a UnixListener) -> std::io::Result<Self> {
+        let kinds: &[StreamKind] = if io.terminal {
+            &[StreamKind::Terminal]
+        } else {
+            &[StreamKind::Stdout, StreamKind::Stderr]
+        };
+        let outputs = kinds
+            .iter()
+            .map(|&kind| Output {
+                kind,
+                attached: false,
+            })
+            .collect();
+        let (ended, ended_sender) = UnixStream::pair()?;
+        ended.set_nonblocking(true)?;
+        Ok(Self {
+            io,
+            listener,
+            unnamed: Vec::new(),
+            outputs,
+            input: None,
+            ended,
+            ended_sender,
+        })
+    }
+
+    /// Adds what the streams wait for, to be followed by [`Self::step`].
+    pub(super) fn interests<'b>(&'b self, fds: &mut Vec<PollFd<'b>>) {
+        fds.push(PollFd::new(&self.ended, PollFlags::IN));
+        if self.unnamed.len() < MAX_UNNAMED {
+            fds.push(PollFd::new(self.listener, PollFlags::IN));
+        }
+        fds.extend(
+            self.unnamed
+                .iter()
+                .map(|unnamed| PollFd::new(&unnamed.connection, PollFlags::IN)),
+        );
+    }
+
+    /// Whether all that the process wrote has been passed on.
+    pub(super) fn is_drained(&self) -> bool {
+        self.outputs.is_empty()
+    }
+
+    /// Takes in new connections, headers, and the news of streams that have ended.
+    pub(super) fn step(&mut self) -> Result<(), SessionError> {
+        self.accept()?;
+        self.read_headers()?;
+        let mut ended = [0; 4];
+        let count = self.ended.read(&mut ended).unwrap_or(0);
+        self.outputs
+            .retain(|output| !ended[..count].contains(&(output.kind as u8)));
+        Ok(())
+    }
+
+    /// Streams that the guest has not opened by now will not come.
+    pub(super) fn no_more(&mut self) -> Result<(), SessionError> {
+        self.accept()?;
+        self.read_headers()?;
+        self.outputs.retain(|output| output.attached);
+        Ok(())
+    }
+
+    /// From now on what the user types or pipes in goes to the process.
+    pub(super) fn start_input(&mut self) -> Result<(), SessionError> {
+        match (&self.input, &self.io.stdin) {
+            (Some(connection), Some(stdin)) => connection
+                .try_clone()
+                .and_then(|connection| pump::input(stdin.try_clone()?, connection))
+                .map_err(host("attach standard input")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the input's thread end, wherever it waits.
+    pub(super) fn stop_input(&mut self) {
+        if let Some(connection) = self.input.take() {
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    fn accept(&mut self) -> Result<(), SessionError> {
+        while self.unnamed.len() < MAX_UNNAMED {
+            match self.listener.accept() {
+                Ok((connection, _)) => {
+                    connection
+                        .set_nonblocking(true)
+                        .map_err(host("accept a stream"))?;
+                    self.unnamed.push(Unnamed {
+                        connection,
+                        header: [0; StreamHeader::LEN],
+                        filled: 0,
+                    });
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(host("accept a stream")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what there is of each header; a stream whose header is complete gets its thread.
+    fn read_headers(&mut self) -> Result<(), SessionError> {
+        for mut unnamed in std::mem::take(&mut self.unnamed) {
+            match unnamed
+                .connection
+                .read(&mut unnamed.header[unnamed.filled..])
+            {
+                Ok(0) => continue,
+                Ok(count) => unnamed.filled += count,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(_) => continue,
+            }
+            if unnamed.filled < StreamHeader::LEN {
+                self.unnamed.push(unnamed);
+                continue;
+            }
+            match StreamHeader::from_bytes(unnamed.header) {
+                Some(StreamHeader {
+                    process: MAIN_PROCESS,
+                    kind,
+                }) => self.attach(kind, unnamed.connection)?,
+                _ => return Err(SessionError::Unexpected("stream")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects a stream of the process with the user's.
+    fn attach(&mut self, kind: StreamKind, connection: UnixStream) -> Result<(), SessionError> {
+        let failed = host("attach a stream");
+        connection.set_nonblocking(false).map_err(&failed)?;
+        if kind == StreamKind::Terminal
+            || (kind == StreamKind::Stdin && self.io.stdin.is_some() && !self.io.terminal)
+        {
+            if self.input.is_some() {
+                return Err(SessionError::Unexpected("second stream of a kind"));
+            }
+            self.input = Some(connection.try_clone().map_err(&failed)?);
+            if kind == StreamKind::Stdin {
+                return Ok(());
+            }
+        }
+        let output = self
+            .outputs
+            .iter_mut()
+            .find(|output| output.kind == kind && !output.attached);
+        let Some(output) = output else {
+            return Err(SessionError::Unexpected("stream"));
+        };
+        output.attached = true;
+        let sink = if kind == StreamKind::Stderr {
+            &self.io.stderr
+        } else {
+            &self.io.stdout
+        };
+        self.start_output(kind, connection, sink).map_err(&failed)
+    }
+
+    fn start_output(
+        &self,
+        kind: StreamKind,
+        connection: UnixStream,
+        sink: &OwnedFd,
+    ) -> std::io::Result<()> {
+        let sender = self.ended_sender.try_clone()?;
+        pump::output(connection, sink.try_clone()?, move || {
+            // Whoever listened may be gone; there is room for three bytes.
+            let _ = rustix::io::write(&sender, &[kind as u8]);
+        })
+    }
+}
