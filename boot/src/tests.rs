@@ -1,0 +1,1 @@
+//! The whole recipe, on small kernels made here.
