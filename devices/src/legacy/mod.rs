@@ -1,0 +1,12 @@
+//! Devices from before virtio: what an x86 guest needs to print, to interrupt and to end.
+
+mod exit_port;
+mod i8042;
+mod ioapic;
+mod serial;
+mod serial_output;
+
+pub use exit_port::ExitPort;
+pub use i8042::I8042;
+pub use ioapic::{IOAPIC_PINS, Ioapic, IoapicState, MsiMessage, RouteSink};
+pub use serial::Serial;

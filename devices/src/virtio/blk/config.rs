@@ -1,0 +1,207 @@
+//! The `drives` section and the `--disk` flag, and how they become open files.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::backend::{Backend, Extents, RawFile};
+use super::{Blk, SECTOR};
+use crate::virtio::VirtioDevice;
+use crate::virtio::table::{DeviceError, DeviceKind};
+
+const SECTION: &str = "drives";
+
+/// Its line of the table.
+pub const KIND: DeviceKind = DeviceKind {
+    name: "blk",
+    config_key: SECTION,
+    flag: "disk",
+    flag_syntax: "FILE[,ro]",
+    help: "a raw disk image as /dev/vda, /dev/vdb, ... in the order given; ro: read-only",
+    parse_flag,
+    build,
+    kernel_args,
+    syscalls: &[libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_fdatasync],
+    #[cfg(any(test, feature = "testing"))]
+    sample,
+};
+
+/// One drive, as in the configuration.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Drive {
+    drive_id: String,
+    /// A raw file or block device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_on_host: Option<PathBuf>,
+    /// Files that make up one read-only disk, instead of `path_on_host`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    extents: Vec<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    is_read_only: Option<bool>,
+    /// The kernel is told to mount it as its root.
+    #[serde(default)]
+    is_root_device: bool,
+}
+
+fn invalid(reason: String) -> DeviceError {
+    DeviceError::Invalid { section: SECTION, reason }
+}
+
+fn parse(section: &Value) -> Result<Vec<Drive>, DeviceError> {
+    serde_json::from_value(section.clone()).map_err(DeviceError::section(SECTION))
+}
+
+fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
+    let (path, read_only) = match value.strip_suffix(",ro") {
+        Some(path) => (path, true),
+        None => (value, false),
+    };
+    if path.is_empty() {
+        return Err(DeviceError::Invalid { section: "--disk", reason: "no file; write FILE or FILE,ro".into() });
+    }
+    let mut drives = if section.is_null() { Vec::new() } else { parse(section)? };
+    let drive = serde_json::json!({ "drive_id": format!("disk{}", drives.len()), "path_on_host": path,
+                                    "is_read_only": read_only, "is_root_device": false });
+    drives.extend(parse(&Value::Array(vec![drive]))?);
+    *section = serde_json::to_value(drives).map_err(DeviceError::section(SECTION))?;
+    Ok(())
+}
+
+fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let drives = parse(section)?;
+    if drives.iter().filter(|drive| drive.is_root_device).count() > 1 {
+        return Err(invalid("more than one drive is the root device".into()));
+    }
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, drive) in drives.iter().enumerate() {
+        if drives[..index].iter().any(|other| other.drive_id == drive.drive_id) {
+            return Err(invalid(format!("two drives have the drive_id '{}'", drive.drive_id)));
+        }
+        devices.push(Box::new(open(drive)?));
+    }
+    Ok(devices)
+}
+
+fn open(drive: &Drive) -> Result<Blk, DeviceError> {
+    let id = &drive.drive_id;
+    let (backend, read_only): (Box<dyn Backend>, bool) = match (&drive.path_on_host, drive.extents.as_slice()) {
+        (Some(path), []) => {
+            let read_only = drive.is_read_only.unwrap_or(false);
+            let (file, len) = open_file(path, !read_only)?;
+            if len % SECTOR != 0 {
+                tracing::warn!("drive '{id}': the last {} bytes are not a whole sector", len % SECTOR);
+            }
+            (Box::new(RawFile { file, len }), read_only)
+        }
+        (None, [_, ..]) if drive.is_read_only == Some(false) => {
+            return Err(invalid(format!("drive '{id}' has extents, so it cannot be writable")));
+        }
+        (None, paths @ [_, ..]) => {
+            let files = paths.iter().map(|path| open_file(path, false)).collect::<Result<_, _>>()?;
+            let extents = Extents::new(files).ok_or_else(|| invalid(format!("drive '{id}' is too large")))?;
+            (Box::new(extents), true)
+        }
+        _ => return Err(invalid(format!("drive '{id}' needs either path_on_host or extents"))),
+    };
+    Ok(Blk::new(backend, read_only, id))
+}
+
+/// Opens a regular file or block device, and finds its length in bytes. Anything else could block or lie.
+fn open_file(path: &Path, writable: bool) -> Result<(File, u64), DeviceError> {
+    let host = || DeviceError::host(SECTION, path.display().to_string());
+    // Without O_NONBLOCK a FIFO would block here; on files and block devices it does nothing.
+    let options = OpenOptions::new().read(true).write(writable).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut file = options.map_err(host())?;
+    let kind = file.metadata().map_err(host())?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(invalid(format!("{} is not a regular file or block device", path.display())));
+    }
+    let len = file.seek(SeekFrom::End(0)).map_err(host())?;
+    Ok((file, len))
+}
+
+/// `root=` for the drive that is the root device.
+fn kernel_args(section: &Value) -> Option<String> {
+    let drives = parse(section).ok()?;
+    let index = drives.iter().position(|drive| drive.is_root_device)?;
+    let drive = drives.get(index)?;
+    let read_only = drive.is_read_only.unwrap_or(!drive.extents.is_empty());
+    let letter = char::from(b'a' + u8::try_from(index).ok().filter(|index| *index < 26)?);
+    Some(format!("root=/dev/vd{letter} {}", if read_only { "ro" } else { "rw" }))
+}
+
+#[cfg(any(test, feature = "testing"))]
+fn sample(dir: &Path) -> Value {
+    let path = dir.join("disk.img");
+    let made = std::fs::write(&path, vec![0u8; 1 << 20]);
+    assert!(made.is_ok(), "{made:?}");
+    serde_json::json!([{ "drive_id": "sample", "path_on_host": path }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn error(section: Value) -> String {
+        build(&section).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn the_flag_makes_drives_in_order() {
+        let mut section = Value::Null;
+        parse_flag("/a", &mut section).unwrap();
+        parse_flag("/b,ro", &mut section).unwrap();
+        let drives = parse(&section).unwrap();
+        assert_eq!((drives[0].is_read_only, drives[1].is_read_only), (Some(false), Some(true)));
+        assert_eq!(drives[1].path_on_host.as_deref(), Some(Path::new("/b")));
+        assert_ne!(drives[0].drive_id, drives[1].drive_id);
+        assert!(parse_flag(",ro", &mut section).is_err());
+    }
+
+    #[test]
+    fn bad_sections_say_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, [0; 4096]).unwrap();
+        let cases = [
+            (json!([{ "drive_id": "a" }]), "either path_on_host or extents"),
+            (json!([{ "drive_id": "a", "path_on_host": file, "extents": [file] }]), "either"),
+            (json!([{ "drive_id": "a", "extents": [file], "is_read_only": false }]), "cannot be writable"),
+            (json!([{ "drive_id": "a", "path_on_host": "/nowhere/x" }]), "/nowhere/x"),
+            (json!([{ "drive_id": "a", "path_on_host": dir.path(), "is_read_only": true }]), "not a regular file"),
+            (json!([{ "drive_id": "a", "path_on_host": file, "cache": 1 }]), "cache"),
+            (json!({}), "drives"),
+        ];
+        for (section, words) in cases {
+            let said = error(section);
+            assert!(said.contains(words) && !said.contains('\n'), "{said}");
+        }
+        let twice = json!([{ "drive_id": "a", "path_on_host": file }, { "drive_id": "a", "path_on_host": file }]);
+        assert!(error(twice).contains("two drives"));
+    }
+
+    #[test]
+    fn a_fifo_is_refused_without_waiting_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: a plain call with a valid string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let section = json!([{ "drive_id": "a", "path_on_host": path, "is_read_only": true }]);
+        assert!(error(section).contains("not a regular file"));
+    }
+
+    #[test]
+    fn the_root_device_is_told_to_the_kernel() {
+        let section = json!([{ "drive_id": "a", "path_on_host": "/a" },
+                             { "drive_id": "b", "extents": ["/b"], "is_root_device": true }]);
+        assert_eq!(kernel_args(&section).unwrap(), "root=/dev/vdb ro");
+        assert_eq!(kernel_args(&json!([])), None);
+    }
+}

@@ -1,0 +1,74 @@
+//! The transport on the event loop: kicks, device descriptors, and the control event that adds and removes them.
+//!
+//! Device descriptors are watched only while the device is live. It becomes live, and is reset, on a vCPU thread; the
+//! control event then lets the loop bring the set of watched descriptors up to date.
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+
+use super::*;
+
+/// Event data: queues by index, then device tokens, then this.
+const DEVICE_TOKEN: u32 = 1 << 16;
+const CONTROL: u32 = u32::MAX;
+
+impl MmioTransport {
+    fn watch(&self, ops: &mut EventOps, fd: i32, data: u32) {
+        if let Err(e) = ops.add(Events::with_data_raw(fd, data, EventSet::IN)) {
+            tracing::error!(device = self.info.name, "event cannot be watched: {e:?}");
+        }
+    }
+
+    fn update_watched(&mut self, ops: &mut EventOps) {
+        let wanted = self.status.is_live();
+        if wanted == self.fds_watched {
+            return;
+        }
+        self.fds_watched = wanted;
+        for &DeviceFd { fd, token } in &self.fds {
+            if wanted {
+                self.watch(ops, fd, DEVICE_TOKEN | u32::from(token));
+            } else if let Err(e) = ops.remove(Events::empty_raw(fd)) {
+                tracing::error!(device = self.info.name, "event cannot be removed: {e:?}");
+            }
+        }
+    }
+
+    fn kicked(&mut self, index: usize) {
+        if let Some(kick) = self.kicks.get(index) {
+            // Nothing to read: another event of the same batch was for it, too.
+            let _ = kick.read();
+        }
+        if self.status.is_live() && self.queues.get(index).is_some_and(VirtQueue::is_ready) {
+            self.with_device(|device, io| device.process_queue(index, io));
+        }
+    }
+
+    /// Answers one event by its data word.
+    pub(super) fn handle(&mut self, data: u32) {
+        match data {
+            CONTROL => drop(self.control.read()),
+            queue if queue < DEVICE_TOKEN => self.kicked(queue as usize),
+            token if self.status.is_live() => {
+                self.with_device(|device, io| device.process_fd(token as u16, io));
+            }
+            // An event that was on its way when the device was reset.
+            _ => {}
+        }
+    }
+}
+
+impl MutEventSubscriber for MmioTransport {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        self.handle(events.data());
+        // A fault above ends the watch as well.
+        self.update_watched(ops);
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        self.watch(ops, self.control.as_raw_fd(), CONTROL);
+        for (index, kick) in self.kicks.iter().enumerate() {
+            self.watch(ops, kick.as_raw_fd(), index as u32);
+        }
+        self.update_watched(ops);
+    }
+}

@@ -1,0 +1,138 @@
+//! Virtio 1.3: one transport, its queues, and the devices behind it.
+//!
+//! - [`mmio`]: the transport (4.2): feature negotiation, queue set-up, interrupts, events;
+//! - [`queue`]: a split virtqueue (2.7) with notification suppression and a budget per event;
+//! - [`chain`]: the one way to a descriptor chain, checked;
+//! - [`table`]: [`DEVICES`], one line per device;
+//! - [`blk`], [`rng`], [`vsock`]: the devices.
+//!
+//! A device is one file (or directory) and one line in the table. It sees queues and memory through [`Io`] and owns
+//! requests; it does not know its transport, its address or its interrupt.
+
+pub mod blk;
+pub mod chain;
+mod iovec;
+pub mod mmio;
+pub mod queue;
+pub mod rng;
+pub mod table;
+//VS pub mod vsock;
+
+//CT #[cfg(test)]
+//CT mod contract;
+//CT #[cfg(any(test, feature = "testing"))]
+//CT pub mod testing;
+
+use std::io;
+use std::os::fd::RawFd;
+
+pub use mmio::MmioTransport;
+pub use table::{DEVICES, DeviceError, DeviceKind, build_all};
+
+use crate::GuestRam;
+use queue::{RingError, VirtQueue};
+
+/// What a device is, for all its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Name in messages.
+    pub name: &'static str,
+    /// Device id (virtio 1.3, 5).
+    pub id: u32,
+    /// Features of this device type; the transport adds its own.
+    pub features: u64,
+    /// Most entries of each queue: powers of two up to 32768.
+    pub queue_sizes: &'static [u16],
+}
+
+/// A descriptor that wakes the device: valid and the same for the device's whole life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceFd {
+    /// Watched for input, level-triggered, while the device is active. The device owns it.
+    pub fd: RawFd,
+    /// Handed to [`VirtioDevice::process_fd`].
+    pub token: u16,
+}
+
+/// What a device works on during one event. The transport sends the interrupts afterwards.
+pub struct Io<'a> {
+    /// Guest RAM.
+    pub mem: &'a GuestRam,
+    /// The device's queues, in the order of [`DeviceInfo::queue_sizes`].
+    pub queues: &'a mut [VirtQueue],
+    /// Set by the device when its configuration space has changed.
+    pub config_changed: bool,
+}
+
+/// Why a device cannot go on until the driver resets it.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceFault {
+    /// The driver broke a rule of the rings.
+    #[error("guest's fault: {0}")]
+    Ring(#[from] RingError),
+    /// The driver broke a rule of the device.
+    #[error("guest's fault: {0}")]
+    Guest(&'static str),
+    /// The host failed the device.
+    #[error("host's fault: {what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+/// Saved state of a device that does not fit it.
+#[derive(Debug, thiserror::Error)]
+#[error("saved state of {device}: {reason}")]
+pub struct StateError {
+    /// The device.
+    pub device: &'static str,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// A virtio device: requests, configuration space and saved state.
+///
+/// Calls come from one thread at a time. The order is: any number of [`config`](Self::config) and
+/// [`info`](Self::info); `activate`; `process_*`; `quiesce`; then `activate` again. Queues that the driver left unready
+/// give no chains. A returned fault makes the transport stop the device until the driver resets it.
+pub trait VirtioDevice: Send {
+    /// Identity, features and queues.
+    fn info(&self) -> DeviceInfo;
+
+    /// The whole configuration space; an access past its end never reaches the device.
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+
+    /// The driver writes `data` at `offset` of the configuration space, within its bounds.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
+
+    /// The descriptors to watch while active.
+    fn fds(&self) -> Vec<DeviceFd> {
+        Vec::new()
+    }
+
+    /// The driver is ready and has accepted `features`. Every queue gets a `process_queue` afterwards.
+    fn activate(&mut self, features: u64) -> Result<(), DeviceFault>;
+
+    /// The driver kicked a queue, or the budget of the last call ended before the queue did.
+    fn process_queue(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault>;
+
+    /// A descriptor of [`fds`](Self::fds) is readable.
+    fn process_fd(&mut self, _token: u16, _io: &mut Io) -> Result<(), DeviceFault> {
+        Ok(())
+    }
+
+    /// Brings all requests in flight to their end: afterwards the device touches neither queues nor guest RAM. With
+    /// `forget`, which a reset asks for, it also drops the connections and settings the driver made.
+    fn quiesce(&mut self, io: &mut Io, forget: bool) -> Result<(), DeviceFault>;
+
+    /// State of a quiesced device, with its version.
+    fn save(&self) -> serde_json::Value;
+
+    /// Takes over what [`save`](Self::save) gave, of which it trusts nothing; before `activate`.
+    fn load(&mut self, state: &serde_json::Value) -> Result<(), StateError>;
+}

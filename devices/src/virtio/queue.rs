@@ -1,0 +1,316 @@
+//! A split virtqueue (virtio 1.3, 2.7) as a device uses it: [`VirtQueue::pop`] and [`VirtQueue::push`].
+//!
+//! Ring arithmetic and the used ring are `virtio-queue`'s. Added here: errors instead of silence, suppression of kicks
+//! while a batch is worked on, a budget per event so that no queue starves the others, and knowledge of which heads are
+//! in flight. Interrupts are the transport's.
+
+use std::num::Wrapping;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use virtio_queue::{Queue, QueueState, QueueT};
+
+use super::chain::{Chain, ChainError, DescriptorTable};
+use crate::GuestRam;
+
+/// Chains that one event may take from a queue.
+const CHAINS: u32 = 256;
+/// Bytes of chains after which an event ends.
+const BYTES: u64 = 8 << 20;
+/// VIRTQ_AVAIL_F_NO_INTERRUPT.
+const NO_INTERRUPT: u16 = 1;
+
+/// A ring that breaks the rules: the driver's fault in every case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RingError {
+    /// The size is 0, not a power of two, or above the queue's limit.
+    #[error("queue size {0} is not valid")]
+    Size(u32),
+    /// A part of the queue is misaligned, not in guest RAM, or overlaps another part.
+    #[error("queue part at {0:#x} is misaligned, outside guest memory or overlaps another")]
+    Address(u64),
+    /// A ring access failed: RAM that was there is gone.
+    #[error("ring at {0:#x} is not in guest memory")]
+    Access(u64),
+    /// The available index ran ahead by more than the queue holds.
+    #[error("available index is {ahead} ahead in a queue of {size}")]
+    AvailableIndex {
+        /// Entries it is ahead by.
+        ahead: u16,
+        /// Entries of the queue.
+        size: u16,
+    },
+    /// A head index outside the descriptor table.
+    #[error("head {head} is outside the queue of {size}")]
+    Head {
+        /// The index.
+        head: u16,
+        /// Entries of the queue.
+        size: u16,
+    },
+    /// A head that the device has not given back yet.
+    #[error("head {0} is available while in flight")]
+    InFlight(u16),
+    /// A head that is used without having been available.
+    #[error("head {0} is used and was not in flight")]
+    NotInFlight(u16),
+    /// The chain itself.
+    #[error("chain: {0}")]
+    Chain(#[from] ChainError),
+}
+
+/// How the driver set a queue up: plain data, trusted only after [`VirtQueue::start`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueSetup {
+    /// Entries.
+    pub size: u32,
+    /// Guest-physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest-physical address of the available ring ("driver area").
+    pub available: u64,
+    /// Guest-physical address of the used ring ("device area").
+    pub used: u64,
+}
+
+/// A queue. Gives nothing before the driver made it ready.
+pub struct VirtQueue {
+    max: u16,
+    /// Present when ready.
+    inner: Option<Active>,
+    budget: Budget,
+}
+
+struct Active {
+    queue: Queue,
+    table: DescriptorTable,
+    /// One bit per head.
+    in_flight: Vec<u64>,
+    /// The driver was asked not to kick.
+    kicks_off: bool,
+    /// Something was used since the last interrupt decision.
+    used: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Budget {
+    chains: u32,
+    bytes: u64,
+    /// `pop` said no although there may be more.
+    exhausted: bool,
+}
+
+impl VirtQueue {
+    /// A queue of at most `max` entries.
+    pub fn new(max: u16) -> Self {
+        VirtQueue { max, inner: None, budget: Budget::default() }
+    }
+
+    /// Most entries.
+    pub fn max_size(&self) -> u16 {
+        self.max
+    }
+
+    /// The driver made it ready.
+    pub fn is_ready(&self) -> bool {
+        self.inner.is_some()
+    }
+
+    /// Judges the set-up and makes the queue ready, at positions `(available, used)` of its rings.
+    pub fn start(
+        &mut self,
+        mem: &GuestRam,
+        setup: &QueueSetup,
+        features: Features,
+        (next_avail, next_used): (u16, u16),
+    ) -> Result<(), RingError> {
+        let size = u16::try_from(setup.size).ok().filter(|size| size.is_power_of_two() && *size <= self.max);
+        let size = size.ok_or(RingError::Size(setup.size))?;
+        check_areas(mem, setup, u64::from(size))?;
+        let state = QueueState {
+            max_size: self.max,
+            next_avail,
+            next_used,
+            event_idx_enabled: features.event_idx,
+            size,
+            ready: true,
+            desc_table: setup.descriptors,
+            avail_ring: setup.available,
+            used_ring: setup.used,
+        };
+        self.inner = Some(Active {
+            queue: Queue::try_from(state).map_err(|_| RingError::Address(setup.descriptors))?,
+            table: DescriptorTable { address: setup.descriptors, size, indirect: features.indirect },
+            in_flight: vec![0; usize::from(size).div_ceil(64)],
+            kicks_off: false,
+            used: false,
+        });
+        Ok(())
+    }
+
+    /// Makes the queue unready: its rings are not touched again.
+    pub fn stop(&mut self) {
+        self.inner = None;
+        self.budget = Budget::default();
+    }
+
+    /// Positions in the available and the used ring; zeros when not ready.
+    pub fn position(&self) -> (u16, u16) {
+        self.inner.as_ref().map_or((0, 0), |active| (active.queue.next_avail(), active.queue.next_used()))
+    }
+
+    /// Grants one event's worth of chains.
+    pub fn refill(&mut self) {
+        self.budget = Budget { chains: CHAINS, bytes: BYTES, exhausted: false };
+    }
+
+    /// Whether `pop` ended for the budget: the queue wants another event.
+    pub fn exhausted(&self) -> bool {
+        self.budget.exhausted
+    }
+
+    /// The next chain. None when the queue is empty (the driver will kick then), unready, or this event's budget is
+    /// spent (another event follows).
+    pub fn pop<'m>(&mut self, mem: &'m GuestRam) -> Result<Option<Chain<'m>>, RingError> {
+        let Some(active) = &mut self.inner else {
+            return Ok(None);
+        };
+        if self.budget.chains == 0 || self.budget.bytes == 0 {
+            self.budget.exhausted = true;
+            return Ok(None);
+        }
+        let head = match active.next_head(mem)? {
+            Next::Head(head) => head,
+            Next::Empty => return Ok(None),
+            Next::Unsteady => {
+                self.budget.exhausted = true;
+                return Ok(None);
+            }
+        };
+        let chain = Chain::walk(mem, active.table, head)?;
+        let bytes = u64::from(chain.readable_len()) + u64::from(chain.writable_len());
+        self.budget.chains -= 1;
+        self.budget.bytes = self.budget.bytes.saturating_sub(bytes);
+        Ok(Some(chain))
+    }
+
+    /// Gives the chain at `head` back, `written` bytes of it filled from the start of its writable part.
+    pub fn push(&mut self, mem: &GuestRam, head: u16, written: u32) -> Result<(), RingError> {
+        let Some(active) = &mut self.inner else {
+            return Err(RingError::NotInFlight(head));
+        };
+        if !active.set_in_flight(head, false) {
+            return Err(RingError::NotInFlight(head));
+        }
+        active.used = true;
+        active.queue.add_used(mem, head, written).map_err(|_| RingError::Access(active.queue.used_ring()))
+    }
+
+    /// Whether the driver wants an interrupt for what was pushed since the last call (2.7.7, 2.7.10).
+    pub fn wants_interrupt(&mut self, mem: &GuestRam) -> Result<bool, RingError> {
+        let Some(active) = self.inner.as_mut().filter(|active| active.used) else {
+            return Ok(false);
+        };
+        active.used = false;
+        let ring = active.queue.avail_ring();
+        if active.queue.event_idx_enabled() {
+            return active.queue.needs_notification(mem).map_err(|_| RingError::Access(ring));
+        }
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let flags: u16 = mem.load(GuestAddress(ring), Ordering::Relaxed).map_err(|_| RingError::Access(ring))?;
+        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+    }
+}
+
+enum Next {
+    Head(u16),
+    Empty,
+    /// The driver changes the index to and fro.
+    Unsteady,
+}
+
+impl Active {
+    fn set_in_flight(&mut self, head: u16, on: bool) -> bool {
+        let Some(word) = self.in_flight.get_mut(usize::from(head / 64)) else {
+            return false;
+        };
+        let bit = 1 << (head % 64);
+        let changed = (*word & bit != 0) != on;
+        if on {
+            *word |= bit;
+        } else {
+            *word &= !bit;
+        }
+        changed
+    }
+
+    /// Entries that are available and not yet taken.
+    fn pending(&self, mem: &GuestRam) -> Result<u16, RingError> {
+        let index = self.queue.avail_idx(mem, Ordering::Acquire).map_err(|_| RingError::Access(self.queue.avail_ring()))?;
+        let ahead = (index - Wrapping(self.queue.next_avail())).0;
+        let size = self.table.size;
+        if ahead > size { Err(RingError::AvailableIndex { ahead, size }) } else { Ok(ahead) }
+    }
+
+    /// Takes the next head; kicks are off while there are some and on when there are none.
+    fn next_head(&mut self, mem: &GuestRam) -> Result<Next, RingError> {
+        let used_ring = self.queue.used_ring();
+        let access = |_| RingError::Access(used_ring);
+        if self.pending(mem)? == 0 {
+            self.kicks_off = false;
+            // Looks again after the driver was asked to kick, so that nothing is missed in between.
+            let more = self.queue.enable_notification(mem).map_err(access)?;
+            if !more {
+                return Ok(Next::Empty);
+            }
+            if self.pending(mem)? == 0 {
+                return Ok(Next::Unsteady);
+            }
+        }
+        if !self.kicks_off {
+            self.queue.disable_notification(mem).map_err(access)?;
+            self.kicks_off = true;
+        }
+        let (size, next) = (self.table.size, self.queue.next_avail());
+        let entry = self.queue.avail_ring() + 4 + 2 * u64::from(next % size);
+        let head: u16 = mem.load(GuestAddress(entry), Ordering::Relaxed).map_err(|_| RingError::Access(entry))?;
+        let head = u16::from_le(head);
+        if head >= size {
+            return Err(RingError::Head { head, size });
+        }
+        if !self.set_in_flight(head, true) {
+            return Err(RingError::InFlight(head));
+        }
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Ok(Next::Head(head))
+    }
+}
+
+/// Ring features that were negotiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// VIRTIO_F_EVENT_IDX.
+    pub event_idx: bool,
+    /// VIRTIO_F_INDIRECT_DESC.
+    pub indirect: bool,
+}
+
+/// Alignment (2.7), presence in RAM and disjointness of a queue's three areas.
+fn check_areas(mem: &GuestRam, setup: &QueueSetup, size: u64) -> Result<(), RingError> {
+    let areas = [
+        (setup.descriptors, 16 * size, 16),
+        (setup.available, 6 + 2 * size, 2),
+        (setup.used, 6 + 8 * size, 4),
+    ];
+    for (index, &(start, len, align)) in areas.iter().enumerate() {
+        let bad = RingError::Address(start);
+        let end = start.checked_add(len).ok_or(bad)?;
+        // Address 0 stands for "never set".
+        let sound = start != 0 && start % align == 0 && mem.check_range(GuestAddress(start), len as usize);
+        let overlaps = |&(other, other_len, _): &(u64, u64, u64)| start < other + other_len && other < end;
+        if !sound || areas[..index].iter().any(overlaps) {
+            return Err(bad);
+        }
+    }
+    Ok(())
+}

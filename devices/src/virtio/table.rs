@@ -1,0 +1,133 @@
+//! The device table: one line per device.
+//!
+//! Command-line help, configuration, system-call filters, saved state and the contract tests all read it. The order is
+//! the order in which devices are announced to the guest.
+
+#[cfg(any(test, feature = "testing"))]
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{StateError, VirtioDevice, blk, rng};
+
+/// THE table.
+pub const DEVICES: &[DeviceKind] = &[rng::KIND, blk::KIND];
+
+/// What the rest of the monitor needs to know of a kind of device.
+pub struct DeviceKind {
+    /// Name in messages.
+    pub name: &'static str,
+    /// Its section of the machine's configuration.
+    pub config_key: &'static str,
+    /// The command-line flag that adds one, without dashes.
+    pub flag: &'static str,
+    /// Syntax of the flag's value; empty if it takes none.
+    pub flag_syntax: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+    /// Parses a flag's value and adds what it says to the section, which is `null` at first.
+    pub parse_flag: fn(&str, &mut Value) -> Result<(), DeviceError>,
+    /// Builds the devices of a section, opening what they need of the host.
+    pub build: fn(&Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError>,
+    /// Words that the section adds to the kernel's command line.
+    pub kernel_args: fn(&Value) -> Option<String>,
+    /// Numbers of the system calls it makes on the event loop, besides those of the loop itself.
+    pub syscalls: &'static [libc::c_long],
+    /// A section to test with; what it needs is made in the directory.
+    #[cfg(any(test, feature = "testing"))]
+    pub sample: fn(&Path) -> Value,
+}
+
+/// A device that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A section of the configuration is not what its device understands.
+    #[error("{section}: {source}")]
+    Section {
+        /// The section's key.
+        section: &'static str,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// A section or flag says something that cannot be.
+    #[error("{section}: {reason}")]
+    Invalid {
+        /// The section's key, or the flag.
+        section: &'static str,
+        /// What is wrong, and with what.
+        reason: String,
+    },
+    /// The host refused something.
+    #[error("{section}: {what}: {source}")]
+    Host {
+        /// The section's key.
+        section: &'static str,
+        /// What was tried, on what.
+        what: String,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+}
+
+impl DeviceError {
+    /// For `map_err`: a parser's complaint about `section`.
+    pub(super) fn section(section: &'static str) -> impl FnOnce(serde_json::Error) -> DeviceError {
+        move |source| DeviceError::Section { section, source }
+    }
+
+    /// For `map_err`: the host's answer to `what`.
+    pub(super) fn host(section: &'static str, what: String) -> impl FnOnce(std::io::Error) -> DeviceError {
+        move |source| DeviceError::Host { section, what, source }
+    }
+}
+
+/// Builds all devices of a configuration's sections, in the order of the table. Sections of other keys are ignored.
+pub fn build_all(sections: &Map<String, Value>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let mut devices = Vec::new();
+    for kind in DEVICES {
+        if let Some(section) = sections.get(kind.config_key) {
+            devices.extend((kind.build)(section)?);
+        }
+    }
+    Ok(devices)
+}
+
+/// What the sections add to the kernel's command line.
+pub fn kernel_args(sections: &Map<String, Value>) -> String {
+    let words = |kind: &DeviceKind| sections.get(kind.config_key).and_then(kind.kernel_args);
+    DEVICES.iter().filter_map(words).collect::<Vec<_>>().join(" ")
+}
+
+/// Judges the `version` member of a device's saved state.
+pub(super) fn check_state_version(device: &'static str, state: &Value, version: u32) -> Result<(), StateError> {
+    match state.get("version").and_then(Value::as_u64) {
+        Some(found) if found == u64::from(version) => Ok(()),
+        found => Err(StateError { device, reason: format!("version {found:?} is not {version}") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_keys_and_flags_are_unique_and_said() {
+        for (index, kind) in DEVICES.iter().enumerate() {
+            assert!(!kind.help.is_empty() && !kind.syscalls.is_empty(), "{}", kind.name);
+            for other in &DEVICES[..index] {
+                assert!(kind.name != other.name && kind.config_key != other.config_key && kind.flag != other.flag);
+            }
+        }
+    }
+
+    #[test]
+    fn devices_come_in_the_order_of_the_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let sections: Map<_, _> =
+            DEVICES.iter().rev().map(|kind| (kind.config_key.to_owned(), (kind.sample)(dir.path()))).collect();
+        let built = build_all(&sections).unwrap();
+        let mut names: Vec<_> = built.iter().map(|device| device.info().name).collect();
+        names.dedup();
+        assert_eq!(names, DEVICES.iter().map(|kind| kind.name).collect::<Vec<_>>());
+    }
+}
