@@ -8,11 +8,7 @@ struct Show;
 
 impl Progress for Show {
     fn layer(&mut self, index: usize, count: usize, cached: bool) {
-        eprintln!(
-            "layer {}/{count}{}",
-            index + 1,
-            if cached { ", cached" } else { "" }
-        );
+        eprintln!("layer {}/{count}{}", index + 1, if cached { ", cached" } else { "" });
     }
 }
 

@@ -48,10 +48,7 @@ impl Digest {
 
     /// A digest from SHA-256's 32 bytes.
     pub fn from_sha256(bytes: [u8; 32]) -> Digest {
-        Digest {
-            algorithm: Algorithm::Sha256,
-            hex: hex(&bytes),
-        }
+        Digest { algorithm: Algorithm::Sha256, hex: hex(&bytes) }
     }
 
     /// Its algorithm.
@@ -72,11 +69,7 @@ impl Digest {
     /// The first 16 bytes, as the UUID of what the digest names.
     pub fn uuid(&self) -> [u8; 16] {
         let digit = |c: u8| {
-            if c.is_ascii_digit() {
-                c - b'0'
-            } else {
-                c - b'a' + 10
-            }
+            if c.is_ascii_digit() { c - b'0' } else { c - b'a' + 10 }
         };
         let digits = self.hex.as_bytes();
         std::array::from_fn(|i| digit(digits[2 * i]) << 4 | digit(digits[2 * i + 1]))
@@ -112,9 +105,7 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let (name, hex) = text
-            .split_once(':')
-            .ok_or_else(|| DigestError::Malformed(excerpt(text)))?;
+        let (name, hex) = text.split_once(':').ok_or_else(|| DigestError::Malformed(excerpt(text)))?;
         let (algorithm, len) = match name {
             "sha256" => (Algorithm::Sha256, 64),
             "sha512" => (Algorithm::Sha512, 128),
@@ -123,10 +114,7 @@ impl FromStr for Digest {
         if hex.len() != len || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(DigestError::Malformed(excerpt(text)));
         }
-        Ok(Digest {
-            algorithm,
-            hex: hex.to_owned(),
-        })
+        Ok(Digest { algorithm, hex: hex.to_owned() })
     }
 }
 
@@ -174,14 +162,8 @@ impl Hasher {
     /// The digest of all bytes added.
     pub fn finish(self) -> Digest {
         match self.0 {
-            State::Sha256(h) => Digest {
-                algorithm: Algorithm::Sha256,
-                hex: hex(&h.finalize()),
-            },
-            State::Sha512(h) => Digest {
-                algorithm: Algorithm::Sha512,
-                hex: hex(&h.finalize()),
-            },
+            State::Sha256(h) => Digest { algorithm: Algorithm::Sha256, hex: hex(&h.finalize()) },
+            State::Sha512(h) => Digest { algorithm: Algorithm::Sha512, hex: hex(&h.finalize()) },
         }
     }
 }
@@ -197,11 +179,7 @@ pub struct HashingReader<R> {
 impl<R: Read> HashingReader<R> {
     /// Hashes what is read from `inner`.
     pub fn new(inner: R, algorithm: Algorithm) -> Self {
-        HashingReader {
-            inner,
-            hasher: Hasher::new(algorithm),
-            bytes: 0,
-        }
+        HashingReader { inner, hasher: Hasher::new(algorithm), bytes: 0 }
     }
 
     /// The digest and number of all bytes read.
@@ -230,11 +208,7 @@ mod tests {
         let mut reader = HashingReader::new(&b"abc"[..], Algorithm::Sha512);
         io::copy(&mut reader, &mut io::sink()).expect("in memory");
         let (digest, bytes) = reader.finish();
-        assert!(
-            digest
-                .to_string()
-                .starts_with("sha512:ddaf35a193617abacc417349ae204131")
-        );
+        assert!(digest.to_string().starts_with("sha512:ddaf35a193617abacc417349ae204131"));
         assert_eq!(bytes, 3);
         assert_eq!(Digest::of(b"").uuid()[..3], [0xe3, 0xb0, 0xc4]);
     }
@@ -243,15 +217,7 @@ mod tests {
     fn what_is_no_digest_is_refused() {
         let upper = format!("sha256:{}", "A".repeat(64));
         let path = format!("sha256:../{}", "a".repeat(61));
-        for bad in [
-            "",
-            "sha256",
-            "sha256:",
-            "md5:00",
-            "sha256:abc",
-            &upper,
-            &path,
-        ] {
+        for bad in ["", "sha256", "sha256:", "md5:00", "sha256:abc", &upper, &path] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -40,9 +40,7 @@ pub enum ImageError {
         found: Digest,
     },
     /// A layer's blob is longer or shorter than its descriptor says.
-    #[error(
-        "layer {layer}: size is {found} bytes, not {expected} as its descriptor says (truncated?)"
-    )]
+    #[error("layer {layer}: size is {found} bytes, not {expected} as its descriptor says (truncated?)")]
     LayerSize {
         /// Its digest.
         layer: Digest,
@@ -62,9 +60,7 @@ pub enum ImageError {
         free: u64,
     },
     /// No loaded image of that name.
-    #[error(
-        "no image '{name}' in the store; there is: {available} (load one with `bulkhead load FILE`)"
-    )]
+    #[error("no image '{name}' in the store; there is: {available} (load one with `bulkhead load FILE`)")]
     NotFound {
         /// The name.
         name: String,
@@ -80,9 +76,7 @@ pub enum ImageError {
         available: String,
     },
     /// A loaded image lacks a layer.
-    #[error(
-        "image '{name}' is damaged: layer {layer} is missing from the store; load the image again"
-    )]
+    #[error("image '{name}' is damaged: layer {layer} is missing from the store; load the image again")]
     LayerMissing {
         /// The image.
         name: String,
@@ -135,15 +129,8 @@ pub enum ImageError {
 
 impl ImageError {
     /// For `map_err`: `action` on `path` failed.
-    pub(crate) fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| ImageError::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| ImageError::Io { action, path, source }
     }
 }

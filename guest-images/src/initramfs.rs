@@ -19,21 +19,7 @@ fn push(archive: &mut Vec<u8>, ino: u32, name: &str, mode: u32, device: (u32, u3
     let nlink = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
     archive.extend_from_slice(b"070701");
     // ino, mode, uid, gid, nlink, mtime, size, device of the archive (2), of the node (2), name's length, checksum.
-    for field in [
-        ino,
-        mode,
-        0,
-        0,
-        nlink,
-        0,
-        size,
-        0,
-        0,
-        device.0,
-        device.1,
-        name.len() as u32 + 1,
-        0,
-    ] {
+    for field in [ino, mode, 0, 0, nlink, 0, size, 0, 0, device.0, device.1, name.len() as u32 + 1, 0] {
         archive.extend_from_slice(format!("{field:08x}").as_bytes());
     }
     archive.extend_from_slice(name.as_bytes());
@@ -62,12 +48,7 @@ mod tests {
             let (name_len, size) = (field(11) as usize, field(6) as usize);
             let name = String::from_utf8(archive[110..110 + name_len - 1].to_vec()).expect("UTF-8");
             let data_at = (110 + name_len).next_multiple_of(4);
-            entries.push((
-                name,
-                field(1),
-                (field(9), field(10)),
-                archive[data_at..data_at + size].to_vec(),
-            ));
+            entries.push((name, field(1), (field(9), field(10)), archive[data_at..data_at + size].to_vec()));
             let next = (data_at + size).next_multiple_of(4);
             at += next;
             assert_eq!(at % 4, 0);

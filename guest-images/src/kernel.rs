@@ -59,16 +59,9 @@ pub enum KernelError {
 /// # Errors
 /// None of the three variables is set.
 pub fn cache_dir() -> Result<PathBuf, KernelError> {
-    let var = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let cache_home =
-        || var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")));
-    var("BULKHEAD_CACHE")
-        .or_else(|| cache_home().map(|dir| dir.join("bulkhead")))
-        .ok_or(KernelError::NoCacheDir)
+    let var = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache_home = || var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")));
+    var("BULKHEAD_CACHE").or_else(|| cache_home().map(|dir| dir.join("bulkhead"))).ok_or(KernelError::NoCacheDir)
 }
 
 /// The kernel of that kind in the cache.
@@ -91,10 +84,7 @@ pub fn find_in(cache: &Path, kind: KernelKind) -> Result<Kernel, KernelError> {
     }
     let cmdline_path = dir.join("cmdline");
     let text = fs::read_to_string(&cmdline_path);
-    let text = text.map_err(|source| KernelError::Read {
-        path: cmdline_path,
-        source,
-    })?;
+    let text = text.map_err(|source| KernelError::Read { path: cmdline_path, source })?;
     let cmdline = text.split_whitespace().collect::<Vec<_>>().join(" ");
     Ok(Kernel { path, cmdline })
 }
@@ -112,9 +102,7 @@ mod tests {
         fs::write(nested.join("cmdline"), "quiet  reboot=k\n panic=-1\n").expect("writable");
         let kernel = find_in(dir.path(), KernelKind::Nested).expect("is there");
         assert_eq!(kernel.cmdline, "quiet reboot=k panic=-1");
-        let error = find_in(dir.path(), KernelKind::Hardware)
-            .expect_err("is not")
-            .to_string();
+        let error = find_in(dir.path(), KernelKind::Hardware).expect_err("is not").to_string();
         assert!(error.contains("build.sh hardware"), "{error}");
     }
 }

@@ -31,3 +31,17 @@ pub use store::{ImageInfo, Layer, LayersInUse, PreparedImage, Progress, Store};
 
 /// The guest's first process, a static executable, built from `guest-images/init` by this crate's build script.
 pub static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn init_is_a_static_executable() {
+        // ELF, 64 bit, little-endian; type EXEC; machine x86-64; no program header of type INTERP.
+        let init = super::INIT;
+        assert_eq!(&init[..6], b"\x7fELF\x02\x01");
+        assert_eq!(&init[16..20], [2, 0, 62, 0]);
+        let count = usize::from(u16::from_le_bytes([init[56], init[57]]));
+        let headers = init[64..].chunks(56).take(count);
+        assert!(headers.into_iter().all(|header| header[0] != 3), "no dynamic linker");
+    }
+}

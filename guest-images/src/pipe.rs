@@ -97,11 +97,7 @@ pub fn run<R: Read + Send, T>(
     std::thread::scope(|scope| {
         let (sender, chunks) = sync_channel(DEPTH);
         let producer = scope.spawn(move || produce(input, algorithm, limit, progress, &sender));
-        let result = consume(Output {
-            chunks,
-            chunk: Vec::new(),
-            at: 0,
-        });
+        let result = consume(Output { chunks, chunk: Vec::new(), at: 0 });
         // The receiver is gone with `consume`, so the producer ends at its next chunk.
         (result, producer.join().ok().flatten())
     })
@@ -136,9 +132,7 @@ fn produce<R: Read + Send>(
                 return Ok(true);
             }
             left = left.checked_sub(got as u64).ok_or_else(|| {
-                io::Error::other(format!(
-                    "it takes more than {limit} bytes when uncompressed, the limit"
-                ))
+                io::Error::other(format!("it takes more than {limit} bytes when uncompressed, the limit"))
             })?;
             chunk.truncate(got);
             if out.send(Ok(chunk)).is_err() {
@@ -155,10 +149,7 @@ fn produce<R: Read + Send>(
     // What follows the compressed stream belongs to the blob as well.
     io::copy(&mut input, &mut io::sink()).ok()?;
     let (stored, stored_bytes) = input.finish();
-    Some(Passed {
-        stored,
-        stored_bytes,
-    })
+    Some(Passed { stored, stored_bytes })
 }
 
 /// Reads until the buffer is full or the input ends.

@@ -25,18 +25,10 @@ impl<W: Write + Seek> BlockWriter<W> {
     /// # Errors
     /// The first seek fails.
     pub fn new(mut out: W, limit: u64) -> Result<Self, ErofsError> {
-        out.seek(SeekFrom::Start(BLOCK as u64))
-            .map_err(ErofsError::Write)?;
+        out.seek(SeekFrom::Start(BLOCK as u64)).map_err(ErofsError::Write)?;
         // Block numbers have 32 bits.
         let max_blocks = (limit / BLOCK as u64).min(u64::from(u32::MAX) - 1);
-        Ok(BlockWriter {
-            out,
-            buffer: Vec::with_capacity(BUFFER),
-            flushed: 1,
-            max_blocks,
-            limit,
-            hole: false,
-        })
+        Ok(BlockWriter { out, buffer: Vec::with_capacity(BUFFER), flushed: 1, max_blocks, limit, hole: false })
     }
 
     /// The block that the next byte goes to, when at a block's start.
@@ -47,14 +39,8 @@ impl<W: Write + Seek> BlockWriter<W> {
 
     fn reserve(&self, bytes: u64) -> Result<(), ErofsError> {
         let used = self.flushed * BLOCK as u64 + self.buffer.len() as u64;
-        let end = used
-            .checked_add(bytes)
-            .ok_or(ErofsError::TooLarge(self.limit))?;
-        if end.div_ceil(BLOCK as u64) > self.max_blocks {
-            Err(ErofsError::TooLarge(self.limit))
-        } else {
-            Ok(())
-        }
+        let end = used.checked_add(bytes).ok_or(ErofsError::TooLarge(self.limit))?;
+        if end.div_ceil(BLOCK as u64) > self.max_blocks { Err(ErofsError::TooLarge(self.limit)) } else { Ok(()) }
     }
 
     /// Appends bytes.
@@ -80,8 +66,7 @@ impl<W: Write + Seek> BlockWriter<W> {
     /// As [`BlockWriter::write`].
     pub fn zeros(&mut self, mut count: u64) -> Result<(), ErofsError> {
         self.reserve(count)?;
-        let head =
-            count.min((self.buffer.len().next_multiple_of(BLOCK) - self.buffer.len()) as u64);
+        let head = count.min((self.buffer.len().next_multiple_of(BLOCK) - self.buffer.len()) as u64);
         self.buffer.resize(self.buffer.len() + head as usize, 0);
         count -= head;
         let blocks = count / BLOCK as u64;
@@ -89,8 +74,7 @@ impl<W: Write + Seek> BlockWriter<W> {
             self.flush()?;
             self.skip(blocks)?;
         }
-        self.buffer
-            .resize(self.buffer.len() + (count % BLOCK as u64) as usize, 0);
+        self.buffer.resize(self.buffer.len() + (count % BLOCK as u64) as usize, 0);
         Ok(())
     }
 
@@ -108,9 +92,7 @@ impl<W: Write + Seek> BlockWriter<W> {
             return Ok(());
         }
         // The limit keeps this far below 2^63.
-        self.out
-            .seek(SeekFrom::Current((blocks * BLOCK as u64) as i64))
-            .map_err(ErofsError::Write)?;
+        self.out.seek(SeekFrom::Current((blocks * BLOCK as u64) as i64)).map_err(ErofsError::Write)?;
         self.flushed += blocks;
         self.hole = true;
         Ok(())
@@ -124,16 +106,11 @@ impl<W: Write + Seek> BlockWriter<W> {
         let mut rest = &buffer[..];
         while !rest.is_empty() {
             let zero = is_zero(&rest[..BLOCK]);
-            let run = rest
-                .chunks(BLOCK)
-                .take_while(|block| is_zero(block) == zero)
-                .count();
+            let run = rest.chunks(BLOCK).take_while(|block| is_zero(block) == zero).count();
             if zero {
                 self.skip(run as u64)?;
             } else {
-                self.out
-                    .write_all(&rest[..run * BLOCK])
-                    .map_err(ErofsError::Write)?;
+                self.out.write_all(&rest[..run * BLOCK]).map_err(ErofsError::Write)?;
                 self.flushed += run as u64;
                 self.hole = false;
             }
@@ -149,22 +126,15 @@ impl<W: Write + Seek> BlockWriter<W> {
     ///
     /// # Errors
     /// As [`BlockWriter::write`].
-    pub(super) fn finish(
-        mut self,
-        superblock: impl FnOnce(u32) -> [u8; BLOCK],
-    ) -> Result<(W, u64), ErofsError> {
+    pub(super) fn finish(mut self, superblock: impl FnOnce(u32) -> [u8; BLOCK]) -> Result<(W, u64), ErofsError> {
         self.pad()?;
         self.flush()?;
         if self.hole {
-            self.out
-                .seek(SeekFrom::Current(-(BLOCK as i64)))
-                .map_err(ErofsError::Write)?;
+            self.out.seek(SeekFrom::Current(-(BLOCK as i64))).map_err(ErofsError::Write)?;
             self.out.write_all(&ZEROS).map_err(ErofsError::Write)?;
         }
         let first = superblock(self.flushed as u32);
-        self.out
-            .seek(SeekFrom::Start(0))
-            .map_err(ErofsError::Write)?;
+        self.out.seek(SeekFrom::Start(0)).map_err(ErofsError::Write)?;
         self.out.write_all(&first).map_err(ErofsError::Write)?;
         self.out.flush().map_err(ErofsError::Write)?;
         Ok((self.out, self.flushed * BLOCK as u64))

@@ -79,11 +79,7 @@ impl Inode<'_> {
         // Bit 0: the 64-byte kind of inode.
         let format = 1u16 | ((self.layout as u16) << 1);
         // The header of 12 bytes counts as one, each further 4 bytes as one more.
-        let icount = if self.xattr_bytes == 0 {
-            0
-        } else {
-            1 + (self.xattr_bytes - XATTR_HEADER) / 4
-        };
+        let icount = if self.xattr_bytes == 0 { 0 } else { 1 + (self.xattr_bytes - XATTR_HEADER) / 4 };
         b[0..2].copy_from_slice(&format.to_le_bytes());
         b[2..4].copy_from_slice(&(icount as u16).to_le_bytes());
         let mode = (self.attrs.mode & 0o7777) | self.file_type.mode_bits();
@@ -114,9 +110,7 @@ const PREFIXES: [(&[u8], u8); 5] = [
 
 /// Splits an attribute name into its prefix's number and the rest; `None` where the format cannot hold it.
 pub(crate) fn split_xattr_name(name: &[u8]) -> Option<(u8, &[u8])> {
-    let (prefix, index) = PREFIXES
-        .iter()
-        .find(|(prefix, _)| name.starts_with(prefix))?;
+    let (prefix, index) = PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix))?;
     let rest = &name[prefix.len()..];
     let is_acl = matches!(index, 2 | 3);
     (rest.is_empty() == is_acl && rest.len() <= 255).then_some((*index, rest))
@@ -126,10 +120,7 @@ pub(crate) fn split_xattr_name(name: &[u8]) -> Option<(u8, &[u8])> {
 pub(super) fn encode_xattrs(xattrs: &Xattrs, opaque: bool) -> Result<Vec<u8>, ErofsError> {
     let mut out = Vec::new();
     let mark: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
-    let all = xattrs
-        .iter()
-        .map(|(k, v)| (&**k, &**v))
-        .chain(opaque.then_some(mark));
+    let all = xattrs.iter().map(|(k, v)| (&**k, &**v)).chain(opaque.then_some(mark));
     for (name, value) in all {
         let Some((index, rest)) = split_xattr_name(name) else {
             continue;
@@ -191,8 +182,5 @@ pub fn summary(block: &[u8; BLOCK]) -> Option<Summary> {
     let u32_at = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
     let inodes = u64::from(u32_at(16)) | u64::from(u32_at(20)) << 32;
     let ours = u32_at(0) == MAGIC && b[12] == BLOCK_BITS;
-    ours.then(|| Summary {
-        inodes,
-        bytes: u64::from(u32_at(36)) * BLOCK as u64,
-    })
+    ours.then(|| Summary { inodes, bytes: u64::from(u32_at(36)) * BLOCK as u64 })
 }

@@ -6,9 +6,7 @@
 use super::ErofsError;
 use super::blocks::BlockWriter;
 use super::dirents::{self, Entry};
-use super::format::{
-    BLOCK, FileType, INODE_SIZE, Inode, Layout, SLOT, SuperBlock, device_number, encode_xattrs,
-};
+use super::format::{BLOCK, FileType, INODE_SIZE, Inode, Layout, SLOT, SuperBlock, device_number, encode_xattrs};
 use crate::tree::{FileData, Kind, NodeId, Tree};
 use std::io::{Seek, Write};
 
@@ -70,16 +68,7 @@ pub fn finish<W: Write + Seek>(
     table.write_inodes(&tree, &mut out)?;
     let root_nid = (FIRST / SLOT as u64) as u16;
     let inodes = table.places.len() as u64;
-    out.finish(|blocks| {
-        SuperBlock {
-            root_nid,
-            inodes,
-            blocks,
-            meta_block,
-            uuid,
-        }
-        .encode()
-    })
+    out.finish(|blocks| SuperBlock { root_nid, inodes, blocks, meta_block, uuid }.encode())
 }
 
 /// A whiteout in an opaque directory hides nothing, and overlayfs would list it (overlayfs.rst, "whiteouts and opaque
@@ -119,11 +108,7 @@ fn file_type(kind: &Kind) -> FileType {
 }
 
 /// Moves bytes that were to be inline, but do not fit beside the inode and its attributes, into blocks of their own.
-fn spill<W: Write + Seek>(
-    tree: &mut Tree,
-    place: &mut Place,
-    out: &mut BlockWriter<W>,
-) -> Result<(), ErofsError> {
+fn spill<W: Write + Seek>(tree: &mut Tree, place: &mut Place, out: &mut BlockWriter<W>) -> Result<(), ErofsError> {
     let bytes = match &tree.node(place.id).kind {
         Kind::File(FileData::Inline(bytes)) | Kind::Symlink(bytes) => bytes,
         _ => return Ok(()),
@@ -148,11 +133,7 @@ struct Table {
 impl Table {
     /// Walks the tree breadth first.
     fn collect(tree: &Tree) -> Result<Table, ErofsError> {
-        let mut table = Table {
-            places: Vec::new(),
-            index: vec![None; tree.len()],
-            nlink: vec![0; tree.len()],
-        };
+        let mut table = Table { places: Vec::new(), index: vec![None; tree.len()], nlink: vec![0; tree.len()] };
         table.add(tree, Tree::ROOT, Tree::ROOT)?;
         table.nlink[Tree::ROOT.index()] = 2;
         let mut next = 0;
@@ -182,39 +163,19 @@ impl Table {
         let (size, addr, may_inline) = match &node.kind {
             Kind::Dir { entries, opaque } => {
                 opaque_dir = *opaque;
-                (
-                    dirents::size(names_with_dots(entries.keys().map(|name| &**name))),
-                    0,
-                    true,
-                )
+                (dirents::size(names_with_dots(entries.keys().map(|name| &**name))), 0, true)
             }
             Kind::File(FileData::Blocks { start, size }) => (*size, *start, false),
-            Kind::File(FileData::Inline(bytes)) | Kind::Symlink(bytes) => {
-                (bytes.len() as u64, 0, true)
-            }
-            Kind::Char { major, minor } | Kind::Block { major, minor } => {
-                (0, device_number(*major, *minor)?, false)
-            }
+            Kind::File(FileData::Inline(bytes)) | Kind::Symlink(bytes) => (bytes.len() as u64, 0, true),
+            Kind::Char { major, minor } | Kind::Block { major, minor } => (0, device_number(*major, *minor)?, false),
             Kind::Fifo | Kind::Socket | Kind::Whiteout => (0, 0, false),
         };
         let xattrs = encode_xattrs(&node.attrs.xattrs, opaque_dir)?;
         let tail = (size % BLOCK as u64) as usize;
         let fits = INODE_SIZE + xattrs.len() + tail <= BLOCK;
-        let layout = if may_inline && tail > 0 && fits {
-            Layout::Inline
-        } else {
-            Layout::Plain
-        };
+        let layout = if may_inline && tail > 0 && fits { Layout::Inline } else { Layout::Plain };
         self.index[id.index()] = Some(self.places.len() as u32);
-        self.places.push(Place {
-            id,
-            parent,
-            offset: 0,
-            size,
-            layout,
-            addr,
-            xattrs,
-        });
+        self.places.push(Place { id, parent, offset: 0, size, layout, addr, xattrs });
         Ok(())
     }
 
@@ -246,11 +207,7 @@ impl Table {
         let mut list: Vec<Entry<'_>> = dots
             .into_iter()
             .chain(named)
-            .map(|(name, id)| Entry {
-                name,
-                nid: nid(id),
-                file_type: file_type(&tree.node(id).kind),
-            })
+            .map(|(name, id)| Entry { name, nid: nid(id), file_type: file_type(&tree.node(id).kind) })
             .collect();
         list.sort_by_key(|entry| entry.name);
         dirents::encode(&list)
@@ -273,11 +230,7 @@ impl Table {
         out.pad()
     }
 
-    fn write_inodes<W: Write + Seek>(
-        &self,
-        tree: &Tree,
-        out: &mut BlockWriter<W>,
-    ) -> Result<(), ErofsError> {
+    fn write_inodes<W: Write + Seek>(&self, tree: &Tree, out: &mut BlockWriter<W>) -> Result<(), ErofsError> {
         let mut written = 0;
         for (i, place) in self.places.iter().enumerate() {
             let node = tree.node(place.id);
@@ -296,9 +249,7 @@ impl Table {
             out.write(&place.xattrs)?;
             if place.layout == Layout::Inline {
                 match &node.kind {
-                    Kind::File(FileData::Inline(bytes)) | Kind::Symlink(bytes) => {
-                        out.write(bytes)?
-                    }
+                    Kind::File(FileData::Inline(bytes)) | Kind::Symlink(bytes) => out.write(bytes)?,
                     _ => {
                         let bytes = self.directory(tree, place);
                         out.write(&bytes[bytes.len() - place.inline_len()..])?;

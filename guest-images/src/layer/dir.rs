@@ -61,21 +61,14 @@ struct Found {
 }
 
 /// Walks `root` without following symlinks or entering other file systems.
-fn walk(
-    root: &Path,
-    mut visit: impl FnMut(&Found) -> Result<(), LayerError>,
-) -> Result<(), LayerError> {
+fn walk(root: &Path, mut visit: impl FnMut(&Found) -> Result<(), LayerError>) -> Result<(), LayerError> {
     let meta = fs::metadata(root).map_err(read_error(root))?;
     if !meta.is_dir() {
         return Err(DirError::NotADirectory(root.to_owned()).into());
     }
     let device = meta.dev();
     let base = root.as_os_str().len();
-    let mut todo = vec![Found {
-        path: root.to_owned(),
-        depth: 0,
-        meta,
-    }];
+    let mut todo = vec![Found { path: root.to_owned(), depth: 0, meta }];
     while let Some(found) = todo.pop() {
         visit(&found)?;
         if !found.meta.is_dir() || found.meta.dev() != device {
@@ -88,11 +81,7 @@ fn walk(
         for entry in fs::read_dir(&found.path).map_err(read_error(&found.path))? {
             let path = entry.map_err(read_error(&found.path))?.path();
             let meta = fs::symlink_metadata(&path).map_err(read_error(&path))?;
-            entries.push(Found {
-                path,
-                depth: found.depth + 1,
-                meta,
-            });
+            entries.push(Found { path, depth: found.depth + 1, meta });
         }
         // Last one first: the stack turns the order round.
         entries.sort_by(|a, b| b.path.as_os_str().cmp(a.path.as_os_str()));
@@ -113,16 +102,8 @@ pub fn fingerprint(root: &Path) -> Result<[u8; 32], LayerError> {
         let name = found.path.as_os_str().as_bytes();
         hash.update((name.len() as u64).to_le_bytes());
         hash.update(name);
-        let numbers = [
-            m.mode().into(),
-            m.uid().into(),
-            m.gid().into(),
-            m.size(),
-            m.rdev(),
-            m.dev(),
-            m.ino(),
-            m.nlink(),
-        ];
+        let numbers =
+            [m.mode().into(), m.uid().into(), m.gid().into(), m.size(), m.rdev(), m.dev(), m.ino(), m.nlink()];
         let times = [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()];
         numbers.iter().for_each(|n| hash.update(n.to_le_bytes()));
         times.iter().for_each(|n| hash.update(n.to_le_bytes()));
@@ -150,10 +131,7 @@ pub fn from_dir<W: Write + Seek>(
     let mut done = 0;
     walk(root, |found| {
         let (path, meta) = (&found.path, &found.meta);
-        let limit = |source| DirError::Limit {
-            path: path.clone(),
-            source,
-        };
+        let limit = |source| DirError::Limit { path: path.clone(), source };
         if found.depth == 0 {
             builder.tree.node_mut(Tree::ROOT).attrs = attrs(path, meta)?;
             parents = vec![Tree::ROOT];
@@ -170,10 +148,7 @@ pub fn from_dir<W: Write + Seek>(
         let kind = kind(&mut builder, path, meta)?;
         done += if meta.is_file() { meta.size() } else { 0 };
         on_bytes(done);
-        let node = builder
-            .tree
-            .insert(dir, name, attrs(path, meta)?, kind)
-            .map_err(limit)?;
+        let node = builder.tree.insert(dir, name, attrs(path, meta)?, kind).map_err(limit)?;
         if meta.is_dir() {
             parents.push(node);
         } else if shared {
@@ -185,11 +160,7 @@ pub fn from_dir<W: Write + Seek>(
     Ok(bytes)
 }
 
-fn kind<W: Write + Seek>(
-    builder: &mut Builder<W>,
-    path: &Path,
-    meta: &Metadata,
-) -> Result<Kind, LayerError> {
+fn kind<W: Write + Seek>(builder: &mut Builder<W>, path: &Path, meta: &Metadata) -> Result<Kind, LayerError> {
     let file_type = meta.file_type();
     let (major, minor) = (major(meta.rdev()), minor(meta.rdev()));
     Ok(if file_type.is_dir() {
@@ -213,25 +184,13 @@ fn kind<W: Write + Seek>(
 /// Opens a file and makes sure that it is the one the walk saw.
 fn open(path: &Path, seen: &Metadata) -> Result<File, DirError> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits() as i32)
-        .open(path)
-        .map_err(read_error(path))?;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path).map_err(read_error(path))?;
     let now = file.metadata().map_err(read_error(path))?;
     let same = (now.dev(), now.ino(), now.size()) == (seen.dev(), seen.ino(), seen.size());
-    if same {
-        Ok(file)
-    } else {
-        Err(DirError::Changed(path.to_owned()))
-    }
+    if same { Ok(file) } else { Err(DirError::Changed(path.to_owned())) }
 }
 
-fn file_data<W: Write + Seek>(
-    builder: &mut Builder<W>,
-    path: &Path,
-    meta: &Metadata,
-) -> Result<FileData, LayerError> {
+fn file_data<W: Write + Seek>(builder: &mut Builder<W>, path: &Path, meta: &Metadata) -> Result<FileData, LayerError> {
     let mut file = open(path, meta)?;
     let size = meta.size();
     if builder.is_inline(size) {
@@ -279,10 +238,7 @@ fn xattrs(path: &Path) -> Result<Xattrs, rustix::io::Errno> {
     };
     let mut value = Vec::new();
     let mut found = Xattrs::new();
-    for name in names[..len]
-        .split(|b| *b == 0)
-        .filter(|name| !name.is_empty())
-    {
+    for name in names[..len].split(|b| *b == 0).filter(|name| !name.is_empty()) {
         value.resize(64 << 10, 0);
         match lgetxattr(path, OsStr::from_bytes(name), &mut value) {
             Ok(len) => drop(found.insert(name.into(), value[..len].into())),

@@ -31,11 +31,7 @@ pub struct Limits {
 impl Default for Limits {
     /// 256 GiB, 4 million files, 1 GiB of memory: above any image in use, below what hurts a host.
     fn default() -> Self {
-        Limits {
-            bytes: 256 << 30,
-            entries: 4_000_000,
-            metadata: 1 << 30,
-        }
+        Limits { bytes: 256 << 30, entries: 4_000_000, metadata: 1 << 30 }
     }
 }
 
@@ -92,11 +88,7 @@ struct Builder<W> {
 impl<W: Write + Seek> Builder<W> {
     fn new(out: W, limits: Limits) -> Result<Self, ErofsError> {
         let tree = Tree::new(limits.metadata, limits.entries);
-        Ok(Builder {
-            tree,
-            out: BlockWriter::new(out, limits.bytes)?,
-            limits,
-        })
+        Ok(Builder { tree, out: BlockWriter::new(out, limits.bytes)?, limits })
     }
 
     /// Whether a file of this size goes beside its inode. At most half of the memory budget is spent on such files.
@@ -132,10 +124,7 @@ fn add_entry<R: Read, W: Write + Seek>(
     entry: Entry,
     flavour: Flavour,
 ) -> Result<(), LayerError> {
-    let fail = |source| LayerError::Entry {
-        path: String::from_utf8_lossy(&entry.path).into_owned(),
-        source,
-    };
+    let fail = |source| LayerError::Entry { path: String::from_utf8_lossy(&entry.path).into_owned(), source };
     let parts = components(&entry.path).map_err(fail)?;
     let Some((&name, parents)) = parts.split_last() else {
         if entry.kind != EntryKind::Dir {
@@ -146,9 +135,7 @@ fn add_entry<R: Read, W: Write + Seek>(
     };
     if flavour == Flavour::Layer {
         if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
-            return Err(LayerError::Whiteout(
-                String::from_utf8_lossy(&entry.path).into_owned(),
-            ));
+            return Err(LayerError::Whiteout(String::from_utf8_lossy(&entry.path).into_owned()));
         }
         if name.starts_with(WHITEOUT) {
             return add_whiteout(&mut builder.tree, parents, name, &entry.path);
@@ -170,41 +157,22 @@ fn add_entry<R: Read, W: Write + Seek>(
         EntryKind::Block { major, minor } => Kind::Block { major, minor },
         EntryKind::Fifo => Kind::Fifo,
     };
-    let fail = |source| LayerError::Entry {
-        path: String::from_utf8_lossy(&entry.path).into_owned(),
-        source,
-    };
-    builder
-        .tree
-        .insert(dir, name, clean(entry.attrs.clone()), kind)
-        .map_err(fail)?;
+    let fail = |source| LayerError::Entry { path: String::from_utf8_lossy(&entry.path).into_owned(), source };
+    builder.tree.insert(dir, name, clean(entry.attrs.clone()), kind).map_err(fail)?;
     Ok(())
 }
 
 /// Drops the attributes that an image may not set or the image format cannot hold.
 fn clean(mut attrs: Attrs) -> Attrs {
-    let dropped =
-        |name: &[u8]| name.starts_with(OVERLAY_XATTRS) || erofs::split_xattr_name(name).is_none();
+    let dropped = |name: &[u8]| name.starts_with(OVERLAY_XATTRS) || erofs::split_xattr_name(name).is_none();
     if attrs.xattrs.keys().any(|name| dropped(name)) {
-        attrs.xattrs = attrs
-            .xattrs
-            .into_iter()
-            .filter(|(name, _)| !dropped(name))
-            .collect::<Xattrs>();
+        attrs.xattrs = attrs.xattrs.into_iter().filter(|(name, _)| !dropped(name)).collect::<Xattrs>();
     }
     attrs
 }
 
-fn add_whiteout(
-    tree: &mut Tree,
-    parents: &[&[u8]],
-    name: &[u8],
-    path: &[u8],
-) -> Result<(), LayerError> {
-    let fail = |source| LayerError::Entry {
-        path: String::from_utf8_lossy(path).into_owned(),
-        source,
-    };
+fn add_whiteout(tree: &mut Tree, parents: &[&[u8]], name: &[u8], path: &[u8]) -> Result<(), LayerError> {
+    let fail = |source| LayerError::Entry { path: String::from_utf8_lossy(path).into_owned(), source };
     if name == OPAQUE {
         let dir = tree.make_dirs(parents).map_err(fail)?;
         if let Kind::Dir { opaque, .. } = &mut tree.node_mut(dir).kind {
@@ -218,26 +186,16 @@ fn add_whiteout(
     }
     let target = &name[WHITEOUT.len()..];
     if matches!(target, b"" | b"." | b"..") {
-        return Err(LayerError::Whiteout(
-            String::from_utf8_lossy(path).into_owned(),
-        ));
+        return Err(LayerError::Whiteout(String::from_utf8_lossy(path).into_owned()));
     }
     let dir = tree.make_dirs(parents).map_err(fail)?;
-    tree.insert(dir, target, Attrs::default(), Kind::Whiteout)
-        .map_err(fail)?;
+    tree.insert(dir, target, Attrs::default(), Kind::Whiteout).map_err(fail)?;
     Ok(())
 }
 
-fn hard_link(
-    tree: &mut Tree,
-    dir: crate::tree::NodeId,
-    name: &[u8],
-    target: &[u8],
-) -> Result<(), TreeError> {
+fn hard_link(tree: &mut Tree, dir: crate::tree::NodeId, name: &[u8], target: &[u8]) -> Result<(), TreeError> {
     let text = || String::from_utf8_lossy(target).into_owned();
-    let found = tree
-        .lookup(&components(target)?)?
-        .ok_or_else(|| TreeError::LinkTarget(text()))?;
+    let found = tree.lookup(&components(target)?)?.ok_or_else(|| TreeError::LinkTarget(text()))?;
     match tree.node(found).kind {
         Kind::Dir { .. } => Err(TreeError::LinkToDirectory(text())),
         Kind::Whiteout => Err(TreeError::LinkTarget(text())),
@@ -275,8 +233,5 @@ fn file_data<R: Read, W: Write + Seek>(
     }
     builder.out.zeros(entry.size - at)?;
     builder.out.pad()?;
-    Ok(FileData::Blocks {
-        start,
-        size: entry.size,
-    })
+    Ok(FileData::Blocks { start, size: entry.size })
 }

@@ -50,9 +50,7 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let nanos = (0..9).fold(0u32, |n, i| {
-        n * 10 + u32::from(fraction.get(i).map_or(0, |b| b - b'0'))
-    });
+    let nanos = (0..9).fold(0u32, |n, i| n * 10 + u32::from(fraction.get(i).map_or(0, |b| b - b'0')));
     Some(match (negative, nanos) {
         (false, _) => (seconds, nanos),
         (true, 0) => (-seconds, 0),
@@ -64,20 +62,11 @@ impl Pax {
     /// Adds the records in `data`; later ones win. An empty value takes an earlier one back.
     pub(super) fn parse(&mut self, mut data: &[u8]) -> Result<(), TarError> {
         while !data.is_empty() && data[0] != 0 {
-            let space = data
-                .iter()
-                .take(20)
-                .position(|b| *b == b' ')
-                .ok_or(TarError::Pax)?;
-            let len = decimal(&data[..space])
-                .and_then(|n| usize::try_from(n).ok())
-                .ok_or(TarError::Pax)?;
+            let space = data.iter().take(20).position(|b| *b == b' ').ok_or(TarError::Pax)?;
+            let len = decimal(&data[..space]).and_then(|n| usize::try_from(n).ok()).ok_or(TarError::Pax)?;
             let record = data.get(space + 1..len).ok_or(TarError::Pax)?;
             let record = record.strip_suffix(b"\n").ok_or(TarError::Pax)?;
-            let equals = record
-                .iter()
-                .position(|b| *b == b'=')
-                .ok_or(TarError::Pax)?;
+            let equals = record.iter().position(|b| *b == b'=').ok_or(TarError::Pax)?;
             self.record(&record[..equals], &record[equals + 1..])?;
             data = &data[len..];
         }
@@ -124,12 +113,8 @@ mod tests {
     #[test]
     fn records_are_cut_by_length_not_by_newline() {
         let mut pax = Pax::default();
-        pax.parse(b"30 SCHILY.xattr.user.a=x\n=y\nz\n12 uid=1000\n")
-            .expect("valid");
-        assert_eq!(
-            pax.xattrs.get(&b"user.a"[..]).map(|v| &**v),
-            Some(&b"x\n=y\nz"[..])
-        );
+        pax.parse(b"30 SCHILY.xattr.user.a=x\n=y\nz\n12 uid=1000\n").expect("valid");
+        assert_eq!(pax.xattrs.get(&b"user.a"[..]).map(|v| &**v), Some(&b"x\n=y\nz"[..]));
         assert_eq!(pax.uid, Some(1000));
     }
 
@@ -145,20 +130,8 @@ mod tests {
 
     #[test]
     fn broken_records_are_refused() {
-        for bad in [
-            &b"5 a=b"[..],
-            b"99 a=b\n",
-            b"6 ab=\0",
-            b"x a=b\n",
-            b"0 a=b\n",
-            b"2 a=b\n",
-            b"5 ab\n\n",
-        ] {
-            assert!(
-                Pax::default().parse(bad).is_err(),
-                "{:?}",
-                String::from_utf8_lossy(bad)
-            );
+        for bad in [&b"5 a=b"[..], b"99 a=b\n", b"6 ab=\0", b"x a=b\n", b"0 a=b\n", b"2 a=b\n", b"5 ab\n\n"] {
+            assert!(Pax::default().parse(bad).is_err(), "{:?}", String::from_utf8_lossy(bad));
         }
     }
 }

@@ -18,21 +18,14 @@ pub(super) const MAX_SEGMENTS: usize = 1 << 20;
 pub(super) fn check(segments: &[Segment], size: u64, stored: u64) -> Result<(), TarError> {
     let (mut end, mut sum) = (0u64, 0u64);
     for segment in segments {
-        let next = segment
-            .offset
-            .checked_add(segment.len)
-            .ok_or(TarError::Sparse)?;
+        let next = segment.offset.checked_add(segment.len).ok_or(TarError::Sparse)?;
         if segment.offset < end || next > size {
             return Err(TarError::Sparse);
         }
         end = next;
         sum += segment.len;
     }
-    if sum == stored {
-        Ok(())
-    } else {
-        Err(TarError::Sparse)
-    }
+    if sum == stored { Ok(()) } else { Err(TarError::Sparse) }
 }
 
 /// Reads `offset,length,offset,length…` (PAX sparse format 0.1; 0.0 is brought into this form by the caller).
@@ -52,11 +45,5 @@ pub(super) fn pairs(numbers: &[u64]) -> Result<Vec<Segment>, TarError> {
     if numbers.len() % 2 != 0 {
         return Err(TarError::Sparse);
     }
-    Ok(numbers
-        .chunks(2)
-        .map(|pair| Segment {
-            offset: pair[0],
-            len: pair[1],
-        })
-        .collect())
+    Ok(numbers.chunks(2).map(|pair| Segment { offset: pair[0], len: pair[1] }).collect())
 }

@@ -42,41 +42,20 @@ pub(super) struct Parsed {
 
 /// Parses a configuration whose digest was verified.
 pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, OciError> {
-    let json = |source| OciError::Json {
-        what: "image configuration".into(),
-        source,
-    };
+    let json = |source| OciError::Json { what: "image configuration".into(), source };
     let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(json)?;
     let diff_id = |text: &String| {
-        text.parse().map_err(|source| OciError::BadDigest {
-            what: "image configuration".into(),
-            source,
-        })
+        text.parse().map_err(|source| OciError::BadDigest { what: "image configuration".into(), source })
     };
-    let diff_ids = config
-        .rootfs()
-        .diff_ids()
-        .iter()
-        .map(diff_id)
-        .collect::<Result<_, _>>()?;
+    let diff_ids = config.rootfs().diff_ids().iter().map(diff_id).collect::<Result<_, _>>()?;
     let defaults = config.config().as_ref().map(defaults).unwrap_or_default();
     let platform = format!("{}/{}", config.os(), config.architecture());
-    Ok(Parsed {
-        defaults,
-        diff_ids,
-        created: config.created().clone(),
-        platform,
-    })
+    Ok(Parsed { defaults, diff_ids, created: config.created().clone(), platform })
 }
 
 fn defaults(config: &oci_spec::image::Config) -> ProcessDefaults {
     let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let labels = config
-        .labels()
-        .iter()
-        .flatten()
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
+    let labels = config.labels().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     ProcessDefaults {
         entrypoint: list(config.entrypoint()),
         cmd: list(config.cmd()),
@@ -101,25 +80,12 @@ pub(super) fn resolved(
         return Err(OciError::Platform(super::printable(&parsed.platform)));
     }
     if blobs.len() != parsed.diff_ids.len() {
-        return Err(OciError::LayerCount {
-            layers: blobs.len(),
-            diff_ids: parsed.diff_ids.len(),
-        });
+        return Err(OciError::LayerCount { layers: blobs.len(), diff_ids: parsed.diff_ids.len() });
     }
     if blobs.is_empty() || blobs.len() > super::MAX_LAYERS {
         return Err(OciError::Layers(blobs.len()));
     }
-    let layer = |((path, stored), diff_id)| super::LayerBlob {
-        diff_id,
-        stored,
-        path,
-    };
+    let layer = |((path, stored), diff_id)| super::LayerBlob { diff_id, stored, path };
     let layers = blobs.into_iter().zip(parsed.diff_ids).map(layer).collect();
-    Ok(Resolved {
-        id,
-        names,
-        created: parsed.created,
-        config: parsed.defaults,
-        layers,
-    })
+    Ok(Resolved { id, names, created: parsed.created, config: parsed.defaults, layers })
 }

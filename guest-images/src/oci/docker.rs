@@ -25,14 +25,9 @@ struct Item {
 /// See [`OciError`].
 pub fn resolve_all(source: &Source) -> Result<Vec<Resolved>, OciError> {
     let bytes = super::layout::read_json(source, MANIFEST)?;
-    let items: Vec<Item> = serde_json::from_slice(&bytes).map_err(|e| OciError::Json {
-        what: MANIFEST.to_owned(),
-        source: e,
-    })?;
-    items
-        .into_iter()
-        .map(|item| resolve_item(source, item))
-        .collect()
+    let items: Vec<Item> =
+        serde_json::from_slice(&bytes).map_err(|e| OciError::Json { what: MANIFEST.to_owned(), source: e })?;
+    items.into_iter().map(|item| resolve_item(source, item)).collect()
 }
 
 /// The image called `name` (`name:tag`), or the only one.
@@ -41,21 +36,12 @@ pub fn resolve_all(source: &Source) -> Result<Vec<Resolved>, OciError> {
 /// See [`OciError`]; where the choice is not clear, the error lists the names.
 pub fn resolve(source: &Source, name: Option<&str>) -> Result<Resolved, OciError> {
     let mut all = resolve_all(source)?;
-    let available = || {
-        offer(
-            all.iter()
-                .flat_map(|image| image.names.iter().map(|n| printable(n)))
-                .collect(),
-        )
-    };
+    let available = || offer(all.iter().flat_map(|image| image.names.iter().map(|n| printable(n))).collect());
     match name {
         Some(name) => {
             let tagged = |image: &Resolved| image.names.iter().any(|n| n == name);
             let at = all.iter().position(tagged);
-            let at = at.ok_or_else(|| OciError::NoSuchTag {
-                tag: printable(name),
-                available: available(),
-            })?;
+            let at = at.ok_or_else(|| OciError::NoSuchTag { tag: printable(name), available: available() })?;
             Ok(all.swap_remove(at))
         }
         None if all.len() == 1 => Ok(all.remove(0)),
@@ -67,30 +53,12 @@ fn resolve_item(source: &Source, item: Item) -> Result<Resolved, OciError> {
     let bytes = super::layout::read_json(source, &item.config)?;
     let id = Digest::of(&bytes);
     // "<hex>.json", or "blobs/sha256/<hex>" since Docker 25.
-    let stem = item
-        .config
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches(".json");
+    let stem = item.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
     let what = || format!("image configuration {}", printable(&item.config));
-    format!("sha256:{stem}")
-        .parse::<Digest>()
-        .map_err(|source| OciError::BadDigest {
-            what: what(),
-            source,
-        })?;
+    format!("sha256:{stem}").parse::<Digest>().map_err(|source| OciError::BadDigest { what: what(), source })?;
     if stem != id.hex() {
-        return Err(OciError::Digest {
-            what: what(),
-            found: id,
-        });
+        return Err(OciError::Digest { what: what(), found: id });
     }
     let blobs = item.layers.into_iter().map(|path| (path, None)).collect();
-    config::resolved(
-        id,
-        item.repo_tags.unwrap_or_default(),
-        config::parse(&bytes)?,
-        blobs,
-    )
+    config::resolved(id, item.repo_tags.unwrap_or_default(), config::parse(&bytes)?, blobs)
 }

@@ -30,20 +30,11 @@ pub fn resolve(source: &Source, tag: Option<&str>) -> Result<Resolved, OciError>
     let bytes = read_json(source, "index.json")?;
     let index: ImageIndex = parse(&bytes, "index.json")?;
     let chosen = choose(index.manifests(), tag)?;
-    let mut search = Search {
-        source,
-        left: MAX_MANIFESTS,
-        platforms: Vec::new(),
-        found: Vec::new(),
-    };
+    let mut search = Search { source, left: MAX_MANIFESTS, platforms: Vec::new(), found: Vec::new() };
     for descriptor in &chosen {
         search.visit(descriptor, names(descriptor), 0)?;
     }
-    let Search {
-        mut found,
-        platforms,
-        ..
-    } = search;
+    let Search { mut found, platforms, .. } = search;
     found.dedup_by(|b, a| {
         let same = a.id == b.id;
         if same {
@@ -59,11 +50,7 @@ pub fn resolve(source: &Source, tag: Option<&str>) -> Result<Resolved, OciError>
 }
 
 fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
-    descriptor
-        .annotations()
-        .as_ref()?
-        .get(key)
-        .map(String::as_str)
+    descriptor.annotations().as_ref()?.get(key).map(String::as_str)
 }
 
 /// The names that the index gives a manifest: a full one (as docker and containerd write it), or just a tag.
@@ -74,33 +61,19 @@ fn names(descriptor: &Descriptor) -> Vec<String> {
 }
 
 fn tags(descriptors: &[Descriptor]) -> String {
-    let tag = |d| {
-        annotation(d, REF_NAME)
-            .or(annotation(d, IMAGE_NAME))
-            .map_or("(untagged)".to_owned(), printable)
-    };
+    let tag = |d| annotation(d, REF_NAME).or(annotation(d, IMAGE_NAME)).map_or("(untagged)".to_owned(), printable);
     offer(descriptors.iter().map(tag).collect())
 }
 
-fn choose<'a>(
-    descriptors: &'a [Descriptor],
-    tag: Option<&str>,
-) -> Result<Vec<&'a Descriptor>, OciError> {
+fn choose<'a>(descriptors: &'a [Descriptor], tag: Option<&str>) -> Result<Vec<&'a Descriptor>, OciError> {
     let Some(tag) = tag else {
         return Ok(descriptors.iter().collect());
     };
     let matches = |name: &str| name == tag || name.rsplit_once(':').is_some_and(|(_, t)| t == tag);
-    let fits = |d: &&Descriptor| {
-        [REF_NAME, IMAGE_NAME]
-            .iter()
-            .any(|key| annotation(d, key).is_some_and(matches))
-    };
+    let fits = |d: &&Descriptor| [REF_NAME, IMAGE_NAME].iter().any(|key| annotation(d, key).is_some_and(matches));
     let chosen: Vec<_> = descriptors.iter().filter(fits).collect();
     if chosen.is_empty() {
-        return Err(OciError::NoSuchTag {
-            tag: printable(tag),
-            available: tags(descriptors),
-        });
+        return Err(OciError::NoSuchTag { tag: printable(tag), available: tags(descriptors) });
     }
     Ok(chosen)
 }
@@ -115,27 +88,15 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn visit(
-        &mut self,
-        descriptor: &Descriptor,
-        names: Vec<String>,
-        depth: usize,
-    ) -> Result<(), OciError> {
-        self.left = self
-            .left
-            .checked_sub(1)
-            .ok_or(OciError::Nesting(MAX_DEPTH))?;
+    fn visit(&mut self, descriptor: &Descriptor, names: Vec<String>, depth: usize) -> Result<(), OciError> {
+        self.left = self.left.checked_sub(1).ok_or(OciError::Nesting(MAX_DEPTH))?;
         if depth > MAX_DEPTH {
             return Err(OciError::Nesting(MAX_DEPTH));
         }
         if let Some(platform) = descriptor.platform()
             && (*platform.os() != Os::Linux || *platform.architecture() != Arch::Amd64)
         {
-            self.platforms.push(printable(&format!(
-                "{}/{}",
-                platform.os(),
-                platform.architecture()
-            )));
+            self.platforms.push(printable(&format!("{}/{}", platform.os(), platform.architecture())));
             return Ok(());
         }
         let what = || format!("manifest {}", printable(descriptor.digest().as_ref()));
@@ -144,32 +105,17 @@ impl Search<'_> {
             MediaType::Other(t) if t == DOCKER_INDEX => self.visit_index(descriptor, &names, depth),
             MediaType::ImageManifest => self.visit_manifest(descriptor, names),
             MediaType::Other(t) if t == DOCKER_MANIFEST => self.visit_manifest(descriptor, names),
-            other => Err(OciError::MediaType {
-                what: what(),
-                media_type: printable(other.as_ref()),
-            }),
+            other => Err(OciError::MediaType { what: what(), media_type: printable(other.as_ref()) }),
         }
     }
 
-    fn visit_index(
-        &mut self,
-        descriptor: &Descriptor,
-        names: &[String],
-        depth: usize,
-    ) -> Result<(), OciError> {
+    fn visit_index(&mut self, descriptor: &Descriptor, names: &[String], depth: usize) -> Result<(), OciError> {
         let bytes = read_blob(self.source, descriptor, "index")?;
         let index: ImageIndex = parse(&bytes, "image index")?;
-        index
-            .manifests()
-            .iter()
-            .try_for_each(|inner| self.visit(inner, names.to_vec(), depth + 1))
+        index.manifests().iter().try_for_each(|inner| self.visit(inner, names.to_vec(), depth + 1))
     }
 
-    fn visit_manifest(
-        &mut self,
-        descriptor: &Descriptor,
-        names: Vec<String>,
-    ) -> Result<(), OciError> {
+    fn visit_manifest(&mut self, descriptor: &Descriptor, names: Vec<String>) -> Result<(), OciError> {
         let bytes = read_blob(self.source, descriptor, "manifest")?;
         let manifest: ImageManifest = parse(&bytes, "image manifest")?;
         match manifest.config().media_type() {
@@ -177,19 +123,12 @@ impl Search<'_> {
             MediaType::Other(t) if t == "application/vnd.docker.container.image.v1+json" => {}
             other => {
                 let what = "image configuration".to_owned();
-                return Err(OciError::MediaType {
-                    what,
-                    media_type: printable(other.as_ref()),
-                });
+                return Err(OciError::MediaType { what, media_type: printable(other.as_ref()) });
             }
         }
         let config_bytes = read_blob(self.source, manifest.config(), "image configuration")?;
         let parsed = config::parse(&config_bytes)?;
-        let blobs = manifest
-            .layers()
-            .iter()
-            .map(layer)
-            .collect::<Result<Vec<_>, _>>()?;
+        let blobs = manifest.layers().iter().map(layer).collect::<Result<Vec<_>, _>>()?;
         let id = digest(manifest.config(), "image configuration")?;
         match config::resolved(id, names, parsed, blobs) {
             Err(OciError::Platform(platform)) => self.platforms.push(platform),
@@ -209,20 +148,14 @@ fn layer(descriptor: &Descriptor) -> Result<(String, Option<(Digest, u64)>), Oci
     let digest = digest(descriptor, "layer")?;
     if !supported {
         let media_type = printable(descriptor.media_type().as_ref());
-        return Err(OciError::MediaType {
-            what: format!("layer {digest}"),
-            media_type,
-        });
+        return Err(OciError::MediaType { what: format!("layer {digest}"), media_type });
     }
     Ok((blob_path(&digest), Some((digest, descriptor.size()))))
 }
 
 fn digest(descriptor: &Descriptor, what: &str) -> Result<Digest, OciError> {
     let text: &str = descriptor.digest().as_ref();
-    text.parse().map_err(|source| OciError::BadDigest {
-        what: what.to_owned(),
-        source,
-    })
+    text.parse().map_err(|source| OciError::BadDigest { what: what.to_owned(), source })
 }
 
 fn blob_path(digest: &Digest) -> String {
@@ -230,36 +163,20 @@ fn blob_path(digest: &Digest) -> String {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, OciError> {
-    serde_json::from_slice(bytes).map_err(|source| OciError::Json {
-        what: what.to_owned(),
-        source,
-    })
+    serde_json::from_slice(bytes).map_err(|source| OciError::Json { what: what.to_owned(), source })
 }
 
 /// Reads a small document that no descriptor vouches for.
 pub(super) fn read_json(source: &Source, name: &str) -> Result<Vec<u8>, OciError> {
     let blob = source.open(name)?;
-    let too_large = |bytes| OciError::TooLarge {
-        what: name.to_owned(),
-        bytes,
-    };
+    let too_large = |bytes| OciError::TooLarge { what: name.to_owned(), bytes };
     if blob.bytes > MAX_JSON {
         return Err(too_large(blob.bytes));
     }
     let mut bytes = Vec::new();
-    let read = |e| super::source::SourceError::Read {
-        path: source.path().join(name),
-        source: e,
-    };
-    blob.reader
-        .take(MAX_JSON + 1)
-        .read_to_end(&mut bytes)
-        .map_err(read)?;
-    if bytes.len() as u64 > MAX_JSON {
-        Err(too_large(bytes.len() as u64))
-    } else {
-        Ok(bytes)
-    }
+    let read = |e| super::source::SourceError::Read { path: source.path().join(name), source: e };
+    blob.reader.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > MAX_JSON { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
 }
 
 /// Reads a document and checks its size and digest.
@@ -267,31 +184,17 @@ fn read_blob(source: &Source, descriptor: &Descriptor, kind: &str) -> Result<Vec
     let digest = digest(descriptor, kind)?;
     let what = format!("{kind} {digest}");
     if descriptor.size() > MAX_JSON {
-        return Err(OciError::TooLarge {
-            what,
-            bytes: descriptor.size(),
-        });
+        return Err(OciError::TooLarge { what, bytes: descriptor.size() });
     }
     let name = blob_path(&digest);
     let blob = source.open(&name)?;
     if blob.bytes != descriptor.size() {
-        return Err(OciError::Size {
-            what,
-            expected: descriptor.size(),
-            found: blob.bytes,
-        });
+        return Err(OciError::Size { what, expected: descriptor.size(), found: blob.bytes });
     }
     let mut reader = HashingReader::new(blob.reader.take(MAX_JSON), digest.algorithm());
     let mut bytes = Vec::new();
-    let read = |e| super::source::SourceError::Read {
-        path: source.path().join(&name),
-        source: e,
-    };
+    let read = |e| super::source::SourceError::Read { path: source.path().join(&name), source: e };
     reader.read_to_end(&mut bytes).map_err(read)?;
     let (found, _) = reader.finish();
-    if found == digest {
-        Ok(bytes)
-    } else {
-        Err(OciError::Digest { what, found })
-    }
+    if found == digest { Ok(bytes) } else { Err(OciError::Digest { what, found }) }
 }

@@ -133,11 +133,7 @@ pub enum OciError {
 
 /// Text of the image for use in an error: one line, bounded.
 pub(crate) fn printable(text: &str) -> String {
-    let clean: String = text
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .take(200)
-        .collect();
+    let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).take(200).collect();
     clean
 }
 
@@ -147,11 +143,7 @@ pub(crate) fn offer(mut items: Vec<String>) -> String {
     items.dedup();
     let more = items.len().saturating_sub(16);
     items.truncate(16);
-    let mut text = if items.is_empty() {
-        "nothing".to_owned()
-    } else {
-        items.join(", ")
-    };
+    let mut text = if items.is_empty() { "nothing".to_owned() } else { items.join(", ") };
     if more > 0 {
         text += &format!(" and {more} more");
     }

@@ -38,15 +38,8 @@ pub enum RefError {
 
 /// Docker's rule for tags: a word character, then word characters, dots and dashes, up to 128.
 fn is_tag(tag: &str) -> bool {
-    let first = tag
-        .bytes()
-        .next()
-        .is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
-    first
-        && tag.len() <= 128
-        && tag
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+    let first = tag.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    first && tag.len() <= 128 && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 /// Checks a name as docker does and adds `:latest` where it has no tag.
@@ -65,17 +58,14 @@ pub fn normalize_name(text: &str) -> Result<String, RefError> {
     }
     let component = |part: &str| {
         let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        let inner =
-            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
         edge(part.bytes().next()) && edge(part.bytes().last()) && part.bytes().all(inner)
     };
     let mut parts = name.split('/').peekable();
     let first = parts.next().unwrap_or_default();
     let host = parts.peek().is_some()
         && first.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && first
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':'));
+        && first.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':'));
     if !(host || component(first)) || !parts.all(component) || name.len() > 255 {
         return Err(RefError::Name(shown()));
     }
@@ -92,10 +82,7 @@ fn path_and_tag(whole: &str, rest: &str) -> Result<(PathBuf, Option<String>), Re
         return Err(RefError::Missing(super::printable(whole), "path"));
     }
     match tag {
-        Some(tag) if !is_tag(tag) => Err(RefError::Tag(
-            super::printable(whole),
-            super::printable(tag),
-        )),
+        Some(tag) if !is_tag(tag) => Err(RefError::Tag(super::printable(whole), super::printable(tag))),
         _ => Ok((path.into(), tag.map(str::to_owned))),
     }
 }
@@ -115,9 +102,7 @@ impl FromStr for ImageRef {
         };
         match scheme {
             "oci" => path_and_tag(text, rest).map(|(path, tag)| ImageRef::OciDir(path, tag)),
-            "oci-archive" => {
-                path_and_tag(text, rest).map(|(path, tag)| ImageRef::OciArchive(path, tag))
-            }
+            "oci-archive" => path_and_tag(text, rest).map(|(path, tag)| ImageRef::OciArchive(path, tag)),
             "docker-archive" => docker_archive(text, rest),
             "rootfs" if rest.is_empty() => Err(RefError::Missing(super::printable(text), "path")),
             "rootfs" => Ok(ImageRef::Rootfs(rest.into())),
@@ -141,10 +126,7 @@ fn docker_archive(whole: &str, rest: &str) -> Result<ImageRef, RefError> {
 
 impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tagged = |f: &mut fmt::Formatter<'_>,
-                      scheme: &str,
-                      path: &PathBuf,
-                      tag: &Option<String>| match tag {
+        let tagged = |f: &mut fmt::Formatter<'_>, scheme: &str, path: &PathBuf, tag: &Option<String>| match tag {
             Some(tag) => write!(f, "{scheme}:{}:{tag}", path.display()),
             None => write!(f, "{scheme}:{}", path.display()),
         };
@@ -165,34 +147,16 @@ mod tests {
     #[test]
     fn references_parse() {
         let cases = [
-            (
-                "oci:/a/b:c/dir:12",
-                ImageRef::OciDir("/a/b:c/dir".into(), Some("12".into())),
-            ),
+            ("oci:/a/b:c/dir:12", ImageRef::OciDir("/a/b:c/dir".into(), Some("12".into()))),
             ("oci:dir", ImageRef::OciDir("dir".into(), None)),
-            (
-                "oci-archive:debian.tar",
-                ImageRef::OciArchive("debian.tar".into(), None),
-            ),
-            (
-                "oci-archive:x/debian.tar:bookworm",
-                ImageRef::OciArchive("x/debian.tar".into(), Some("bookworm".into())),
-            ),
-            (
-                "docker-archive:d.tar",
-                ImageRef::DockerArchive("d.tar".into(), None),
-            ),
-            (
-                "docker-archive:d.tar:a/b:1",
-                ImageRef::DockerArchive("d.tar".into(), Some("a/b:1".into())),
-            ),
+            ("oci-archive:debian.tar", ImageRef::OciArchive("debian.tar".into(), None)),
+            ("oci-archive:x/debian.tar:bookworm", ImageRef::OciArchive("x/debian.tar".into(), Some("bookworm".into()))),
+            ("docker-archive:d.tar", ImageRef::DockerArchive("d.tar".into(), None)),
+            ("docker-archive:d.tar:a/b:1", ImageRef::DockerArchive("d.tar".into(), Some("a/b:1".into()))),
             ("rootfs:/srv/x:y", ImageRef::Rootfs("/srv/x:y".into())),
             ("debian", ImageRef::Name("debian:latest".into())),
             ("debian:12-slim", ImageRef::Name("debian:12-slim".into())),
-            (
-                "host.example:5000/team/app",
-                ImageRef::Name("host.example:5000/team/app:latest".into()),
-            ),
+            ("host.example:5000/team/app", ImageRef::Name("host.example:5000/team/app:latest".into())),
         ];
         for (text, expected) in cases {
             assert_eq!(text.parse(), Ok(expected), "{text}");
@@ -218,10 +182,7 @@ mod tests {
             "@",
         ] {
             let error = bad.parse::<ImageRef>().expect_err(bad).to_string();
-            assert!(
-                error.starts_with("image '") && !error.contains('\n'),
-                "{error}"
-            );
+            assert!(error.starts_with("image '") && !error.contains('\n'), "{error}");
         }
     }
 }

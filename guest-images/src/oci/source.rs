@@ -99,21 +99,11 @@ enum Place {
 
 /// Opens a regular file; a FIFO or device in its place is refused instead of waited for.
 pub(crate) fn open_regular(path: &Path) -> Result<File, SourceError> {
-    let read = |source| SourceError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read = |source| SourceError::Read { path: path.to_owned(), source };
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(read)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(read)?;
     if !file.metadata().map_err(read)?.is_file() {
-        return Err(SourceError::Kind {
-            path: path.to_owned(),
-            expected: "regular file",
-        });
+        return Err(SourceError::Kind { path: path.to_owned(), expected: "regular file" });
     }
     Ok(file)
 }
@@ -124,15 +114,9 @@ impl Source {
     /// # Errors
     /// It is none.
     pub fn dir(path: &Path) -> Result<Source, SourceError> {
-        let meta = path.metadata().map_err(|source| SourceError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let meta = path.metadata().map_err(|source| SourceError::Read { path: path.to_owned(), source })?;
         if !meta.is_dir() {
-            return Err(SourceError::Kind {
-                path: path.to_owned(),
-                expected: "directory",
-            });
+            return Err(SourceError::Kind { path: path.to_owned(), expected: "directory" });
         }
         Ok(Source::Dir(path.to_owned()))
     }
@@ -143,25 +127,17 @@ impl Source {
     /// # Errors
     /// See [`SourceError`].
     pub fn archive(path: &Path, temp: &Path, limit: u64) -> Result<Source, SourceError> {
-        let read = |source| SourceError::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let read = |source| SourceError::Read { path: path.to_owned(), source };
         let mut file = open_regular(path)?;
         let mut start = [0; 6];
         let got = file.read_at(&mut start, 0).map_err(read)?;
         if Compression::detect(&start[..got]) != Compression::None {
             let mut plain = decompress(file).map_err(read)?.take(limit + 1);
-            let mut spool = tempfile::tempfile_in(temp).map_err(|source| SourceError::Read {
-                path: temp.to_owned(),
-                source,
-            })?;
+            let mut spool =
+                tempfile::tempfile_in(temp).map_err(|source| SourceError::Read { path: temp.to_owned(), source })?;
             let bytes = io::copy(&mut plain, &mut spool).map_err(read)?;
             if bytes > limit {
-                return Err(SourceError::Bomb {
-                    path: path.to_owned(),
-                    limit,
-                });
+                return Err(SourceError::Bomb { path: path.to_owned(), limit });
             }
             file = spool;
         }
@@ -190,10 +166,7 @@ impl Source {
     /// # Errors
     /// It is not there or cannot be read.
     pub fn open(&self, name: &str) -> Result<Blob, SourceError> {
-        let missing = || SourceError::Missing {
-            path: self.path().to_owned(),
-            name: super::printable(name),
-        };
+        let missing = || SourceError::Missing { path: self.path().to_owned(), name: super::printable(name) };
         match self {
             Source::Dir(root) => {
                 if components(name.as_bytes()).is_err()
@@ -204,33 +177,18 @@ impl Source {
                 }
                 let path = root.join(name);
                 let file = match open_regular(&path) {
-                    Err(SourceError::Read { source, .. })
-                        if source.kind() == io::ErrorKind::NotFound =>
-                    {
+                    Err(SourceError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                         return Err(missing());
                     }
                     other => other?,
                 };
-                let bytes = file
-                    .metadata()
-                    .map_err(|source| SourceError::Read { path, source })?
-                    .len();
-                Ok(Blob {
-                    reader: Box::new(file),
-                    bytes,
-                })
+                let bytes = file.metadata().map_err(|source| SourceError::Read { path, source })?.len();
+                Ok(Blob { reader: Box::new(file), bytes })
             }
             Source::Archive(archive) => {
                 let (at, bytes) = archive.find(name).ok_or_else(missing)?;
-                let section = Section {
-                    file: Arc::clone(&archive.file),
-                    at,
-                    end: at + bytes,
-                };
-                Ok(Blob {
-                    reader: Box::new(section),
-                    bytes,
-                })
+                let section = Section { file: Arc::clone(&archive.file), at, end: at + bytes };
+                Ok(Blob { reader: Box::new(section), bytes })
             }
         }
     }
@@ -260,17 +218,8 @@ fn canonical(name: &[u8]) -> Result<String, TreeError> {
 
 impl Archive {
     fn index(path: &Path, file: File) -> Result<Archive, SourceError> {
-        let tar = |source| SourceError::Tar {
-            path: path.to_owned(),
-            source,
-        };
-        let total = file
-            .metadata()
-            .map_err(|source| SourceError::Read {
-                path: path.to_owned(),
-                source,
-            })?
-            .len();
+        let tar = |source| SourceError::Tar { path: path.to_owned(), source };
+        let total = file.metadata().map_err(|source| SourceError::Read { path: path.to_owned(), source })?.len();
         let mut files = HashMap::new();
         let mut reader = TarReader::new(BufReader::with_capacity(4096, &file));
         while let Some(entry) = reader.next_entry().map_err(tar)? {
@@ -278,10 +227,7 @@ impl Archive {
                 continue;
             };
             let place = match entry.kind {
-                EntryKind::File if entry.is_whole() => Place::Data {
-                    at: entry.position,
-                    bytes: entry.size,
-                },
+                EntryKind::File if entry.is_whole() => Place::Data { at: entry.position, bytes: entry.size },
                 EntryKind::Symlink(target) => {
                     let dir = name.rsplit_once('/').map_or("", |(dir, _)| dir);
                     let joined = [dir.as_bytes(), &target].join(&b'/');
@@ -309,11 +255,7 @@ impl Archive {
             }
             reader.seek_past_data().map_err(tar)?;
         }
-        Ok(Archive {
-            path: path.to_owned(),
-            file: Arc::new(file),
-            files,
-        })
+        Ok(Archive { path: path.to_owned(), file: Arc::new(file), files })
     }
 
     fn find(&self, name: &str) -> Option<(u64, u64)> {

@@ -58,11 +58,7 @@ impl Store {
     }
 
     /// Opens a converted layer and locks it against removal. `None`: it is not there (or damaged).
-    pub(super) fn open_layer(
-        &self,
-        origin: Origin,
-        digest: &Digest,
-    ) -> Result<Option<Held>, ImageError> {
+    pub(super) fn open_layer(&self, origin: Origin, digest: &Digest) -> Result<Option<Held>, ImageError> {
         let path = self.layer_path(&key(origin, digest));
         let file = match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -73,23 +69,12 @@ impl Store {
             return Ok(None);
         }
         let mut block = [0; BLOCK];
-        let bytes = file
-            .metadata()
-            .map_err(ImageError::io("read", &path))?
-            .len();
+        let bytes = file.metadata().map_err(ImageError::io("read", &path))?.len();
         let whole = file.read_exact_at(&mut block, 0).is_ok();
         match erofs::summary(&block).filter(|summary| whole && summary.bytes == bytes) {
             Some(summary) => {
-                let layer = Layer {
-                    path,
-                    digest: digest.clone(),
-                    bytes,
-                };
-                Ok(Some(Held {
-                    layer,
-                    empty: summary.inodes == 1,
-                    file,
-                }))
+                let layer = Layer { path, digest: digest.clone(), bytes };
+                Ok(Some(Held { layer, empty: summary.inodes == 1, file }))
             }
             None => {
                 tracing::warn!(path = %path.display(), "damaged layer image; converting it again");
@@ -123,13 +108,9 @@ impl Store {
 
     /// The limits for one layer: no more bytes than there is room for.
     fn limits(&self) -> Result<(Limits, u64), ImageError> {
-        let stat =
-            statvfs(&self.dir).map_err(|e| ImageError::io("examine", &self.dir)(e.into()))?;
+        let stat = statvfs(&self.dir).map_err(|e| ImageError::io("examine", &self.dir)(e.into()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let limits = Limits {
-            bytes: self.limits.bytes.min(free),
-            ..self.limits
-        };
+        let limits = Limits { bytes: self.limits.bytes.min(free), ..self.limits };
         Ok((limits, free))
     }
 
@@ -137,24 +118,14 @@ impl Store {
     fn layer_error(&self, layer: &str, free: u64, source: LayerError) -> ImageError {
         let full = match &source {
             LayerError::Image(ErofsError::Write(e)) => {
-                matches!(
-                    e.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                )
+                matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
             LayerError::Image(ErofsError::TooLarge(limit)) => *limit == free,
             _ => false,
         };
         match full {
-            true => ImageError::NoSpace {
-                layer: layer.to_owned(),
-                dir: self.dir.clone(),
-                free,
-            },
-            false => ImageError::Layer {
-                layer: layer.to_owned(),
-                source,
-            },
+            true => ImageError::NoSpace { layer: layer.to_owned(), dir: self.dir.clone(), free },
+            false => ImageError::Layer { layer: layer.to_owned(), source },
         }
     }
 
@@ -166,9 +137,7 @@ impl Store {
         blob: &LayerBlob,
         progress: &mut dyn Progress,
     ) -> Result<Held, ImageError> {
-        self.layer(Origin::Layer, &blob.diff_id, |file| {
-            self.convert_blob(image, source, blob, file, progress)
-        })
+        self.layer(Origin::Layer, &blob.diff_id, |file| self.convert_blob(image, source, blob, file, progress))
     }
 
     fn convert_blob(
@@ -179,18 +148,13 @@ impl Store {
         file: &File,
         progress: &mut dyn Progress,
     ) -> Result<(), ImageError> {
-        let opened = source.open(&blob.path).map_err(|e| ImageError::Oci {
-            image: image.to_owned(),
-            source: OciError::Source(e),
-        })?;
+        let opened = source
+            .open(&blob.path)
+            .map_err(|e| ImageError::Oci { image: image.to_owned(), source: OciError::Source(e) })?;
         if let Some((digest, bytes)) = &blob.stored
             && opened.bytes != *bytes
         {
-            return Err(ImageError::LayerSize {
-                layer: digest.clone(),
-                expected: *bytes,
-                found: opened.bytes,
-            });
+            return Err(ImageError::LayerSize { layer: digest.clone(), expected: *bytes, found: opened.bytes });
         }
         progress.bytes(0, Some(opened.bytes));
         let stored = blob.stored.as_ref().map(|(digest, _)| digest);
@@ -198,95 +162,53 @@ impl Store {
         let (limits, free) = self.limits()?;
         let read = AtomicU64::new(0);
         let algorithm = stored.map_or(Algorithm::Sha256, Digest::algorithm);
-        let ((result, found), passed) = pipe::run(
-            opened.reader,
-            algorithm,
-            self.limits.bytes,
-            &read,
-            |plain| {
-                let mut on_read =
-                    || progress.bytes(read.load(Ordering::Relaxed), Some(opened.bytes));
-                let ticking = Ticking {
-                    inner: plain,
-                    on_read: &mut on_read,
-                };
-                let mut plain = HashingReader::new(ticking, blob.diff_id.algorithm());
-                let result = layer::from_tar(
-                    &mut plain,
-                    file,
-                    Flavour::Layer,
-                    limits,
-                    blob.diff_id.uuid(),
-                );
-                // Read to the end whether it worked or not: if the content is not what it should be, that is the error.
-                if !matches!(result, Err(LayerError::Image(_))) {
-                    let drained = io::copy(&mut plain, &mut io::sink());
-                    let drained =
-                        drained.map_err(|e| LayerError::Tar(layer::tar::TarError::Read(e)));
-                    return (
-                        result.and_then(|bytes| drained.map(|_| bytes)),
-                        Some(plain.finish().0),
-                    );
-                }
-                (result, None)
-            },
-        );
+        let ((result, found), passed) = pipe::run(opened.reader, algorithm, self.limits.bytes, &read, |plain| {
+            let mut on_read = || progress.bytes(read.load(Ordering::Relaxed), Some(opened.bytes));
+            let ticking = Ticking { inner: plain, on_read: &mut on_read };
+            let mut plain = HashingReader::new(ticking, blob.diff_id.algorithm());
+            let result = layer::from_tar(&mut plain, file, Flavour::Layer, limits, blob.diff_id.uuid());
+            // Read to the end whether it worked or not: if the content is not what it should be, that is the error.
+            if !matches!(result, Err(LayerError::Image(_))) {
+                let drained = io::copy(&mut plain, &mut io::sink());
+                let drained = drained.map_err(|e| LayerError::Tar(layer::tar::TarError::Read(e)));
+                return (result.and_then(|bytes| drained.map(|_| bytes)), Some(plain.finish().0));
+            }
+            (result, None)
+        });
         if let (Some(expected), Some(passed)) = (stored, &passed)
             && passed.stored != *expected
         {
             let found = passed.stored.clone();
-            return Err(ImageError::LayerDigest {
-                layer: expected.clone(),
-                kind: "blob",
-                found,
-            });
+            return Err(ImageError::LayerDigest { layer: expected.clone(), kind: "blob", found });
         }
         result.map_err(|e| self.layer_error(&what, free, e))?;
         match found {
-            Some(found) if found != blob.diff_id => Err(ImageError::LayerDigest {
-                layer: blob.diff_id.clone(),
-                kind: "uncompressed",
-                found,
-            }),
+            Some(found) if found != blob.diff_id => {
+                Err(ImageError::LayerDigest { layer: blob.diff_id.clone(), kind: "uncompressed", found })
+            }
             _ => Ok(()),
         }
     }
 
     /// The converted image of a root file system: a directory or a tar file.
-    pub(super) fn rootfs_layer(
-        &self,
-        path: &Path,
-        progress: &mut dyn Progress,
-    ) -> Result<Held, ImageError> {
+    pub(super) fn rootfs_layer(&self, path: &Path, progress: &mut dyn Progress) -> Result<Held, ImageError> {
         let what = path.display().to_string();
-        let layer = |source| ImageError::Layer {
-            layer: what.clone(),
-            source,
-        };
+        let layer = |source| ImageError::Layer { layer: what.clone(), source };
         let meta = fs::metadata(path).map_err(ImageError::io("open", path))?;
         if meta.is_dir() {
             let fingerprint = layer::fingerprint(path).map_err(layer)?;
             let digest = Digest::from_sha256(fingerprint);
             return self.layer(Origin::Rootfs, &digest, |file| {
                 let (limits, free) = self.limits()?;
-                layer::from_dir(path, file, limits, digest.uuid(), |bytes| {
-                    progress.bytes(bytes, None)
-                })
-                .map_err(|e| self.layer_error(&what, free, e))?;
+                layer::from_dir(path, file, limits, digest.uuid(), |bytes| progress.bytes(bytes, None))
+                    .map_err(|e| self.layer_error(&what, free, e))?;
                 let same = layer::fingerprint(path).map_err(layer)? == fingerprint;
-                if same {
-                    Ok(())
-                } else {
-                    Err(ImageError::Changed(path.to_owned()))
-                }
+                if same { Ok(()) } else { Err(ImageError::Changed(path.to_owned())) }
             });
         }
         let digest = Digest::of(&super::file_fingerprint(&meta));
         self.layer(Origin::Rootfs, &digest, |file| {
-            let oci = |e| ImageError::Oci {
-                image: what.clone(),
-                source: OciError::Source(e),
-            };
+            let oci = |e| ImageError::Oci { image: what.clone(), source: OciError::Source(e) };
             let input = crate::oci::source::open_regular(path).map_err(oci)?;
             let total = input.metadata().map_err(ImageError::io("read", path))?;
             if Digest::of(&super::file_fingerprint(&total)) != digest {
@@ -294,24 +216,12 @@ impl Store {
             }
             let (limits, free) = self.limits()?;
             let read = AtomicU64::new(0);
-            let (result, _) = pipe::run(
-                input,
-                Algorithm::Sha256,
-                self.limits.bytes,
-                &read,
-                |plain| {
-                    let mut on_read =
-                        || progress.bytes(read.load(Ordering::Relaxed), Some(total.len()));
-                    let ticking = Ticking {
-                        inner: plain,
-                        on_read: &mut on_read,
-                    };
-                    layer::from_tar(ticking, file, Flavour::Rootfs, limits, digest.uuid())
-                },
-            );
-            result
-                .map(drop)
-                .map_err(|e| self.layer_error(&what, free, e))
+            let (result, _) = pipe::run(input, Algorithm::Sha256, self.limits.bytes, &read, |plain| {
+                let mut on_read = || progress.bytes(read.load(Ordering::Relaxed), Some(total.len()));
+                let ticking = Ticking { inner: plain, on_read: &mut on_read };
+                layer::from_tar(ticking, file, Flavour::Rootfs, limits, digest.uuid())
+            });
+            result.map(drop).map_err(|e| self.layer_error(&what, free, e))
         })
     }
 }

@@ -50,20 +50,11 @@ impl WorkLock {
         Self::take(dir, key, FlockOperation::NonBlockingLockExclusive)
     }
 
-    fn take(
-        dir: &Path,
-        key: &str,
-        operation: FlockOperation,
-    ) -> Result<Option<WorkLock>, ImageError> {
+    fn take(dir: &Path, key: &str, operation: FlockOperation) -> Result<Option<WorkLock>, ImageError> {
         let lock_path = dir.join(format!("{key}.lock"));
         let error = || ImageError::io("lock", &lock_path);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(error())?;
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path).map_err(error())?;
         match lock(&file, operation) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             other => other.map_err(error())?,
@@ -72,11 +63,7 @@ impl WorkLock {
         if !is_linked(&file).map_err(error())? {
             return Ok(None);
         }
-        Ok(Some(WorkLock {
-            lock_path,
-            temp_path: dir.join(format!("{key}.tmp")),
-            _file: file,
-        }))
+        Ok(Some(WorkLock { lock_path, temp_path: dir.join(format!("{key}.tmp")), _file: file }))
     }
 
     /// The path of the holder's temporary file.
@@ -98,8 +85,7 @@ impl WorkLock {
 
     /// Makes the temporary file durable and gives it the name `path`.
     pub(super) fn publish(&self, file: &File, path: &Path) -> Result<(), ImageError> {
-        file.sync_all()
-            .map_err(ImageError::io("write", &self.temp_path))?;
+        file.sync_all().map_err(ImageError::io("write", &self.temp_path))?;
         fs::rename(&self.temp_path, path).map_err(ImageError::io("create", path))?;
         if let Some(dir) = path.parent() {
             let sync = File::open(dir).and_then(|dir| dir.sync_all());

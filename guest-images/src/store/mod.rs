@@ -13,6 +13,7 @@
 
 mod layers;
 mod lock;
+mod prepare;
 mod records;
 
 pub use layers::Layer;
@@ -22,12 +23,8 @@ use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::layer::Limits;
 use crate::oci::config::ProcessDefaults;
-use crate::oci::reference::{ImageRef, normalize_name};
-use crate::oci::source::{Source, SourceError};
-use crate::oci::{Resolved, docker, layout};
-use layers::{Held, Origin};
+use layers::Origin;
 use lock::WorkLock;
-use records::{Record, RecordLayer};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -108,12 +105,7 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_with(dir: impl Into<PathBuf>, limits: Limits) -> Result<Store, ImageError> {
         let dir = dir.into();
-        for dir in [
-            dir.clone(),
-            dir.join("layers"),
-            dir.join("images"),
-            dir.join("tmp"),
-        ] {
+        for dir in [dir.clone(), dir.join("layers"), dir.join("images"), dir.join("tmp")] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             made.map_err(ImageError::io("create", dir))?;
         }
@@ -129,11 +121,7 @@ impl Store {
             true => Ok(()),
             false => {
                 let found = crate::oci::printable(text.trim());
-                Err(ImageError::Version {
-                    dir: self.dir.clone(),
-                    found,
-                    known: VERSION,
-                })
+                Err(ImageError::Version { dir: self.dir.clone(), found, known: VERSION })
             }
         };
         match fs::read_to_string(&path) {
@@ -173,9 +161,7 @@ impl Store {
         for entry in fs::read_dir(&dir).map_err(ImageError::io("read", &dir))? {
             let name = entry.map_err(ImageError::io("read", &dir))?.file_name();
             let name = name.to_string_lossy();
-            let key = name
-                .strip_suffix(".lock")
-                .or_else(|| name.strip_suffix(".tmp"));
+            let key = name.strip_suffix(".lock").or_else(|| name.strip_suffix(".tmp"));
             keys.extend(key.filter(|key| !key.is_empty()).map(str::to_owned));
         }
         for key in keys {
@@ -183,176 +169,6 @@ impl Store {
             drop(WorkLock::try_acquire(&dir, &key)?);
         }
         Ok(())
-    }
-
-    /// Makes an image ready to run: finds it, verifies it, converts the layers that are not converted yet.
-    ///
-    /// # Errors
-    /// See [`ImageError`]; nothing half-done stays behind.
-    pub fn prepare(
-        &self,
-        image: &ImageRef,
-        progress: &mut dyn Progress,
-    ) -> Result<PreparedImage, ImageError> {
-        let name = image.to_string();
-        let oci = |source| ImageError::Oci {
-            image: name.clone(),
-            source,
-        };
-        let (source, resolved) = match image {
-            ImageRef::Rootfs(path) => return self.prepare_rootfs(path, progress),
-            ImageRef::Name(name) => return self.prepare_loaded(name, progress),
-            ImageRef::OciDir(path, tag) => {
-                let source = Source::dir(path).map_err(|e| oci(e.into()))?;
-                let resolved = layout::resolve(&source, tag.as_deref()).map_err(oci)?;
-                (source, resolved)
-            }
-            ImageRef::OciArchive(path, tag) => {
-                let source = self.archive(path).map_err(|e| oci(e.into()))?;
-                let resolved = layout::resolve(&source, tag.as_deref()).map_err(oci)?;
-                (source, resolved)
-            }
-            ImageRef::DockerArchive(path, tag) => {
-                let source = self.archive(path).map_err(|e| oci(e.into()))?;
-                let resolved = docker::resolve(&source, tag.as_deref()).map_err(oci)?;
-                (source, resolved)
-            }
-        };
-        let held = self.convert(&name, &source, &resolved, progress)?;
-        Ok(prepared(resolved.id, resolved.config, held))
-    }
-
-    fn archive(&self, path: &Path) -> Result<Source, SourceError> {
-        Source::archive(path, &self.temp_dir(), self.limits.bytes)
-    }
-
-    fn convert(
-        &self,
-        image: &str,
-        source: &Source,
-        resolved: &Resolved,
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<Held>, ImageError> {
-        let count = resolved.layers.len();
-        let mut held = Vec::with_capacity(count);
-        for (index, blob) in resolved.layers.iter().enumerate() {
-            let cached = self.open_layer(Origin::Layer, &blob.diff_id)?;
-            progress.layer(index, count, cached.is_some());
-            held.push(match cached {
-                Some(layer) => layer,
-                None => self.blob_layer(image, source, blob, progress)?,
-            });
-        }
-        Ok(held)
-    }
-
-    fn prepare_rootfs(
-        &self,
-        path: &Path,
-        progress: &mut dyn Progress,
-    ) -> Result<PreparedImage, ImageError> {
-        progress.layer(0, 1, false);
-        let held = self.rootfs_layer(path, progress)?;
-        Ok(prepared(
-            held.layer.digest.clone(),
-            ProcessDefaults::default(),
-            vec![held],
-        ))
-    }
-
-    fn prepare_loaded(
-        &self,
-        name: &str,
-        progress: &mut dyn Progress,
-    ) -> Result<PreparedImage, ImageError> {
-        let record = self.find(name)?;
-        let mut held = Vec::with_capacity(record.layers.len());
-        for (index, layer) in record.layers.iter().enumerate() {
-            progress.layer(index, record.layers.len(), true);
-            let missing = || ImageError::LayerMissing {
-                name: record.name.clone(),
-                layer: layer.digest.clone(),
-            };
-            held.push(
-                self.open_layer(Origin::Layer, &layer.digest)?
-                    .ok_or_else(missing)?,
-            );
-        }
-        Ok(prepared(record.id, record.config, held))
-    }
-
-    /// Loads the images of an OCI layout (directory or archive) or a docker archive under the names they bring, or the
-    /// one image in it under `name`, and returns them. An image without a name gets that of the file.
-    ///
-    /// # Errors
-    /// See [`ImageError`]; nothing half-done stays behind.
-    pub fn load(
-        &self,
-        path: &Path,
-        name: Option<&str>,
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<ImageInfo>, ImageError> {
-        let name = name.map(normalize_name).transpose()?;
-        let what = path.display().to_string();
-        let oci = |source| ImageError::Oci {
-            image: what.clone(),
-            source,
-        };
-        let source = match path.is_dir() {
-            true => Source::dir(path).map_err(|e| oci(e.into()))?,
-            false => self.archive(path).map_err(|e| oci(e.into()))?,
-        };
-        let images = if source.has(docker::MANIFEST) {
-            docker::resolve_all(&source).map_err(oci)?
-        } else if source.has("index.json") {
-            vec![layout::resolve(&source, None).map_err(oci)?]
-        } else {
-            return Err(ImageError::NotAnImage(path.to_owned()));
-        };
-        if name.is_some() && images.len() != 1 {
-            return Err(ImageError::NameForMany {
-                path: path.to_owned(),
-                images: images.len(),
-            });
-        }
-        let mut loaded = Vec::new();
-        for image in images {
-            let names = self.names_for(path, &image, name.as_deref())?;
-            // The locks in `held` keep the layers until the records that refer to them are written.
-            let held = self.convert(&what, &source, &image, progress)?;
-            let work = self.lock()?;
-            for name in names {
-                let record = record(name, &image, &held);
-                self.write_record(&work, &record)?;
-                loaded.push(record.into());
-            }
-        }
-        Ok(loaded)
-    }
-
-    fn names_for(
-        &self,
-        path: &Path,
-        image: &Resolved,
-        name: Option<&str>,
-    ) -> Result<Vec<String>, ImageError> {
-        if let Some(name) = name {
-            return Ok(vec![name.to_owned()]);
-        }
-        if !image.names.is_empty() {
-            return Ok(image
-                .names
-                .iter()
-                .map(|name| normalize_name(name))
-                .collect::<Result<_, _>>()?);
-        }
-        let file = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_lowercase();
-        let stem = file.split(".tar").next().unwrap_or_default();
-        Ok(vec![normalize_name(stem)?])
     }
 
     /// The loaded images, by name.
@@ -392,11 +208,7 @@ impl Store {
         let used = self.referenced()?;
         let mut freed = 0;
         for path in self.layer_files()? {
-            let key = path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let bytes = path.metadata().map_or(0, |meta| meta.blocks() * 512);
             if !used.contains(&key) && self.remove_layer(&path)? {
                 freed += bytes;
@@ -411,31 +223,21 @@ impl Store {
     /// The store cannot be read.
     pub fn usage(&self) -> Result<Usage, ImageError> {
         let files = self.layer_files()?;
-        let bytes = files
-            .iter()
-            .map(|path| path.metadata().map_or(0, |meta| meta.blocks() * 512))
-            .sum();
-        Ok(Usage {
-            layers: files.len(),
-            bytes,
-        })
+        let bytes = files.iter().map(|path| path.metadata().map_or(0, |meta| meta.blocks() * 512)).sum();
+        Ok(Usage { layers: files.len(), bytes })
     }
 
     fn layer_files(&self) -> Result<Vec<PathBuf>, ImageError> {
         let dir = self.dir.join("layers");
         let entries = fs::read_dir(&dir).map_err(ImageError::io("read", &dir))?;
-        entries
-            .map(|entry| Ok(entry.map_err(ImageError::io("read", &dir))?.path()))
-            .collect()
+        entries.map(|entry| Ok(entry.map_err(ImageError::io("read", &dir))?.path())).collect()
     }
 
     /// Keys of the layers that loaded images have.
     fn referenced(&self) -> Result<HashSet<String>, ImageError> {
         let records = self.records()?;
         let layers = records.iter().flat_map(|record| &record.layers);
-        Ok(layers
-            .map(|layer| layers::key(Origin::Layer, &layer.digest))
-            .collect())
+        Ok(layers.map(|layer| layers::key(Origin::Layer, &layer.digest)).collect())
     }
 
     /// Removes a layer's file unless someone uses it; says whether it did.
@@ -456,49 +258,7 @@ impl Store {
 /// What identifies a state of a file without reading it: device, inode, size, modification and change time.
 fn file_fingerprint(meta: &Metadata) -> Vec<u8> {
     let numbers = [meta.dev(), meta.ino(), meta.size()];
-    let times = [
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.ctime(),
-        meta.ctime_nsec(),
-    ];
+    let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
     let times = times.iter().flat_map(|n| n.to_le_bytes());
-    numbers
-        .iter()
-        .flat_map(|n| n.to_le_bytes())
-        .chain(times)
-        .collect()
-}
-
-fn record(name: String, image: &Resolved, held: &[Held]) -> Record {
-    let layer = |held: &Held| RecordLayer {
-        digest: held.layer.digest.clone(),
-        bytes: held.layer.bytes,
-    };
-    Record {
-        name,
-        id: image.id.clone(),
-        created: image.created.clone(),
-        layers: held.iter().map(layer).collect(),
-        config: image.config.clone(),
-    }
-}
-
-/// Leaves out layers without any file (some builders make one per metadata step), but never all of them.
-fn prepared(id: Digest, config: ProcessDefaults, held: Vec<Held>) -> PreparedImage {
-    let all_empty = held.iter().all(|held| held.empty);
-    let mut kept: Vec<Held> = held
-        .into_iter()
-        .filter(|held| all_empty || !held.empty)
-        .collect();
-    if all_empty {
-        kept.truncate(1);
-    }
-    let (layers, files) = kept.into_iter().map(|held| (held.layer, held.file)).unzip();
-    PreparedImage {
-        id,
-        layers,
-        config,
-        lock: LayersInUse(files),
-    }
+    numbers.iter().flat_map(|n| n.to_le_bytes()).chain(times).collect()
 }

@@ -50,21 +50,15 @@ pub struct ImageInfo {
 
 impl Store {
     fn record_path(&self, name: &str) -> PathBuf {
-        self.dir
-            .join("images")
-            .join(format!("{}.json", Digest::of(name.as_bytes()).hex()))
+        self.dir.join("images").join(format!("{}.json", Digest::of(name.as_bytes()).hex()))
     }
 
     /// Writes a record; `_store` is the store's own lock, which makes its temporary file ours.
     pub(super) fn write_record(&self, store: &WorkLock, record: &Record) -> Result<(), ImageError> {
         let path = self.record_path(&record.name);
-        let bytes = serde_json::to_vec(record).map_err(|e| ImageError::Record {
-            path: path.clone(),
-            source: e,
-        })?;
+        let bytes = serde_json::to_vec(record).map_err(|e| ImageError::Record { path: path.clone(), source: e })?;
         let mut file = store.temp_file()?;
-        file.write_all(&bytes)
-            .map_err(ImageError::io("write", store.temp_path()))?;
+        file.write_all(&bytes).map_err(ImageError::io("write", store.temp_path()))?;
         store.publish(&file, &path)
     }
 
@@ -93,22 +87,12 @@ impl Store {
             return Ok(record.clone());
         }
         let suffix = format!("/{wanted}");
-        let mut fitting: Vec<&Record> = records
-            .iter()
-            .filter(|record| record.name.ends_with(&suffix))
-            .collect();
-        let list =
-            |records: &[&Record]| offer(records.iter().map(|r| printable(&r.name)).collect());
+        let mut fitting: Vec<&Record> = records.iter().filter(|record| record.name.ends_with(&suffix)).collect();
+        let list = |records: &[&Record]| offer(records.iter().map(|r| printable(&r.name)).collect());
         match fitting.len() {
-            0 => Err(ImageError::NotFound {
-                name: wanted,
-                available: list(&records.iter().collect::<Vec<_>>()),
-            }),
+            0 => Err(ImageError::NotFound { name: wanted, available: list(&records.iter().collect::<Vec<_>>()) }),
             1 => Ok(fitting.remove(0).clone()),
-            _ => Err(ImageError::Ambiguous {
-                name: wanted,
-                available: list(&fitting),
-            }),
+            _ => Err(ImageError::Ambiguous { name: wanted, available: list(&fitting) }),
         }
     }
 
@@ -122,13 +106,8 @@ impl Store {
 fn read_record(path: &Path) -> Result<Record, ImageError> {
     let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(ImageError::io("open", path))?;
-    file.take(MAX_RECORD)
-        .read_to_end(&mut bytes)
-        .map_err(ImageError::io("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|e| ImageError::Record {
-        path: path.to_owned(),
-        source: e,
-    })
+    file.take(MAX_RECORD).read_to_end(&mut bytes).map_err(ImageError::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|e| ImageError::Record { path: path.to_owned(), source: e })
 }
 
 impl From<Record> for ImageInfo {

@@ -28,10 +28,7 @@ impl File {
     }
 
     pub fn is_opaque(&self) -> bool {
-        self.xattrs
-            .get(&b"trusted.overlay.opaque"[..])
-            .map(Vec::as_slice)
-            == Some(b"y")
+        self.xattrs.get(&b"trusted.overlay.opaque"[..]).map(Vec::as_slice) == Some(b"y")
     }
 }
 
@@ -52,24 +49,15 @@ impl<'a> Image<'a> {
         assert_eq!(sb[12], 12, "block size");
         assert_eq!(le(&sb[80..84]), 0, "no incompatible features");
         assert_eq!(le(&sb[36..40]) as usize * BLOCK, bytes.len(), "blocks");
-        let image = Image {
-            bytes,
-            meta: le(&sb[40..44]) as usize * BLOCK,
-        };
+        let image = Image { bytes, meta: le(&sb[40..44]) as usize * BLOCK };
         let root = le(&sb[14..16]);
         let mut files = BTreeMap::new();
         let mut seen = BTreeMap::new();
         image.walk(root, root, Vec::new(), &mut files, &mut seen);
-        let inodes: std::collections::BTreeSet<u64> =
-            files.values().map(|f: &File| f.nid).collect();
+        let inodes: std::collections::BTreeSet<u64> = files.values().map(|f: &File| f.nid).collect();
         assert_eq!(inodes.len() as u64, le(&sb[16..24]), "number of inodes");
         for file in files.values().filter(|f| f.kind() != 0o040_000) {
-            assert_eq!(
-                u64::from(file.nlink),
-                seen[&file.nid],
-                "links of inode {}",
-                file.nid
-            );
+            assert_eq!(u64::from(file.nlink), seen[&file.nid], "links of inode {}", file.nid);
         }
         files
     }
@@ -87,36 +75,20 @@ impl<'a> Image<'a> {
         if file.kind() == 0o040_000 {
             let entries = entries(&file.data);
             let of = |name: &[u8]| entries.iter().find(|e| e.0 == name).expect("dot entries").1;
-            assert_eq!(
-                (of(b"."), of(b"..")),
-                (nid, parent),
-                "dot entries of {}",
-                String::from_utf8_lossy(&path)
-            );
+            assert_eq!((of(b"."), of(b"..")), (nid, parent), "dot entries of {}", String::from_utf8_lossy(&path));
             let mut subdirs = 0;
             for (name, child, file_type) in entries {
                 if name == b"." || name == b".." {
                     continue;
                 }
                 let inode = self.inode(child);
-                let expected = [
-                    0o100_000, 0o040_000, 0o020_000, 0o060_000, 0o010_000, 0o140_000, 0o120_000,
-                ];
-                assert_eq!(
-                    inode.kind(),
-                    expected[usize::from(file_type) - 1],
-                    "type in the directory entry"
-                );
+                let expected = [0o100_000, 0o040_000, 0o020_000, 0o060_000, 0o010_000, 0o140_000, 0o120_000];
+                assert_eq!(inode.kind(), expected[usize::from(file_type) - 1], "type in the directory entry");
                 subdirs += u32::from(inode.kind() == 0o040_000);
                 let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
                 self.walk(child, nid, [&path, slash, &name].concat(), files, seen);
             }
-            assert_eq!(
-                file.nlink,
-                2 + subdirs,
-                "links of directory {}",
-                String::from_utf8_lossy(&path)
-            );
+            assert_eq!(file.nlink, 2 + subdirs, "links of directory {}", String::from_utf8_lossy(&path));
             file.data.clear();
         }
         files.insert(path, file);
@@ -129,16 +101,8 @@ impl<'a> Image<'a> {
         assert_eq!(format & 1, 1, "extended inode");
         let layout = format >> 1 & 7;
         let icount = le(&i[2..4]) as usize;
-        let xattr_size = if icount == 0 {
-            0
-        } else {
-            12 + 4 * (icount - 1)
-        };
-        let (mode, size, addr) = (
-            le(&i[4..6]) as u16,
-            le(&i[8..16]) as usize,
-            le(&i[16..20]) as usize,
-        );
+        let xattr_size = if icount == 0 { 0 } else { 12 + 4 * (icount - 1) };
+        let (mode, size, addr) = (le(&i[4..6]) as u16, le(&i[8..16]) as usize, le(&i[16..20]) as usize);
         let tail_at = at + 64 + xattr_size;
         let has_data = matches!(mode & 0o170_000, 0o100_000 | 0o040_000 | 0o120_000);
         let data = match layout {
@@ -147,15 +111,8 @@ impl<'a> Image<'a> {
             0 => self.bytes[addr * BLOCK..][..size].to_vec(),
             2 => {
                 let tail = size % BLOCK;
-                assert!(
-                    tail > 0 && tail_at % BLOCK + tail <= BLOCK,
-                    "the tail is within one block"
-                );
-                let whole = if size > tail {
-                    &self.bytes[addr * BLOCK..][..size - tail]
-                } else {
-                    &[]
-                };
+                assert!(tail > 0 && tail_at % BLOCK + tail <= BLOCK, "the tail is within one block");
+                let whole = if size > tail { &self.bytes[addr * BLOCK..][..size - tail] } else { &[] };
                 [whole, &self.bytes[tail_at..][..tail]].concat()
             }
             other => panic!("layout {other}"),
@@ -178,11 +135,7 @@ fn xattrs(area: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut at = 12;
     while at < area.len() {
-        let (name_len, index, size) = (
-            area[at] as usize,
-            area[at + 1],
-            le(&area[at + 2..at + 4]) as usize,
-        );
+        let (name_len, index, size) = (area[at] as usize, area[at + 1], le(&area[at + 2..at + 4]) as usize);
         let prefix: &[u8] = match index {
             1 => b"user.",
             2 => b"system.posix_acl_access",
@@ -207,21 +160,10 @@ fn entries(data: &[u8]) -> Vec<(Vec<u8>, u64, u8)> {
         for i in 0..count {
             let entry = &block[12 * i..];
             let start = le(&entry[8..10]) as usize;
-            let end = if i + 1 < count {
-                le(&block[12 * (i + 1) + 8..][..2]) as usize
-            } else {
-                block.len()
-            };
-            let name = block[start..end]
-                .split(|b| *b == 0)
-                .next()
-                .expect("a part")
-                .to_vec();
+            let end = if i + 1 < count { le(&block[12 * (i + 1) + 8..][..2]) as usize } else { block.len() };
+            let name = block[start..end].split(|b| *b == 0).next().expect("a part").to_vec();
             assert!(!name.is_empty());
-            assert!(
-                all.last().is_none_or(|last| last.0 < name),
-                "order of names"
-            );
+            assert!(all.last().is_none_or(|last| last.0 < name), "order of names");
             all.push((name, le(&entry[0..8]), entry[10]));
         }
     }

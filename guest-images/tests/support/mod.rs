@@ -17,10 +17,6 @@ pub fn convert(tar: &[u8]) -> Result<Vec<u8>, LayerError> {
 pub fn convert_with(tar: &[u8], flavour: Flavour, limits: Limits) -> Result<Vec<u8>, LayerError> {
     let mut image = Cursor::new(Vec::new());
     let bytes = from_tar(tar, &mut image, flavour, limits, [7; 16])?;
-    assert_eq!(
-        bytes,
-        image.get_ref().len() as u64,
-        "the length told is the file's"
-    );
+    assert_eq!(bytes, image.get_ref().len() as u64, "the length told is the file's");
     Ok(image.into_inner())
 }

@@ -40,11 +40,7 @@ pub struct LayerFile {
 
 pub fn layer(items: impl IntoIterator<Item = Item>) -> LayerFile {
     let tar = Tar::of(items);
-    LayerFile {
-        media_type: GZIP,
-        stored: gzip(&tar),
-        diff_id: Digest::of(&tar),
-    }
+    LayerFile { media_type: GZIP, stored: gzip(&tar), diff_id: Digest::of(&tar) }
 }
 
 pub fn config(platform: (&str, &str), diff_ids: &[Digest]) -> Value {
@@ -63,8 +59,7 @@ pub fn config(platform: (&str, &str), diff_ids: &[Digest]) -> Value {
 impl Layout {
     pub fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Value {
         let digest = Digest::of(bytes);
-        self.files
-            .push((format!("blobs/sha256/{}", digest.hex()), bytes.to_vec()));
+        self.files.push((format!("blobs/sha256/{}", digest.hex()), bytes.to_vec()));
         json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()})
     }
 
@@ -72,12 +67,8 @@ impl Layout {
     pub fn image(&mut self, platform: (&str, &str), layers: &[LayerFile]) -> Value {
         let diff_ids: Vec<Digest> = layers.iter().map(|l| l.diff_id.clone()).collect();
         let config = self.blob(CONFIG, config(platform, &diff_ids).to_string().as_bytes());
-        let layers: Vec<Value> = layers
-            .iter()
-            .map(|l| self.blob(l.media_type, &l.stored))
-            .collect();
-        let manifest =
-            json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
+        let layers: Vec<Value> = layers.iter().map(|l| self.blob(l.media_type, &l.stored)).collect();
+        let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
         self.blob(MANIFEST, manifest.to_string().as_bytes())
     }
 
@@ -105,10 +96,7 @@ impl Layout {
         let index = json!({"schemaVersion": 2, "manifests": self.manifests}).to_string();
         let mut files = self.files.clone();
         files.push(("index.json".into(), index.into_bytes()));
-        files.push((
-            "oci-layout".into(),
-            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
-        ));
+        files.push(("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()));
         files
     }
 
@@ -121,11 +109,7 @@ impl Layout {
     }
 
     pub fn tar(&self) -> Vec<u8> {
-        Tar::of(
-            self.all_files()
-                .into_iter()
-                .map(|(name, bytes)| file(name, bytes)),
-        )
+        Tar::of(self.all_files().into_iter().map(|(name, bytes)| file(name, bytes)))
     }
 }
 

@@ -3,7 +3,7 @@
 pub struct Tar(pub Vec<u8>);
 
 /// One header; the fields are public for tests to spoil.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Item {
     pub name: Vec<u8>,
     pub kind: u8,
@@ -35,10 +35,7 @@ pub fn item(kind: u8, name: impl AsRef<[u8]>) -> Item {
 }
 
 pub fn file(name: impl AsRef<[u8]>, data: impl AsRef<[u8]>) -> Item {
-    Item {
-        data: data.as_ref().to_vec(),
-        ..item(b'0', name)
-    }
+    Item { data: data.as_ref().to_vec(), ..item(b'0', name) }
 }
 
 pub fn dir(name: impl AsRef<[u8]>) -> Item {
@@ -46,17 +43,11 @@ pub fn dir(name: impl AsRef<[u8]>) -> Item {
 }
 
 pub fn symlink(name: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> Item {
-    Item {
-        link: to.as_ref().to_vec(),
-        ..item(b'2', name)
-    }
+    Item { link: to.as_ref().to_vec(), ..item(b'2', name) }
 }
 
 pub fn hard_link(name: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> Item {
-    Item {
-        link: to.as_ref().to_vec(),
-        ..item(b'1', name)
-    }
+    Item { link: to.as_ref().to_vec(), ..item(b'1', name) }
 }
 
 impl Item {
@@ -71,8 +62,7 @@ impl Item {
     }
 
     pub fn pax(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Item {
-        self.pax
-            .push((key.as_ref().to_vec(), value.as_ref().to_vec()));
+        self.pax.push((key.as_ref().to_vec(), value.as_ref().to_vec()));
         self
     }
 }
@@ -100,10 +90,7 @@ pub fn header(item: &Item) -> [u8; 512] {
     octal(&mut h[100..108], u64::from(item.mode));
     octal(&mut h[108..116], u64::from(item.uid & 0o7777777));
     octal(&mut h[116..124], u64::from(item.gid & 0o7777777));
-    octal(
-        &mut h[124..136],
-        item.size.unwrap_or(item.data.len() as u64),
-    );
+    octal(&mut h[124..136], item.size.unwrap_or(item.data.len() as u64));
     octal(&mut h[136..148], item.mtime);
     h[156] = item.kind;
     copy(&mut h, 157, 100, &item.link);
@@ -157,8 +144,7 @@ impl Tar {
         }
         for (id, key) in [(item.uid, "uid"), (item.gid, "gid")] {
             if id > 0o7777777 {
-                item.pax
-                    .push((key.as_bytes().to_vec(), id.to_string().into_bytes()));
+                item.pax.push((key.as_bytes().to_vec(), id.to_string().into_bytes()));
             }
         }
         if !item.pax.is_empty() {

@@ -4,16 +4,12 @@
 //! their inode. Nodes live in one arena and never refer to the host's file system, so no name in an archive can reach
 //! outside. What the tree may cost in memory is bounded by [`Tree::new`]'s budget.
 
-use std::collections::BTreeMap;
+mod path;
 
-/// Longest file name, in bytes (NAME_MAX).
-pub const NAME_MAX: usize = 255;
-/// Longest path and longest symlink target, in bytes, without the final NUL (PATH_MAX - 1).
-pub const PATH_MAX: usize = 4095;
-/// Most symlinks followed while one path is resolved (as the kernel's MAXSYMLINKS).
-const MAX_SYMLINKS: usize = 40;
-/// Most path components walked because of symlinks, for one path.
-const MAX_STEPS: usize = 4 * 1024;
+pub use path::{NAME_MAX, PATH_MAX, TreeError, components};
+
+use path::Walk;
+use std::collections::BTreeMap;
 
 /// Index of a node in its [`Tree`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,10 +45,7 @@ pub struct Attrs {
 impl Attrs {
     /// What a directory gets that no entry describes: mode 0755, root's, no time.
     pub fn implicit_dir() -> Self {
-        Attrs {
-            mode: 0o755,
-            ..Attrs::default()
-        }
+        Attrs { mode: 0o755, ..Attrs::default() }
     }
 }
 
@@ -109,10 +102,7 @@ pub enum Kind {
 impl Kind {
     /// A directory without entries.
     pub fn empty_dir() -> Kind {
-        Kind::Dir {
-            entries: BTreeMap::new(),
-            opaque: false,
-        }
+        Kind::Dir { entries: BTreeMap::new(), opaque: false }
     }
 }
 
@@ -123,69 +113,6 @@ pub struct Node {
     pub attrs: Attrs,
     /// What it is.
     pub kind: Kind,
-}
-
-/// Why a path or an entry cannot be in a tree.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum TreeError {
-    /// The path leads out of the root by `..`.
-    #[error("the path leads out of the image")]
-    Escapes,
-    /// A component is longer than [`NAME_MAX`].
-    #[error("a name in the path is longer than 255 bytes")]
-    NameTooLong,
-    /// The path is longer than [`PATH_MAX`].
-    #[error("the path is longer than 4095 bytes")]
-    PathTooLong,
-    /// NUL in a name.
-    #[error("the path has a NUL byte")]
-    Nul,
-    /// The path names the root, where only a directory can be.
-    #[error("the root of the image can only be a directory")]
-    Root,
-    /// Symlinks that lead to each other, or too many of them.
-    #[error("too many symbolic links in the path")]
-    SymlinkLoop,
-    /// A path goes through something that is neither directory nor symlink.
-    #[error("a parent in the path is not a directory")]
-    NotADirectory,
-    /// A hard link to nothing (yet).
-    #[error("hard link to a file that is not there: '{0}'")]
-    LinkTarget(String),
-    /// A hard link to a directory.
-    #[error("hard link to a directory: '{0}'")]
-    LinkToDirectory(String),
-    /// The metadata of this tree takes more memory than it may.
-    #[error("more file metadata than the limit of {0} bytes")]
-    Budget(u64),
-    /// More entries than allowed.
-    #[error("more than {0} files")]
-    Entries(u64),
-}
-
-/// The components of a path as archives write them: leading `/` and `.` dropped, `..` resolved lexically.
-///
-/// # Errors
-/// Names too long, NUL bytes, and a `..` that leads above the root.
-pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
-    if path.len() > PATH_MAX {
-        return Err(TreeError::PathTooLong);
-    }
-    if path.contains(&0) {
-        return Err(TreeError::Nul);
-    }
-    let mut parts = Vec::new();
-    for part in path.split(|b| *b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => {
-                parts.pop().ok_or(TreeError::Escapes)?;
-            }
-            name if name.len() > NAME_MAX => return Err(TreeError::NameTooLong),
-            name => parts.push(name),
-        }
-    }
-    Ok(parts)
 }
 
 /// The file tree of one layer.
@@ -203,16 +130,8 @@ impl Tree {
 
     /// A tree of just a root directory, that may grow to about `budget` bytes of memory and `max_entries` nodes.
     pub fn new(budget: u64, max_entries: u64) -> Self {
-        let root = Node {
-            attrs: Attrs::implicit_dir(),
-            kind: Kind::empty_dir(),
-        };
-        Tree {
-            nodes: vec![root],
-            cost: 0,
-            budget,
-            max_entries: max_entries.min(u64::from(u32::MAX) - 1),
-        }
+        let root = Node { attrs: Attrs::implicit_dir(), kind: Kind::empty_dir() };
+        Tree { nodes: vec![root], cost: 0, budget, max_entries: max_entries.min(u64::from(u32::MAX) - 1) }
     }
 
     /// The node of an id handed out by this tree.
@@ -242,11 +161,7 @@ impl Tree {
 
     fn charge(&mut self, bytes: usize) -> Result<(), TreeError> {
         self.cost += bytes as u64;
-        if self.cost > self.budget {
-            Err(TreeError::Budget(self.budget))
-        } else {
-            Ok(())
-        }
+        if self.cost > self.budget { Err(TreeError::Budget(self.budget)) } else { Ok(()) }
     }
 
     fn entries(&self, dir: NodeId) -> Option<&BTreeMap<Box<[u8]>, NodeId>> {
@@ -268,13 +183,7 @@ impl Tree {
     ///
     /// # Errors
     /// The memory budget or the number of entries is used up.
-    pub fn insert(
-        &mut self,
-        dir: NodeId,
-        name: &[u8],
-        attrs: Attrs,
-        kind: Kind,
-    ) -> Result<NodeId, TreeError> {
+    pub fn insert(&mut self, dir: NodeId, name: &[u8], attrs: Attrs, kind: Kind) -> Result<NodeId, TreeError> {
         if let Some(old) = self.child(dir, name) {
             let was_whiteout = matches!(self.node(old).kind, Kind::Whiteout);
             match (&mut self.nodes[old.index()].kind, &kind) {
@@ -316,11 +225,7 @@ impl Tree {
     }
 
     fn charge_attrs(&mut self, attrs: &Attrs) -> Result<(), TreeError> {
-        let xattrs: usize = attrs
-            .xattrs
-            .iter()
-            .map(|(k, v)| k.len() + v.len() + 128)
-            .sum();
+        let xattrs: usize = attrs.xattrs.iter().map(|(k, v)| k.len() + v.len() + 128).sum();
         self.charge(xattrs)
     }
 
@@ -334,9 +239,7 @@ impl Tree {
         if self.nodes.len() as u64 > self.max_entries {
             return Err(TreeError::Entries(self.max_entries));
         }
-        let id = NodeId(
-            u32::try_from(self.nodes.len()).map_err(|_| TreeError::Entries(self.max_entries))?,
-        );
+        let id = NodeId(u32::try_from(self.nodes.len()).map_err(|_| TreeError::Entries(self.max_entries))?);
         self.nodes.push(Node { attrs, kind });
         Ok(id)
     }
@@ -394,68 +297,5 @@ impl Tree {
             }
         }
         Ok(self.child(walk.here(), last))
-    }
-}
-
-/// The state of following a path: the directories entered, and the components still to come (last one first).
-struct Walk {
-    stack: Vec<NodeId>,
-    todo: Vec<Box<[u8]>>,
-    symlinks: usize,
-    /// Components that symlinks put on the way, so that a few entries cannot cost hours.
-    steps: usize,
-}
-
-impl Walk {
-    fn new(path: &[&[u8]]) -> Self {
-        Walk {
-            stack: vec![Tree::ROOT],
-            todo: path.iter().rev().map(|p| (*p).into()).collect(),
-            symlinks: 0,
-            steps: 0,
-        }
-    }
-
-    fn next(&mut self) -> Option<Box<[u8]>> {
-        self.todo.pop()
-    }
-
-    fn here(&self) -> NodeId {
-        self.stack.last().copied().unwrap_or(Tree::ROOT)
-    }
-
-    fn enter(&mut self, id: NodeId) {
-        self.stack.push(id);
-    }
-
-    /// `..`; the root is its own parent.
-    fn up(&mut self) {
-        if self.stack.len() > 1 {
-            self.stack.pop();
-        }
-    }
-
-    fn follow(&mut self, target: &[u8]) -> Result<(), TreeError> {
-        self.symlinks += 1;
-        if self.symlinks > MAX_SYMLINKS {
-            return Err(TreeError::SymlinkLoop);
-        }
-        if target.first() == Some(&b'/') {
-            self.stack.truncate(1);
-        }
-        for part in target.split(|b| *b == b'/').rev() {
-            if part.len() > NAME_MAX {
-                return Err(TreeError::NameTooLong);
-            }
-            if !part.is_empty() && part != b"." {
-                self.todo.push(part.into());
-            }
-        }
-        self.steps += self.todo.len();
-        if self.steps > MAX_STEPS {
-            Err(TreeError::SymlinkLoop)
-        } else {
-            Ok(())
-        }
     }
 }

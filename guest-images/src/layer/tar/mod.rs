@@ -4,92 +4,19 @@
 //! hostile archive (a "long name" of a gigabyte) must be bounded, sizes in PAX headers decide where the next entry is, and
 //! binary attribute values must survive.
 
-use super::pax::{Pax, decimal};
+mod header;
+
+pub use header::{Entry, EntryKind, TarError};
+
+use super::pax::{Pax, PaxSparse, decimal};
 use super::sparse::{self, MAX_SEGMENTS, Segment};
 use crate::tree::Attrs;
 use ::tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
+use header::{BLOCK, device, number, padding, signed, until_nul};
 use std::io::{self, ErrorKind, Read, Seek};
 
-const BLOCK: u64 = 512;
 /// Longest extension header (PAX records or long name), in bytes: 16 attributes of the largest size and then some.
 const MAX_EXTENSION: u64 = 1 << 20;
-
-/// What is wrong with a tar stream.
-#[derive(Debug, thiserror::Error)]
-pub enum TarError {
-    /// Reading the stream failed (also: it does not decompress).
-    #[error("cannot read the layer: {0}")]
-    Read(#[source] io::Error),
-    /// The stream ends in the middle of an entry.
-    #[error("the layer is truncated")]
-    Truncated,
-    /// Not a tar header, or a damaged one.
-    #[error(
-        "the layer is not a tar archive or is damaged (header at byte {0} has a wrong checksum)"
-    )]
-    Checksum(u64),
-    /// A number in a header is not one, or out of range.
-    #[error("tar header at byte {0}: bad field '{1}'")]
-    Field(u64, &'static str),
-    /// An extension header is longer than anyone needs.
-    #[error("tar header at byte {0}: extension of more than 1 MiB")]
-    Extension(u64),
-    /// Malformed PAX records.
-    #[error("malformed PAX header")]
-    Pax,
-    /// A sparse file's map is wrong.
-    #[error("malformed map of a sparse file")]
-    Sparse,
-    /// An entry of a kind that cannot be in an image.
-    #[error("entry '{0}' has the unsupported type {1:?}")]
-    Type(String, char),
-}
-
-/// What an entry is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EntryKind {
-    /// Regular file.
-    File,
-    /// Directory.
-    Dir,
-    /// Symlink to this target.
-    Symlink(Vec<u8>),
-    /// One more name of the file of this path.
-    HardLink(Vec<u8>),
-    /// Character device.
-    Char {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// Block device.
-    Block {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// Named pipe.
-    Fifo,
-}
-
-/// One file in the archive.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// Its name as it stands in the archive: untrusted.
-    pub path: Vec<u8>,
-    /// What it is.
-    pub kind: EntryKind,
-    /// Owner, mode, time, extended attributes.
-    pub attrs: Attrs,
-    /// The file's size in bytes (0 for anything but a regular file).
-    pub size: u64,
-    /// Which parts of the file follow in the archive, checked: in order, within `size`.
-    pub segments: Vec<Segment>,
-    /// Where in the stream the data starts.
-    pub position: u64,
-}
 
 /// A stream of tar entries. After an entry, its data is read with [`TarReader::read_data`]; what is left of it is skipped.
 #[derive(Debug)]
@@ -110,13 +37,6 @@ struct Extensions {
     long_link: Option<Vec<u8>>,
 }
 
-impl Entry {
-    /// Whether the archive has the file's bytes in one piece.
-    pub fn is_whole(&self) -> bool {
-        matches!(self.segments[..], [Segment { offset: 0, len }] if len == self.size)
-    }
-}
-
 impl<R: Read + Seek> TarReader<R> {
     /// As the next [`TarReader::next_entry`] would do, but without reading what is skipped.
     ///
@@ -134,13 +54,7 @@ impl<R: Read + Seek> TarReader<R> {
 impl<R: Read> TarReader<R> {
     /// Reads from the start of an uncompressed archive.
     pub fn new(input: R) -> Self {
-        TarReader {
-            input,
-            position: 0,
-            left: 0,
-            padding: 0,
-            global: Pax::default(),
-        }
+        TarReader { input, position: 0, left: 0, padding: 0, global: Pax::default() }
     }
 
     /// The next entry, or `None` at the archive's end.
@@ -161,21 +75,14 @@ impl<R: Read> TarReader<R> {
             match kind {
                 EntryType::XHeader => {
                     let data = self.extension(at, size)?;
-                    extensions
-                        .pax
-                        .get_or_insert_with(|| self.global.clone())
-                        .parse(&data)?;
+                    extensions.pax.get_or_insert_with(|| self.global.clone()).parse(&data)?;
                 }
                 EntryType::XGlobalHeader => {
                     let data = self.extension(at, size)?;
                     self.global.parse(&data)?;
                 }
-                EntryType::GNULongName => {
-                    extensions.long_name = Some(until_nul(&self.extension(at, size)?).to_vec())
-                }
-                EntryType::GNULongLink => {
-                    extensions.long_link = Some(until_nul(&self.extension(at, size)?).to_vec())
-                }
+                EntryType::GNULongName => extensions.long_name = Some(until_nul(&self.extension(at, size)?).to_vec()),
+                EntryType::GNULongLink => extensions.long_link = Some(until_nul(&self.extension(at, size)?).to_vec()),
                 _ => return self.entry(at, &header, size, extensions).map(Some),
             }
         }
@@ -186,10 +93,7 @@ impl<R: Read> TarReader<R> {
     /// # Errors
     /// The entry has fewer bytes left, or reading fails.
     pub fn read_data(&mut self, buffer: &mut [u8]) -> Result<(), TarError> {
-        self.left = self
-            .left
-            .checked_sub(buffer.len() as u64)
-            .ok_or(TarError::Truncated)?;
+        self.left = self.left.checked_sub(buffer.len() as u64).ok_or(TarError::Truncated)?;
         self.read_exact(buffer)
     }
 
@@ -202,14 +106,9 @@ impl<R: Read> TarReader<R> {
     }
 
     fn skip(&mut self, bytes: u64) -> Result<(), TarError> {
-        let skipped = io::copy(&mut (&mut self.input).take(bytes), &mut io::sink())
-            .map_err(TarError::Read)?;
+        let skipped = io::copy(&mut (&mut self.input).take(bytes), &mut io::sink()).map_err(TarError::Read)?;
         self.position += skipped;
-        if skipped == bytes {
-            Ok(())
-        } else {
-            Err(TarError::Truncated)
-        }
+        if skipped == bytes { Ok(()) } else { Err(TarError::Truncated) }
     }
 
     /// A header block; `None` at a block of zeros or at the stream's end (archives without end blocks are common).
@@ -251,59 +150,29 @@ impl<R: Read> TarReader<R> {
         Ok(data)
     }
 
-    fn entry(
-        &mut self,
-        at: u64,
-        header: &Header,
-        size: u64,
-        ext: Extensions,
-    ) -> Result<Entry, TarError> {
-        let Extensions {
-            pax,
-            long_name,
-            long_link,
-        } = ext;
+    fn entry(&mut self, at: u64, header: &Header, size: u64, ext: Extensions) -> Result<Entry, TarError> {
+        let Extensions { pax, long_name, long_link } = ext;
         let pax = pax.unwrap_or_else(|| self.global.clone());
         let old = header.as_old();
         let stored = pax.size.unwrap_or(size);
-        let path = pax
-            .path
-            .or(long_name)
-            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let path = pax.path.or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
         let path = pax.sparse.name.clone().unwrap_or(path);
         let link = || {
-            let own = || {
-                header
-                    .link_name_bytes()
-                    .map(|l| l.into_owned())
-                    .unwrap_or_default()
-            };
-            pax.link
-                .clone()
-                .or_else(|| long_link.clone())
-                .unwrap_or_else(own)
+            let own = || header.link_name_bytes().map(|l| l.into_owned()).unwrap_or_default();
+            pax.link.clone().or_else(|| long_link.clone()).unwrap_or_else(own)
         };
         let kind = match header.entry_type() {
             // Archives older than ustar mark a directory by its name.
-            EntryType::Regular if path.ends_with(b"/") && header.as_ustar().is_none() => {
-                EntryKind::Dir
-            }
+            EntryType::Regular if path.ends_with(b"/") && header.as_ustar().is_none() => EntryKind::Dir,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => EntryKind::File,
             EntryType::Directory => EntryKind::Dir,
             EntryType::Symlink => EntryKind::Symlink(link()),
             EntryType::Link => EntryKind::HardLink(link()),
-            EntryType::Char => {
-                device(at, header).map(|(major, minor)| EntryKind::Char { major, minor })?
-            }
-            EntryType::Block => {
-                device(at, header).map(|(major, minor)| EntryKind::Block { major, minor })?
-            }
+            EntryType::Char => device(at, header).map(|(major, minor)| EntryKind::Char { major, minor })?,
+            EntryType::Block => device(at, header).map(|(major, minor)| EntryKind::Block { major, minor })?,
             EntryType::Fifo => EntryKind::Fifo,
             other => {
-                return Err(TarError::Type(
-                    String::from_utf8_lossy(&path).into_owned(),
-                    char::from(other.as_byte()),
-                ));
+                return Err(TarError::Type(String::from_utf8_lossy(&path).into_owned(), char::from(other.as_byte())));
             }
         };
         let mtime = match pax.mtime {
@@ -311,9 +180,7 @@ impl<R: Read> TarReader<R> {
             None => (signed(&old.mtime).ok_or(TarError::Field(at, "mtime"))?, 0),
         };
         let id = |pax: Option<u64>, field: &[u8], name| {
-            let value = pax
-                .or_else(|| number(field))
-                .ok_or(TarError::Field(at, name))?;
+            let value = pax.or_else(|| number(field)).ok_or(TarError::Field(at, name))?;
             u32::try_from(value).map_err(|_| TarError::Field(at, name))
         };
         let attrs = Attrs {
@@ -331,53 +198,21 @@ impl<R: Read> TarReader<R> {
             EntryKind::File => self.segments(header, &pax.sparse, stored)?,
             _ => (0, Vec::new()),
         };
-        Ok(Entry {
-            path,
-            kind,
-            attrs,
-            size,
-            segments,
-            position: self.position,
-        })
+        Ok(Entry { path, kind, attrs, size, segments, position: self.position })
     }
 
     /// The size of a file and which parts of it the archive has.
-    fn segments(
-        &mut self,
-        header: &Header,
-        pax: &super::pax::PaxSparse,
-        stored: u64,
-    ) -> Result<(u64, Vec<Segment>), TarError> {
+    fn segments(&mut self, header: &Header, pax: &PaxSparse, stored: u64) -> Result<(u64, Vec<Segment>), TarError> {
         let (size, segments) = match (header.as_gnu(), pax) {
             (Some(gnu), _) if header.entry_type() == EntryType::GNUSparse => {
                 let size = number(&gnu.realsize).ok_or(TarError::Sparse)?;
                 (size, self.gnu_segments(&gnu.sparse, gnu.is_extended())?)
             }
-            (
-                _,
-                super::pax::PaxSparse {
-                    major: Some(1),
-                    real_size: Some(size),
-                    ..
-                },
-            ) => (*size, self.pax_segments()?),
-            (
-                _,
-                super::pax::PaxSparse {
-                    list: Some(list),
-                    real_size: Some(size),
-                    ..
-                },
-            ) => (*size, sparse::parse_list(list)?),
+            (_, PaxSparse { major: Some(1), real_size: Some(size), .. }) => (*size, self.pax_segments()?),
+            (_, PaxSparse { list: Some(list), real_size: Some(size), .. }) => (*size, sparse::parse_list(list)?),
             _ if header.entry_type() == EntryType::GNUSparse => return Err(TarError::Sparse),
             _ => {
-                return Ok((
-                    stored,
-                    vec![Segment {
-                        offset: 0,
-                        len: stored,
-                    }],
-                ));
+                return Ok((stored, vec![Segment { offset: 0, len: stored }]));
             }
         };
         sparse::check(&segments, size, self.left)?;
@@ -385,22 +220,14 @@ impl<R: Read> TarReader<R> {
     }
 
     /// GNU's old sparse format: four segments in the header, 21 in each block that follows.
-    fn gnu_segments(
-        &mut self,
-        first: &[GnuSparseHeader],
-        mut more: bool,
-    ) -> Result<Vec<Segment>, TarError> {
+    fn gnu_segments(&mut self, first: &[GnuSparseHeader], mut more: bool) -> Result<Vec<Segment>, TarError> {
         fn push(list: &[GnuSparseHeader], segments: &mut Vec<Segment>) -> Result<(), TarError> {
             for item in list.iter().take_while(|item| !item.is_empty()) {
                 let offset = number(&item.offset).ok_or(TarError::Sparse)?;
                 let len = number(&item.numbytes).ok_or(TarError::Sparse)?;
                 segments.push(Segment { offset, len });
             }
-            if segments.len() > MAX_SEGMENTS {
-                Err(TarError::Sparse)
-            } else {
-                Ok(())
-            }
+            if segments.len() > MAX_SEGMENTS { Err(TarError::Sparse) } else { Ok(()) }
         }
         let mut segments = Vec::new();
         let mut blocks = 0;
@@ -420,17 +247,12 @@ impl<R: Read> TarReader<R> {
 
     /// PAX sparse format 1.0: decimal lines at the start of the data, padded to a block: how many, then the pairs.
     fn pax_segments(&mut self) -> Result<Vec<Segment>, TarError> {
-        let mut lines = Lines {
-            block: [0; BLOCK as usize],
-            at: BLOCK as usize,
-        };
+        let mut lines = Lines { block: [0; BLOCK as usize], at: BLOCK as usize };
         let count = lines.next(self)?;
         if count > MAX_SEGMENTS as u64 {
             return Err(TarError::Sparse);
         }
-        let numbers = (0..2 * count)
-            .map(|_| lines.next(self))
-            .collect::<Result<Vec<_>, _>>()?;
+        let numbers = (0..2 * count).map(|_| lines.next(self)).collect::<Result<Vec<_>, _>>()?;
         sparse::pairs(&numbers)
     }
 }
@@ -458,63 +280,4 @@ impl Lines {
             }
         }
     }
-}
-
-fn padding(size: u64) -> u64 {
-    (BLOCK - size % BLOCK) % BLOCK
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|b| *b == 0).next().unwrap_or_default()
-}
-
-/// A device entry's numbers.
-fn device(at: u64, header: &Header) -> Result<(u32, u32), TarError> {
-    let ustar = &header.as_bytes()[..];
-    // Offsets 329 and 337, 8 bytes each, in ustar and GNU headers alike.
-    let field = |range: std::ops::Range<usize>, name| {
-        number(&ustar[range])
-            .and_then(|n| u32::try_from(n).ok())
-            .ok_or(TarError::Field(at, name))
-    };
-    Ok((field(329..337, "devmajor")?, field(337..345, "devminor")?))
-}
-
-/// A number that cannot be negative, of up to 63 bits.
-fn number(field: &[u8]) -> Option<u64> {
-    u64::try_from(signed(field)?).ok()
-}
-
-/// A header's number: octal text (blank: 0), or big-endian two's complement where the first byte's top bit is set.
-fn signed(field: &[u8]) -> Option<i64> {
-    let first = *field.first()?;
-    if first & 0x80 != 0 {
-        // The bit after the marker is the sign.
-        let negative = first & 0x40 != 0;
-        let start = if negative { -1i64 } else { 0 };
-        let top = if negative {
-            i64::from(first | 0x80) - 256
-        } else {
-            i64::from(first & 0x7f)
-        };
-        let mut value = if field.len() > 8 { start } else { top };
-        if field.len() > 8 && top != start {
-            return None;
-        }
-        for byte in &field[1..] {
-            value = value.checked_mul(256)?.checked_add(i64::from(*byte))?;
-        }
-        return Some(value);
-    }
-    let text = until_nul(field).trim_ascii();
-    if text.is_empty() {
-        return Some(0);
-    }
-    i64::from_str_radix(
-        std::str::from_utf8(text)
-            .ok()
-            .filter(|t| !t.starts_with('+'))?,
-        8,
-    )
-    .ok()
 }

@@ -1,0 +1,162 @@
+//! From an image reference to layers that are ready to be attached, and from an archive to loaded images.
+
+use super::layers::{Held, Origin};
+use super::records::{ImageInfo, Record, RecordLayer};
+use super::{LayersInUse, PreparedImage, Progress, Store};
+use crate::digest::Digest;
+use crate::error::ImageError;
+use crate::oci::config::ProcessDefaults;
+use crate::oci::reference::{ImageRef, normalize_name};
+use crate::oci::source::{Source, SourceError};
+use crate::oci::{Resolved, docker, layout};
+use std::path::Path;
+
+impl Store {
+    /// Makes an image ready to run: finds it, verifies it, converts the layers that are not converted yet.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; nothing half-done stays behind.
+    pub fn prepare(&self, image: &ImageRef, progress: &mut dyn Progress) -> Result<PreparedImage, ImageError> {
+        let name = image.to_string();
+        let oci = |source| ImageError::Oci { image: name.clone(), source };
+        let (source, resolved) = match image {
+            ImageRef::Rootfs(path) => return self.prepare_rootfs(path, progress),
+            ImageRef::Name(name) => return self.prepare_loaded(name, progress),
+            ImageRef::OciDir(path, tag) => {
+                let source = Source::dir(path).map_err(|e| oci(e.into()))?;
+                let resolved = layout::resolve(&source, tag.as_deref()).map_err(oci)?;
+                (source, resolved)
+            }
+            ImageRef::OciArchive(path, tag) => {
+                let source = self.archive(path).map_err(|e| oci(e.into()))?;
+                let resolved = layout::resolve(&source, tag.as_deref()).map_err(oci)?;
+                (source, resolved)
+            }
+            ImageRef::DockerArchive(path, tag) => {
+                let source = self.archive(path).map_err(|e| oci(e.into()))?;
+                let resolved = docker::resolve(&source, tag.as_deref()).map_err(oci)?;
+                (source, resolved)
+            }
+        };
+        let held = self.convert(&name, &source, &resolved, progress)?;
+        Ok(prepared(resolved.id, resolved.config, held))
+    }
+
+    fn archive(&self, path: &Path) -> Result<Source, SourceError> {
+        Source::archive(path, &self.temp_dir(), self.limits.bytes)
+    }
+
+    fn convert(
+        &self,
+        image: &str,
+        source: &Source,
+        resolved: &Resolved,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Held>, ImageError> {
+        let count = resolved.layers.len();
+        let mut held = Vec::with_capacity(count);
+        for (index, blob) in resolved.layers.iter().enumerate() {
+            let cached = self.open_layer(Origin::Layer, &blob.diff_id)?;
+            progress.layer(index, count, cached.is_some());
+            held.push(match cached {
+                Some(layer) => layer,
+                None => self.blob_layer(image, source, blob, progress)?,
+            });
+        }
+        Ok(held)
+    }
+
+    fn prepare_rootfs(&self, path: &Path, progress: &mut dyn Progress) -> Result<PreparedImage, ImageError> {
+        progress.layer(0, 1, false);
+        let held = self.rootfs_layer(path, progress)?;
+        Ok(prepared(held.layer.digest.clone(), ProcessDefaults::default(), vec![held]))
+    }
+
+    fn prepare_loaded(&self, name: &str, progress: &mut dyn Progress) -> Result<PreparedImage, ImageError> {
+        let record = self.find(name)?;
+        let mut held = Vec::with_capacity(record.layers.len());
+        for (index, layer) in record.layers.iter().enumerate() {
+            progress.layer(index, record.layers.len(), true);
+            let missing = || ImageError::LayerMissing { name: record.name.clone(), layer: layer.digest.clone() };
+            held.push(self.open_layer(Origin::Layer, &layer.digest)?.ok_or_else(missing)?);
+        }
+        Ok(prepared(record.id, record.config, held))
+    }
+
+    /// Loads the images of an OCI layout (directory or archive) or a docker archive under the names they bring, or the
+    /// one image in it under `name`, and returns them. An image without a name gets that of the file.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; nothing half-done stays behind.
+    pub fn load(
+        &self,
+        path: &Path,
+        name: Option<&str>,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
+        let name = name.map(normalize_name).transpose()?;
+        let what = path.display().to_string();
+        let oci = |source| ImageError::Oci { image: what.clone(), source };
+        let source = match path.is_dir() {
+            true => Source::dir(path).map_err(|e| oci(e.into()))?,
+            false => self.archive(path).map_err(|e| oci(e.into()))?,
+        };
+        let images = if source.has(docker::MANIFEST) {
+            docker::resolve_all(&source).map_err(oci)?
+        } else if source.has("index.json") {
+            vec![layout::resolve(&source, None).map_err(oci)?]
+        } else {
+            return Err(ImageError::NotAnImage(path.to_owned()));
+        };
+        if name.is_some() && images.len() != 1 {
+            return Err(ImageError::NameForMany { path: path.to_owned(), images: images.len() });
+        }
+        let mut loaded = Vec::new();
+        for image in images {
+            let names = self.names_for(path, &image, name.as_deref())?;
+            // The locks in `held` keep the layers until the records that refer to them are written.
+            let held = self.convert(&what, &source, &image, progress)?;
+            let work = self.lock()?;
+            for name in names {
+                let record = record(name, &image, &held);
+                self.write_record(&work, &record)?;
+                loaded.push(record.into());
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn names_for(&self, path: &Path, image: &Resolved, name: Option<&str>) -> Result<Vec<String>, ImageError> {
+        if let Some(name) = name {
+            return Ok(vec![name.to_owned()]);
+        }
+        if !image.names.is_empty() {
+            return Ok(image.names.iter().map(|name| normalize_name(name)).collect::<Result<_, _>>()?);
+        }
+        let file = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let stem = file.split(".tar").next().unwrap_or_default();
+        Ok(vec![normalize_name(stem)?])
+    }
+}
+
+fn record(name: String, image: &Resolved, held: &[Held]) -> Record {
+    let layer = |held: &Held| RecordLayer { digest: held.layer.digest.clone(), bytes: held.layer.bytes };
+    Record {
+        name,
+        id: image.id.clone(),
+        created: image.created.clone(),
+        layers: held.iter().map(layer).collect(),
+        config: image.config.clone(),
+    }
+}
+
+/// Leaves out layers without any file (some builders make one per metadata step), but never all of them.
+fn prepared(id: Digest, config: ProcessDefaults, held: Vec<Held>) -> PreparedImage {
+    let all_empty = held.iter().all(|held| held.empty);
+    let mut kept: Vec<Held> = held.into_iter().filter(|held| all_empty || !held.empty).collect();
+    if all_empty {
+        kept.truncate(1);
+    }
+    let (layers, files) = kept.into_iter().map(|held| (held.layer, held.file)).unzip();
+    PreparedImage { id, layers, config, lock: LayersInUse(files) }
+}
