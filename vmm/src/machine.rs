@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::legacy::{ExitPort, I8042, Ioapic, Serial};
+use boot::acpi::{AcpiPlatform, MmioWindow, PowerPorts, SerialPort};
+use devices::legacy::{ACPI_PM_LEN, AcpiPm, ExitPort, I8042, Ioapic, Serial};
 use devices::virtio::MmioTransport;
 use devices::{Bus, BusDevice, ExitSink, GuestExit, GuestRam, InterruptLine};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -38,6 +39,11 @@ const IOAPIC_PINS: u8 = devices::legacy::IOAPIC_PINS as u8;
 const SERIAL_GSI: u32 = 4;
 const SERIAL_PORT: u64 = 0x3f8;
 const FIRST_VIRTIO_GSI: u32 = 5;
+const I8042_PORT: u64 = 0x60;
+const EXIT_PORT: u64 = 0x600;
+/// What the exit port takes as a reset.
+const EXIT_PORT_RESET: u8 = 2;
+const ACPI_PM_PORT: u64 = 0x604;
 /// Three pages KVM needs on VT-x, and the identity map's one below them, out of the guest's sight (api.rst, 4.35, 4.41).
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
@@ -61,6 +67,9 @@ pub enum VmmError {
     /// Kernel, initrd or command line.
     #[error(transparent)]
     Boot(#[from] boot::BootError),
+    /// The tables for kernels with ACPI.
+    #[error(transparent)]
+    Acpi(#[from] boot::acpi::AcpiError),
     /// A device section, or a device's host resources.
     #[error(transparent)]
     Device(#[from] devices::virtio::DeviceError),
@@ -212,17 +221,21 @@ impl Machine {
         mmio.insert(IOAPIC_BASE, 0x1000, ioapic.clone())?;
         let mut builder = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager };
         builder.legacy(config, console, &ending)?;
-        let cmdline = builder.virtio(config)?;
+        let windows = builder.virtio(config)?;
 
+        let cmdline = command_line(config, &windows);
         let source = boot::BootSource {
             kernel: &config.boot_source.kernel_image_path,
             initrd: config.boot_source.initrd_path.as_deref().map(boot::Initrd::File),
-            cmdline: &[cmdline.as_str(), &config.boot_source.boot_args].join(" "),
+            cmdline: &cmdline,
             protocol: boot::Protocol::Auto,
         };
         let cpus = config.machine.vcpu_count;
-        let platform = boot::Platform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins: IOAPIC_PINS };
+        // Each pin that the MP table lists costs an emulated guest kernel milliseconds: list those in use.
+        let irq_pins = FIRST_VIRTIO_GSI as u8 + windows.len() as u8;
+        let platform = boot::Platform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins };
         let state = boot::load(ram, &source, &platform)?;
+        boot::acpi::write(ram, &acpi_platform(cpus, &windows))?;
         let shared = Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic };
         let vcpus = create_vcpus(&host_kvm, &vm, cpus, &state, &shared)?;
         let handle = Handle { ending, vcpus: Arc::default() };
@@ -368,8 +381,9 @@ impl Assembly<'_> {
         };
         let serial = Arc::new(Mutex::new(Serial::new(self.line(SERIAL_GSI)?, console.output)));
         self.pio.insert(SERIAL_PORT, 8, serial.clone())?;
-        self.pio.insert(0x60, 5, Arc::new(Mutex::new(I8042::new(sink.clone()))))?;
-        self.pio.insert(0x600, 1, Arc::new(Mutex::new(ExitPort::new(sink))))?;
+        self.pio.insert(I8042_PORT, 5, Arc::new(Mutex::new(I8042::new(sink.clone()))))?;
+        self.pio.insert(EXIT_PORT, 1, Arc::new(Mutex::new(ExitPort::new(sink.clone()))))?;
+        self.pio.insert(ACPI_PM_PORT, ACPI_PM_LEN, Arc::new(Mutex::new(AcpiPm::new(sink))))?;
         if let Some(input) = console.input {
             let input = crate::console::Input::new(input, serial).map_err(io_error("console input"))?;
             self.manager.add_subscriber(Arc::new(Mutex::new(input)));
@@ -377,14 +391,14 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    /// Builds every configured virtio device, in the order of the device table; returns the kernel's words for them.
-    fn virtio(&mut self, config: &VmConfig) -> Result<String, VmmError> {
+    /// Builds every configured virtio device, in the order of the device table; returns where they are.
+    fn virtio(&mut self, config: &VmConfig) -> Result<Vec<MmioWindow>, VmmError> {
         let built = devices::virtio::build_all(&config.devices)?;
         let most = (u32::from(IOAPIC_PINS) - FIRST_VIRTIO_GSI) as usize;
         if built.len() > most {
             return Err(VmmError::TooManyDevices { asked: built.len(), most });
         }
-        let mut words = Vec::new();
+        let mut windows = Vec::new();
         for (slot, device) in built.into_iter().enumerate() {
             let base = VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_SIZE;
             let gsi = FIRST_VIRTIO_GSI + slot as u32;
@@ -396,10 +410,31 @@ impl Assembly<'_> {
             let transport = Arc::new(Mutex::new(transport));
             self.mmio.insert(base, VIRTIO_MMIO_SIZE, transport.clone() as Arc<Mutex<dyn BusDevice>>)?;
             self.manager.add_subscriber(transport);
-            words.push(format!("virtio_mmio.device=4K@{base:#x}:{gsi}"));
+            windows.push(MmioWindow { base, len: VIRTIO_MMIO_SIZE, gsi });
         }
-        Ok(words.join(" "))
+        Ok(windows)
     }
+}
+
+/// The kernel's words: its devices first, so that the user's come last and win.
+fn command_line(config: &VmConfig, windows: &[MmioWindow]) -> String {
+    let mut words: Vec<String> = windows.iter().map(|w| format!("virtio_mmio.device=4K@{:#x}:{}", w.base, w.gsi)).collect();
+    words.push(devices::virtio::table::kernel_args(&config.devices));
+    words.push(config.boot_source.boot_args.clone());
+    words.retain(|word| !word.is_empty());
+    words.join(" ")
+}
+
+/// The machine as kernels with ACPI see it. Ours have none and read the MP table.
+fn acpi_platform(cpus: u8, windows: &[MmioWindow]) -> AcpiPlatform<'_> {
+    let power = PowerPorts {
+        sleep_control: ACPI_PM_PORT as u16,
+        sleep_status: ACPI_PM_PORT as u16 + 1,
+        reset: EXIT_PORT as u16,
+        reset_value: EXIT_PORT_RESET,
+    };
+    let serial = Some(SerialPort { base: SERIAL_PORT as u16, gsi: SERIAL_GSI });
+    AcpiPlatform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins: IOAPIC_PINS, serial, virtio: windows, power }
 }
 
 /// The console that a configuration's `serial` section describes.
