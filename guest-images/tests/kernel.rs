@@ -61,3 +61,70 @@ fn erofs_utils_agree() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !text.contains("<E>"), "{text}");
 }
+
+/// Mounts for one test, undone in reverse order whatever happens.
+struct Mounts(Vec<std::path::PathBuf>);
+
+impl Mounts {
+    fn add(&mut self, arguments: &[&str], what: &Path, at: &Path) -> bool {
+        fs::create_dir_all(at).expect("writable");
+        let mount = Command::new("mount").args(arguments).arg(what).arg(at).output();
+        let mounted = mount.is_ok_and(|output| output.status.success());
+        if mounted {
+            self.0.push(at.to_owned());
+        }
+        mounted
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            let unmounted = Command::new("umount").arg(path).status();
+            assert!(unmounted.is_ok_and(|status| status.success()), "umount {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn overlayfs_understands_whiteouts_and_opaque_directories() {
+    let lower = Tar::of([
+        file("etc/kept", "lower"),
+        file("etc/gone", "lower"),
+        file("var/hidden", "lower"),
+        dir("opt/gone/sub"),
+        file("srv", "a file"),
+    ]);
+    let upper = Tar::of([
+        file("etc/.wh.gone", ""),
+        file("var/.wh..wh..opq", ""),
+        file("var/new", "upper"),
+        file("opt/.wh.gone", ""),
+        file("srv/x", "upper").pax("SCHILY.xattr.trusted.overlay.redirect", "/etc"),
+    ]);
+    let temp = tempfile::tempdir().expect("temporary directory");
+    let at = |name: &str| temp.path().join(name);
+    let mut mounts = Mounts(Vec::new());
+    for (name, tar) in [("lower", &lower), ("upper", &upper)] {
+        let image = at(&format!("{name}.erofs"));
+        fs::write(&image, support::convert(tar).expect("good")).expect("writable");
+        if !mounts.add(&["-t", "erofs", "-o", "loop,ro"], &image, &at(name)) {
+            eprintln!("SKIPPED overlayfs_understands_whiteouts_and_opaque_directories: cannot mount erofs here");
+            return;
+        }
+    }
+    let layers = format!("lowerdir={}:{}", at("upper").display(), at("lower").display());
+    assert!(mounts.add(&["-t", "overlay", "-o", &layers], Path::new("overlay"), &at("root")));
+    let list = |name: &str| {
+        let entries = fs::read_dir(at("root").join(name)).expect("a directory");
+        let mut names: Vec<String> =
+            entries.map(|e| e.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(list("etc"), ["kept"]);
+    assert_eq!(list("var"), ["new"]);
+    assert_eq!(list("opt"), [""; 0]);
+    assert_eq!(list("srv"), ["x"]);
+    assert_eq!(fs::read(at("root").join("srv/x")).expect("readable"), b"upper");
+}
