@@ -1,2 +1,93 @@
-//! Being written.
-fn main() {}
+//! The `bulkhead` binary: docker-shaped verbs on top of the libraries.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`args`] | the command line, parsed and explained |
+//! | [`commands`] | the verbs |
+//! | [`session`] | the host's half of a container's run: streams, signals, exit code |
+//! | [`monitor`] | the per-VM process, seen from its parent |
+//! | [`rundir`] | run directories, and sweeping up after SIGKILL |
+//! | [`signals`] | signals before there is a guest |
+//! | [`terminal`] | a bare microVM's console on a terminal |
+//! | [`failure`] | exit codes and one-line errors |
+//! | [`output`], [`phases`] | tables, JSON, progress; where the time goes |
+//! | [`env`], [`paths`], [`size`] | docker's rules for variables and sizes; where files live |
+//!
+//! stdout carries results only. What a microVM is made of, and how, is the libraries' business.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod env;
+mod failure;
+mod monitor;
+mod output;
+mod paths;
+mod phases;
+mod rundir;
+mod session;
+mod signals;
+mod size;
+mod terminal;
+
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Parsed, Verb, Vmm};
+use crate::failure::{FAILED, Failure, Outcome};
+
+fn main() -> ExitCode {
+    let began = vmm::events::monotonic_ns();
+    let arguments = std::env::args_os();
+    // A microVM's process starts once for every run: it is spared the definition of all other verbs.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == "vmm") {
+        logs(false);
+        return failure::conclude(vmm_process(arguments.skip(1)), false);
+    }
+    let cli = match args::parse(arguments) {
+        Parsed::Cli(cli) => *cli,
+        Parsed::Text(text) => return failure::conclude(output::print(&text).map(|()| 0).map_err(Failure::from), false),
+        Parsed::Usage(line) => return failure::conclude(Err(Failure::with_code(FAILED, anyhow!(line))), false),
+    };
+    let verbose = cli.talk.verbose;
+    logs(verbose);
+    failure::conclude(verb(cli, began), verbose)
+}
+
+fn vmm_process(arguments: impl Iterator<Item = std::ffi::OsString>) -> Outcome {
+    match Vmm::try_parse_from(arguments) {
+        Ok(args) => commands::vmm::vmm(&args),
+        Err(error) if !error.use_stderr() => Ok(output::print(&error.render().to_string()).map(|()| 0)?),
+        Err(error) => Err(Failure::with_code(FAILED, anyhow!(args::one_line(&error)))),
+    }
+}
+
+fn verb(cli: Cli, began: u64) -> Outcome {
+    if let Err(error) = rundir::sweep(&paths::run()) {
+        // It keeps no verb from working that needs no run directory; the others say it themselves.
+        tracing::warn!("{error}");
+    }
+    match cli.verb {
+        Verb::Run(run) => commands::run::run(*run, cli.talk, began),
+        Verb::Boot(boot) => commands::boot::boot(&boot, cli.talk),
+        Verb::Load(load) => commands::images::load(&load, cli.talk),
+        Verb::Images(images) => commands::images::images(&images, cli.talk),
+        Verb::Rmi(rmi) => commands::images::rmi(&rmi, cli.talk),
+        Verb::Doctor(doctor) => commands::doctor::doctor(&doctor),
+        Verb::Bench(bench) => commands::bench::bench(&bench),
+        Verb::Vmm(vmm) => commands::vmm::vmm(&vmm),
+    }
+}
+
+/// Logs go to stderr, and are off unless asked for: `--verbose`, or a filter in BULKHEAD_LOG (`vmm=debug`, `trace`, …).
+fn logs(verbose: bool) {
+    let filter = match std::env::var(monitor::LOG_VARIABLE) {
+        Ok(filter) if !filter.is_empty() => EnvFilter::new(filter),
+        _ if verbose => EnvFilter::new("info"),
+        _ => return,
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

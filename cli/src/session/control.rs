@@ -30,18 +30,13 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new(connection: UnixStream) -> std::io::Result<Self> {
         connection.set_nonblocking(true)?;
-        Ok(Self {
-            connection,
-            received: FrameBuffer::new(MAX_GUEST_FRAME),
-            queue: Vec::new(),
-        })
+        Ok(Self { connection, received: FrameBuffer::new(MAX_GUEST_FRAME), queue: Vec::new() })
     }
 
     /// Queues a message, and sends what can be sent at once.
     pub(super) fn send(&mut self, message: &HostMessage) -> Result<(), SessionError> {
         if self.queue.len() < QUEUE_LIMIT {
-            self.queue
-                .extend(guest_protocol::encode(message, MAX_HOST_FRAME)?);
+            self.queue.extend(guest_protocol::encode(message, MAX_HOST_FRAME)?);
         }
         self.flush();
         Ok(())

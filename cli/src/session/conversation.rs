@@ -12,14 +12,10 @@ use super::io::{Io, RawMode};
 use super::streams::Streams;
 use super::times::{Times, now_ns, placed};
 use super::{Outcome, SessionError};
-use guest_protocol::{
-    ExitStatus, GuestMessage, HostMessage, MAIN_PROCESS, Start, VERSION, WindowSize,
-};
+use guest_protocol::{ExitStatus, GuestMessage, HostMessage, MAIN_PROCESS, Start, VERSION, WindowSize};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use signal_hook::consts::signal::{
-    SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
-};
+use signal_hook::consts::signal::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::io::ErrorKind;
@@ -27,9 +23,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 /// Passed on to the process as they are; SIGWINCH becomes a new window size.
-const SIGNALS: [i32; 8] = [
-    SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT, SIGWINCH,
-];
+const SIGNALS: [i32; 8] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT, SIGWINCH];
 /// Of those, the ones that mean an end where there is no process yet to decide.
 const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 /// As many of those end the run whatever the process does with them.
@@ -126,44 +120,26 @@ impl Conversation<'_> {
     fn result(&self) -> Option<Result<Outcome, SessionError>> {
         match self.state {
             State::Draining(status) if self.streams.is_drained() => {
-                let times = Times {
-                    finished: now_ns(),
-                    ..self.times
-                };
-                Some(Ok(Outcome {
-                    exit_code: status.code(),
-                    times,
-                }))
+                let times = Times { finished: now_ns(), ..self.times };
+                Some(Ok(Outcome { exit_code: status.code(), times }))
             }
             // What it wrote before the end is passed on first.
             State::Running | State::Draining(_) if !self.streams.is_drained() => None,
             _ if !self.vm_gone && !self.guest_gone => None,
             _ if !self.vm_gone => Some(Err(SessionError::GuestClosed)),
             State::Booting => Some(Err(SessionError::VmEnded("its init reported"))),
-            State::Greeting | State::Starting => {
-                Some(Err(SessionError::VmEnded("the process started")))
-            }
-            State::Running | State::Draining(_) => {
-                Some(Err(SessionError::VmEnded("the process did")))
-            }
+            State::Greeting | State::Starting => Some(Err(SessionError::VmEnded("the process started"))),
+            State::Running | State::Draining(_) => Some(Err(SessionError::VmEnded("the process did"))),
         }
     }
 
-    fn wait(
-        &self,
-        signals: &Signals,
-        control: &UnixListener,
-        vm: BorrowedFd<'_>,
-    ) -> Result<Ready, Errno> {
+    fn wait(&self, signals: &Signals, control: &UnixListener, vm: BorrowedFd<'_>) -> Result<Ready, Errno> {
         let only_if = |condition, flags| if condition { flags } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(signals.get_read(), PollFlags::IN),
             match &self.control {
                 None => PollFd::new(control, only_if(!self.guest_gone, PollFlags::IN)),
-                Some(control) => PollFd::new(
-                    control,
-                    PollFlags::IN | only_if(control.has_queue(), PollFlags::OUT),
-                ),
+                Some(control) => PollFd::new(control, PollFlags::IN | only_if(control.has_queue(), PollFlags::OUT)),
             },
         ];
         // A hung-up descriptor is reported whether asked for or not, so it is left out once that is known.
@@ -183,12 +159,7 @@ impl Conversation<'_> {
         })
     }
 
-    fn turn(
-        &mut self,
-        ready: &Ready,
-        signals: &mut Signals,
-        control: &UnixListener,
-    ) -> Result<(), SessionError> {
+    fn turn(&mut self, ready: &Ready, signals: &mut Signals, control: &UnixListener) -> Result<(), SessionError> {
         if ready.signals {
             let pending: Vec<i32> = signals.pending().collect();
             for signal in pending {
@@ -225,10 +196,7 @@ impl Conversation<'_> {
         if let (SIGCONT, Some(raw)) = (signal, &self.raw) {
             raw.enter_again();
         }
-        self.tell_guest(&HostMessage::Signal {
-            process: MAIN_PROCESS,
-            signal: number,
-        })
+        self.tell_guest(&HostMessage::Signal { process: MAIN_PROCESS, signal: number })
     }
 
     /// Tells the guest the terminal's size if it is another than it knows.
@@ -238,10 +206,7 @@ impl Conversation<'_> {
             return Ok(());
         }
         self.size = size;
-        self.tell_guest(&HostMessage::Resize {
-            process: MAIN_PROCESS,
-            size,
-        })
+        self.tell_guest(&HostMessage::Resize { process: MAIN_PROCESS, size })
     }
 
     /// To a guest whose process runs; to another it would mean nothing.
@@ -259,8 +224,7 @@ impl Conversation<'_> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(host("accept the guest's connection")(error)),
         };
-        let mut control =
-            Control::new(connection).map_err(host("accept the guest's connection"))?;
+        let mut control = Control::new(connection).map_err(host("accept the guest's connection"))?;
         control.send(&HostMessage::Hello { version: VERSION })?;
         self.control = Some(control);
         self.state = State::Greeting;
@@ -274,13 +238,7 @@ impl Conversation<'_> {
         };
         control.flush();
         let received = control.receive();
-        while let Some(message) = self
-            .control
-            .as_mut()
-            .map(Control::take)
-            .transpose()?
-            .flatten()
-        {
+        while let Some(message) = self.control.as_mut().map(Control::take).transpose()?.flatten() {
             self.heed(message)?;
         }
         if received == Received::End {
@@ -293,14 +251,7 @@ impl Conversation<'_> {
 
     fn heed(&mut self, message: GuestMessage) -> Result<(), SessionError> {
         match (self.state, message) {
-            (
-                State::Greeting,
-                GuestMessage::Hello {
-                    version: VERSION,
-                    init_ns,
-                    now_ns: guest_now,
-                },
-            ) => {
+            (State::Greeting, GuestMessage::Hello { version: VERSION, init_ns, now_ns: guest_now }) => {
                 self.times.kernel = placed(0, guest_now);
                 self.times.init = placed(init_ns, guest_now);
                 self.times.connected = now_ns();
@@ -310,45 +261,18 @@ impl Conversation<'_> {
                 };
                 control.send(&HostMessage::Start(start))
             }
-            (State::Greeting, GuestMessage::Hello { version, .. }) => {
-                Err(SessionError::Version { guest: version })
-            }
-            (
-                State::Starting,
-                GuestMessage::Started {
-                    process: MAIN_PROCESS,
-                    root_ns,
-                    now_ns: guest_now,
-                },
-            ) => {
+            (State::Greeting, GuestMessage::Hello { version, .. }) => Err(SessionError::Version { guest: version }),
+            (State::Starting, GuestMessage::Started { process: MAIN_PROCESS, root_ns, now_ns: guest_now }) => {
                 self.times.root = placed(root_ns, guest_now);
                 self.times.started = now_ns();
                 self.state = State::Running;
                 self.process_runs()
             }
-            (
-                State::Starting,
-                GuestMessage::StartFailed {
-                    process: MAIN_PROCESS,
-                    kind,
-                    detail,
-                },
-            ) => {
-                let detail = detail
-                    .chars()
-                    .map(|c| if c.is_control() { '?' } else { c })
-                    .collect();
+            (State::Starting, GuestMessage::StartFailed { process: MAIN_PROCESS, kind, detail }) => {
+                let detail = detail.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
                 Err(SessionError::StartFailed { kind, detail })
             }
-            (
-                State::Running,
-                GuestMessage::Exited {
-                    process: MAIN_PROCESS,
-                    status,
-                    exit_ns,
-                    now_ns: guest_now,
-                },
-            ) => {
+            (State::Running, GuestMessage::Exited { process: MAIN_PROCESS, status, exit_ns, now_ns: guest_now }) => {
                 self.times.exited = placed(exit_ns, guest_now);
                 self.state = State::Draining(status);
                 self.raw = None;
@@ -375,13 +299,7 @@ impl Conversation<'_> {
         }
         while let Some(control) = &mut self.control {
             let received = control.receive();
-            while let Some(message) = self
-                .control
-                .as_mut()
-                .map(Control::take)
-                .transpose()?
-                .flatten()
-            {
+            while let Some(message) = self.control.as_mut().map(Control::take).transpose()?.flatten() {
                 self.heed(message)?;
             }
             if received != Received::Something {

@@ -29,10 +29,7 @@ impl Io {
             return Err(SessionError::NotATty);
         }
         let own = |fd: BorrowedFd<'_>| {
-            let failed = |source| SessionError::Host {
-                what: "duplicate a standard stream",
-                source,
-            };
+            let failed = |source| SessionError::Host { what: "duplicate a standard stream", source };
             fd.try_clone_to_owned().map_err(failed)
         };
         Ok(Self {
@@ -50,16 +47,7 @@ impl Io {
             .flatten()
             .find_map(|fd| tcgetwinsize(fd).ok())
             .filter(|size| size.ws_row != 0 && size.ws_col != 0);
-        size.map_or(
-            WindowSize {
-                rows: 24,
-                columns: 80,
-            },
-            |size| WindowSize {
-                rows: size.ws_row,
-                columns: size.ws_col,
-            },
-        )
+        size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize { rows: size.ws_row, columns: size.ws_col })
     }
 }
 
@@ -79,11 +67,7 @@ impl RawMode {
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(&terminal, OptionalActions::Drain, &raw)?;
-        Ok(Self {
-            terminal,
-            before,
-            raw,
-        })
+        Ok(Self { terminal, before, raw })
     }
 
     /// After this program was stopped and goes on: the shell has put the terminal back meanwhile.

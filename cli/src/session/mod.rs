@@ -59,10 +59,7 @@ pub enum SessionError {
     #[error("the guest closed its connection before the process ended")]
     GuestClosed,
     /// The guest has another version of init.
-    #[error(
-        "the guest speaks protocol version {guest}, this program {}",
-        guest_protocol::VERSION
-    )]
+    #[error("the guest speaks protocol version {guest}, this program {}", guest_protocol::VERSION)]
     Version {
         /// The guest's version.
         guest: u32,
@@ -127,10 +124,7 @@ impl Session {
     /// # Errors
     /// [`SessionError::Listen`]: the path is too long, taken, or not to be written to.
     pub fn listen(uds_path: &Path) -> Result<Self, SessionError> {
-        Ok(Self {
-            control: Socket::listen(uds_path, CONTROL_PORT)?,
-            streams: Socket::listen(uds_path, STREAM_PORT)?,
-        })
+        Ok(Self { control: Socket::listen(uds_path, CONTROL_PORT)?, streams: Socket::listen(uds_path, STREAM_PORT)? })
     }
 
     /// Waits for the guest, has it start the process, relays signals, window size and streams until the process has ended
@@ -143,13 +137,7 @@ impl Session {
     /// # Errors
     /// Everything that leaves no exit status. See [`SessionError::exit_code`].
     pub fn run(&self, start: Start, io: Io, vm: BorrowedFd<'_>) -> Result<Outcome, SessionError> {
-        conversation::run(
-            &self.control.listener,
-            &self.streams.listener,
-            start,
-            io,
-            vm,
-        )
+        conversation::run(&self.control.listener, &self.streams.listener, start, io, vm)
     }
 }
 

@@ -29,10 +29,7 @@ pub(super) fn output(
         let _ = connection.shutdown(Shutdown::Both);
         done();
     };
-    thread::Builder::new()
-        .name("output".into())
-        .spawn(pump)
-        .map(drop)
+    thread::Builder::new().name("output".into()).spawn(pump).map(drop)
 }
 
 /// Passes what `source` brings on to the guest; its end becomes the end of the process's input.
@@ -47,19 +44,13 @@ pub(super) fn input(source: OwnedFd, connection: UnixStream) -> std::io::Result<
         }
         let _ = connection.shutdown(Shutdown::Write);
     };
-    thread::Builder::new()
-        .name("input".into())
-        .spawn(pump)
-        .map(drop)
+    thread::Builder::new().name("input".into()).spawn(pump).map(drop)
 }
 
 /// Waits until there is something to read: false if the connection goes away first. What nobody will take is not taken from
 /// the user's terminal either.
 fn wait_for_input(source: &OwnedFd, connection: &UnixStream) -> bool {
-    let mut fds = [
-        PollFd::new(source, PollFlags::IN),
-        PollFd::new(connection, PollFlags::empty()),
-    ];
+    let mut fds = [PollFd::new(source, PollFlags::IN), PollFd::new(connection, PollFlags::empty())];
     retry(|| poll(&mut fds, None)).is_ok() && fds[1].revents().is_empty()
 }
 

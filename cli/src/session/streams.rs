@@ -42,29 +42,12 @@ pub(super) struct Streams<'a> {
 
 impl<'a> Streams<'a> {
     pub(super) fn new(io: Io, listener: &'a UnixListener) -> std::io::Result<Self> {
-        let kinds: &[StreamKind] = if io.terminal {
-            &[StreamKind::Terminal]
-        } else {
-            &[StreamKind::Stdout, StreamKind::Stderr]
-        };
-        let outputs = kinds
-            .iter()
-            .map(|&kind| Output {
-                kind,
-                attached: false,
-            })
-            .collect();
+        let kinds: &[StreamKind] =
+            if io.terminal { &[StreamKind::Terminal] } else { &[StreamKind::Stdout, StreamKind::Stderr] };
+        let outputs = kinds.iter().map(|&kind| Output { kind, attached: false }).collect();
         let (ended, ended_sender) = UnixStream::pair()?;
         ended.set_nonblocking(true)?;
-        Ok(Self {
-            io,
-            listener,
-            unnamed: Vec::new(),
-            outputs,
-            input: None,
-            ended,
-            ended_sender,
-        })
+        Ok(Self { io, listener, unnamed: Vec::new(), outputs, input: None, ended, ended_sender })
     }
 
     /// Adds what the streams wait for, to be followed by [`Self::step`].
@@ -73,11 +56,7 @@ impl<'a> Streams<'a> {
         if self.unnamed.len() < MAX_UNNAMED {
             fds.push(PollFd::new(self.listener, PollFlags::IN));
         }
-        fds.extend(
-            self.unnamed
-                .iter()
-                .map(|unnamed| PollFd::new(&unnamed.connection, PollFlags::IN)),
-        );
+        fds.extend(self.unnamed.iter().map(|unnamed| PollFd::new(&unnamed.connection, PollFlags::IN)));
     }
 
     /// Whether all that the process wrote has been passed on.
@@ -91,8 +70,7 @@ impl<'a> Streams<'a> {
         self.read_headers()?;
         let mut ended = [0; 4];
         let count = self.ended.read(&mut ended).unwrap_or(0);
-        self.outputs
-            .retain(|output| !ended[..count].contains(&(output.kind as u8)));
+        self.outputs.retain(|output| !ended[..count].contains(&(output.kind as u8)));
         Ok(())
     }
 
@@ -126,14 +104,8 @@ impl<'a> Streams<'a> {
         while self.unnamed.len() < MAX_UNNAMED {
             match self.listener.accept() {
                 Ok((connection, _)) => {
-                    connection
-                        .set_nonblocking(true)
-                        .map_err(host("accept a stream"))?;
-                    self.unnamed.push(Unnamed {
-                        connection,
-                        header: [0; StreamHeader::LEN],
-                        filled: 0,
-                    });
+                    connection.set_nonblocking(true).map_err(host("accept a stream"))?;
+                    self.unnamed.push(Unnamed { connection, header: [0; StreamHeader::LEN], filled: 0 });
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -146,14 +118,10 @@ impl<'a> Streams<'a> {
     /// Reads what there is of each header; a stream whose header is complete gets its thread.
     fn read_headers(&mut self) -> Result<(), SessionError> {
         for mut unnamed in std::mem::take(&mut self.unnamed) {
-            match unnamed
-                .connection
-                .read(&mut unnamed.header[unnamed.filled..])
-            {
+            match unnamed.connection.read(&mut unnamed.header[unnamed.filled..]) {
                 Ok(0) => continue,
                 Ok(count) => unnamed.filled += count,
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(_) => continue,
             }
             if unnamed.filled < StreamHeader::LEN {
@@ -161,10 +129,7 @@ impl<'a> Streams<'a> {
                 continue;
             }
             match StreamHeader::from_bytes(unnamed.header) {
-                Some(StreamHeader {
-                    process: MAIN_PROCESS,
-                    kind,
-                }) => self.attach(kind, unnamed.connection)?,
+                Some(StreamHeader { process: MAIN_PROCESS, kind }) => self.attach(kind, unnamed.connection)?,
                 _ => return Err(SessionError::Unexpected("stream")),
             }
         }
@@ -175,9 +140,7 @@ impl<'a> Streams<'a> {
     fn attach(&mut self, kind: StreamKind, connection: UnixStream) -> Result<(), SessionError> {
         let failed = host("attach a stream");
         connection.set_nonblocking(false).map_err(&failed)?;
-        if kind == StreamKind::Terminal
-            || (kind == StreamKind::Stdin && self.io.stdin.is_some() && !self.io.terminal)
-        {
+        if kind == StreamKind::Terminal || (kind == StreamKind::Stdin && self.io.stdin.is_some() && !self.io.terminal) {
             if self.input.is_some() {
                 return Err(SessionError::Unexpected("second stream of a kind"));
             }
@@ -186,28 +149,16 @@ impl<'a> Streams<'a> {
                 return Ok(());
             }
         }
-        let output = self
-            .outputs
-            .iter_mut()
-            .find(|output| output.kind == kind && !output.attached);
+        let output = self.outputs.iter_mut().find(|output| output.kind == kind && !output.attached);
         let Some(output) = output else {
             return Err(SessionError::Unexpected("stream"));
         };
         output.attached = true;
-        let sink = if kind == StreamKind::Stderr {
-            &self.io.stderr
-        } else {
-            &self.io.stdout
-        };
+        let sink = if kind == StreamKind::Stderr { &self.io.stderr } else { &self.io.stdout };
         self.start_output(kind, connection, sink).map_err(&failed)
     }
 
-    fn start_output(
-        &self,
-        kind: StreamKind,
-        connection: UnixStream,
-        sink: &OwnedFd,
-    ) -> std::io::Result<()> {
+    fn start_output(&self, kind: StreamKind, connection: UnixStream, sink: &OwnedFd) -> std::io::Result<()> {
         let sender = self.ended_sender.try_clone()?;
         pump::output(connection, sink.try_clone()?, move || {
             // Whoever listened may be gone; there is room for three bytes.

@@ -17,11 +17,7 @@ fn start() -> Start {
     Start {
         hostname: "box".into(),
         wall_clock_ns: 1,
-        root: Root {
-            layers: vec![],
-            upper_bytes: None,
-            read_only: false,
-        },
+        root: Root { layers: vec![], upper_bytes: None, read_only: false },
         names: Names::default(),
         end: End::PowerOff,
         process: Process {
@@ -45,21 +41,13 @@ struct Guest {
 impl Guest {
     fn connect(path: &Path) -> Self {
         let control = UnixStream::connect(format!("{}_1024", path.display())).unwrap();
-        Self {
-            path: path.into(),
-            control,
-            received: FrameBuffer::new(MAX_HOST_FRAME),
-        }
+        Self { path: path.into(), control, received: FrameBuffer::new(MAX_HOST_FRAME) }
     }
 
     /// Says hello and takes the order.
     fn begin(path: &Path) -> (Self, Start) {
         let mut guest = Self::connect(path);
-        guest.send(&GuestMessage::Hello {
-            version: VERSION,
-            init_ns: 5,
-            now_ns: 10,
-        });
+        guest.send(&GuestMessage::Hello { version: VERSION, init_ns: 5, now_ns: 10 });
         assert_eq!(guest.next(), Some(HostMessage::Hello { version: VERSION }));
         match guest.next() {
             Some(HostMessage::Start(start)) => (guest, *start),
@@ -68,9 +56,7 @@ impl Guest {
     }
 
     fn send(&mut self, message: &GuestMessage) {
-        self.control
-            .write_all(&encode(message, MAX_GUEST_FRAME).unwrap())
-            .unwrap();
+        self.control.write_all(&encode(message, MAX_GUEST_FRAME).unwrap()).unwrap();
     }
 
     fn next(&mut self) -> Option<HostMessage> {
@@ -87,33 +73,16 @@ impl Guest {
 
     fn stream(&self, kind: StreamKind) -> UnixStream {
         let mut stream = UnixStream::connect(format!("{}_1025", self.path.display())).unwrap();
-        stream
-            .write_all(
-                &StreamHeader {
-                    process: MAIN_PROCESS,
-                    kind,
-                }
-                .to_bytes(),
-            )
-            .unwrap();
+        stream.write_all(&StreamHeader { process: MAIN_PROCESS, kind }.to_bytes()).unwrap();
         stream
     }
 
     fn started(&mut self) {
-        self.send(&GuestMessage::Started {
-            process: MAIN_PROCESS,
-            root_ns: 20,
-            now_ns: 30,
-        });
+        self.send(&GuestMessage::Started { process: MAIN_PROCESS, root_ns: 20, now_ns: 30 });
     }
 
     fn exited(&mut self, status: ExitStatus) {
-        self.send(&GuestMessage::Exited {
-            process: MAIN_PROCESS,
-            status,
-            exit_ns: 40,
-            now_ns: 50,
-        });
+        self.send(&GuestMessage::Exited { process: MAIN_PROCESS, status, exit_ns: 40, now_ns: 50 });
     }
 }
 
@@ -138,26 +107,15 @@ fn run<G: FnOnce(&Path, UnixStream) + Send>(stdin: Option<OwnedFd>, guest: G) ->
         scope.spawn(move || guest(path, alive));
         let stdout = scope.spawn(move || read_all(&mut stdout));
         let stderr = scope.spawn(move || read_all(&mut stderr));
-        let io = Io {
-            stdin,
-            stdout: out.into(),
-            stderr: err.into(),
-            terminal: false,
-        };
+        let io = Io { stdin, stdout: out.into(), stderr: err.into(), terminal: false };
         let result = session.run(start(), io, vm.as_fd());
         drop(session);
-        Seen {
-            result,
-            stdout: stdout.join().unwrap(),
-            stderr: stderr.join().unwrap(),
-        }
+        Seen { result, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
     })
 }
 
 fn one_at_a_time() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn read_all(stream: &mut UnixStream) -> Vec<u8> {
@@ -200,18 +158,8 @@ fn streams_and_exit_code_arrive() {
     assert!(seen.stdout == input);
     assert_eq!(seen.stderr, b"err");
     let times = outcome.times;
-    let order = [
-        times.kernel,
-        times.init,
-        times.connected,
-        times.root,
-        times.started,
-        times.finished,
-    ];
-    assert!(
-        order.is_sorted() && times.kernel > 0 && times.exited > 0,
-        "{times:?}"
-    );
+    let order = [times.kernel, times.init, times.connected, times.root, times.started, times.finished];
+    assert!(order.is_sorted() && times.kernel > 0 && times.exited > 0, "{times:?}");
 }
 
 #[test]
@@ -231,19 +179,13 @@ fn output_that_comes_after_the_exit_is_waited_for() {
 
 #[test]
 fn a_process_that_does_not_start_has_its_exit_code() {
-    for (kind, code) in [
-        (FailureKind::NotFound, 127),
-        (FailureKind::NotExecutable, 126),
-        (FailureKind::UnknownUser, 125),
-    ] {
+    for (kind, code) in
+        [(FailureKind::NotFound, 127), (FailureKind::NotExecutable, 126), (FailureKind::UnknownUser, 125)]
+    {
         let seen = run(None, |path, _alive| {
             let (mut guest, _) = Guest::begin(path);
             let detail = "exec: \u{1b}[31mno\nmore".into();
-            guest.send(&GuestMessage::StartFailed {
-                process: MAIN_PROCESS,
-                kind,
-                detail,
-            });
+            guest.send(&GuestMessage::StartFailed { process: MAIN_PROCESS, kind, detail });
             assert_eq!(guest.next(), None);
         });
         let error = seen.result.unwrap_err();
@@ -255,19 +197,13 @@ fn a_process_that_does_not_start_has_its_exit_code() {
 #[test]
 fn the_end_of_the_vm_ends_the_run() {
     let seen = run(None, |_, alive| drop(alive));
-    assert!(matches!(
-        seen.result,
-        Err(SessionError::VmEnded("its init reported"))
-    ));
+    assert!(matches!(seen.result, Err(SessionError::VmEnded("its init reported"))));
 
     let seen = run(None, |path, alive| {
         let (guest, _) = Guest::begin(path);
         drop((alive, guest));
     });
-    assert!(matches!(
-        seen.result,
-        Err(SessionError::VmEnded(_) | SessionError::GuestClosed)
-    ));
+    assert!(matches!(seen.result, Err(SessionError::VmEnded(_) | SessionError::GuestClosed)));
 
     let seen = run(None, |path, alive| {
         let (mut guest, _) = Guest::begin(path);
@@ -276,10 +212,7 @@ fn the_end_of_the_vm_ends_the_run() {
         stdout.write_all(b"last words").unwrap();
         drop((alive, stdout, guest));
     });
-    assert!(matches!(
-        seen.result,
-        Err(SessionError::VmEnded(_) | SessionError::GuestClosed)
-    ));
+    assert!(matches!(seen.result, Err(SessionError::VmEnded(_) | SessionError::GuestClosed)));
     assert_eq!(seen.stdout, b"last words");
     assert_eq!(seen.result.unwrap_err().exit_code(), 125);
 }
@@ -294,13 +227,7 @@ fn a_guest_that_breaks_the_protocol_is_named() {
         });
         seen.result.unwrap_err().to_string()
     };
-    let text = refused(|guest| {
-        guest.send(&GuestMessage::Hello {
-            version: 2,
-            init_ns: 0,
-            now_ns: 0,
-        })
-    });
+    let text = refused(|guest| guest.send(&GuestMessage::Hello { version: 2, init_ns: 0, now_ns: 0 }));
     assert_eq!(text, "the guest speaks protocol version 2, this program 1");
     let text = refused(|guest| guest.started());
     assert_eq!(text, "the guest broke the protocol: unexpected Started");
@@ -309,48 +236,29 @@ fn a_guest_that_breaks_the_protocol_is_named() {
     let text = refused(|guest| guest.control.write_all(&[1, 0, 0, 0, 77]).unwrap());
     assert!(text.contains("not a message"), "{text}");
     let text = refused(|guest| {
-        guest.send(&GuestMessage::Hello {
-            version: VERSION,
-            init_ns: u64::MAX,
-            now_ns: 0,
-        });
+        guest.send(&GuestMessage::Hello { version: VERSION, init_ns: u64::MAX, now_ns: 0 });
         drop(guest.stream(StreamKind::Terminal));
     });
     // Whichever the host sees first.
-    assert!(
-        text.starts_with("the guest broke the protocol: unexpected"),
-        "{text}"
-    );
+    assert!(text.starts_with("the guest broke the protocol: unexpected"), "{text}");
 }
 
 #[test]
 fn signals_go_to_the_process_and_the_third_ends_the_run() {
     let seen = run(None, |path, _alive| {
         let (mut guest, _) = Guest::begin(path);
-        let _streams = (
-            guest.stream(StreamKind::Stdout),
-            guest.stream(StreamKind::Stderr),
-        );
+        let _streams = (guest.stream(StreamKind::Stdout), guest.stream(StreamKind::Stderr));
         guest.started();
         // The host takes no signal for the process before it has read this; a message back would tell, but there is none:
         // SIGUSR1 has no effect on the host itself, so it is sent until it arrives.
-        guest
-            .control
-            .set_read_timeout(Some(std::time::Duration::from_millis(20)))
-            .unwrap();
+        guest.control.set_read_timeout(Some(std::time::Duration::from_millis(20))).unwrap();
         let first = loop {
             send_self(Signal::USR1);
             if let Some(message) = guest.next() {
                 break message;
             }
         };
-        assert_eq!(
-            first,
-            HostMessage::Signal {
-                process: MAIN_PROCESS,
-                signal: 10
-            }
-        );
+        assert_eq!(first, HostMessage::Signal { process: MAIN_PROCESS, signal: 10 });
         guest.control.set_read_timeout(None).unwrap();
         for _ in 0..2 {
             send_self(Signal::TERM);
@@ -360,13 +268,7 @@ fn signals_go_to_the_process_and_the_third_ends_the_run() {
                     other => break other,
                 }
             };
-            assert_eq!(
-                message,
-                Some(HostMessage::Signal {
-                    process: MAIN_PROCESS,
-                    signal: 15
-                })
-            );
+            assert_eq!(message, Some(HostMessage::Signal { process: MAIN_PROCESS, signal: 15 }));
         }
         send_self(Signal::INT);
         assert_eq!(guest.next(), None);
@@ -410,12 +312,7 @@ fn a_closed_output_is_closed_for_the_process() {
             guest.exited(ExitStatus::Code(1));
             assert_eq!(guest.next(), None);
         });
-        let io = Io {
-            stdin: None,
-            stdout: out.into(),
-            stderr: err.into(),
-            terminal: false,
-        };
+        let io = Io { stdin: None, stdout: out.into(), stderr: err.into(), terminal: false };
         let outcome = session.run(start(), io, vm.as_fd());
         drop(session);
         assert_eq!(outcome.unwrap().exit_code, 1);
@@ -430,12 +327,7 @@ fn a_terminal_is_raw_while_the_process_runs() {
     let session = Session::listen(&path).unwrap();
     let (vm, _alive) = UnixStream::pair().unwrap();
     let (user, terminal) = terminal();
-    let size = |rows, columns| Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = |rows, columns| Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(&user, size(30, 100)).unwrap();
     let before = tcgetattr(&terminal).unwrap();
     assert!(before.local_modes.contains(LocalModes::ISIG));
@@ -443,21 +335,12 @@ fn a_terminal_is_raw_while_the_process_runs() {
         let (path, terminal, user) = (&path, &terminal, &user);
         scope.spawn(move || {
             let (mut guest, start) = Guest::begin(path);
-            assert_eq!(
-                start.process.terminal,
-                Some(WindowSize {
-                    rows: 30,
-                    columns: 100
-                })
-            );
+            assert_eq!(start.process.terminal, Some(WindowSize { rows: 30, columns: 100 }));
             assert!(start.process.stdin);
             let mut stream = guest.stream(StreamKind::Terminal);
             let resized = |rows, columns| {
                 let size = WindowSize { rows, columns };
-                Some(HostMessage::Resize {
-                    process: MAIN_PROCESS,
-                    size,
-                })
+                Some(HostMessage::Resize { process: MAIN_PROCESS, size })
             };
             // Raw mode comes first, then news of a size that has changed while the guest booted.
             tcsetwinsize(user, size(31, 101)).unwrap();
@@ -490,10 +373,7 @@ fn a_terminal_is_raw_while_the_process_runs() {
         drop(session);
         assert_eq!(outcome.unwrap().exit_code, 0);
     });
-    assert_eq!(
-        tcgetattr(&terminal).unwrap().local_modes,
-        before.local_modes
-    );
+    assert_eq!(tcgetattr(&terminal).unwrap().local_modes, before.local_modes);
 }
 
 /// A new terminal: the user's side and the program's side.
@@ -513,14 +393,8 @@ fn sockets_are_the_owners_and_go_away() {
     let path = directory.path().join("vsock");
     let session = Session::listen(&path).unwrap();
     let socket = directory.path().join("vsock_1025");
-    assert_eq!(
-        fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    assert!(matches!(
-        Session::listen(&path),
-        Err(SessionError::Listen { .. })
-    ));
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(matches!(Session::listen(&path), Err(SessionError::Listen { .. })));
     // The one that failed did not take the other's sockets away.
     assert!(socket.exists());
     drop(session);

@@ -26,9 +26,7 @@ pub struct Times {
 pub(super) fn now_ns() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     let part = |value: i64| u64::try_from(value).unwrap_or_default();
-    part(time.tv_sec)
-        .saturating_mul(1_000_000_000)
-        .saturating_add(part(time.tv_nsec))
+    part(time.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(time.tv_nsec))
 }
 
 /// What the guest's `time_ns` is on the host's clock, when the guest's clock was `now_ns` just now.

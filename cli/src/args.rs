@@ -1,0 +1,378 @@
+//! The command line: verbs and flags, with docker's names where the meaning is docker's. It parses and explains; it does
+//! nothing.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::failure::sanitize;
+use crate::size;
+
+/// Guest RAM where `-m` does not say, MiB. Memory costs the host nothing before the guest touches it, but a guest kernel
+/// prepares each page of it at boot, which is what counts on software-nested KVM.
+const DEFAULT_MEMORY: &str = "256m";
+
+/// Runs container images, each in a microVM of its own.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version, disable_help_subcommand = true, max_term_width = 110)]
+#[command(
+    after_help = "Exit codes: the command's own; 125 Bulkhead failed, 126 not executable, 127 not found, 128+n signal n."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub talk: Talk,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// How much to say.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Talk {
+    /// Say more on stderr: phases and their times, causes of errors, logs
+    #[arg(long, global = true)]
+    pub verbose: bool,
+    /// Say less: no progress; with `images`, ids only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a command in a new microVM made from a container image
+    Run(Box<Run>),
+    /// Boot a bare microVM, its serial console on stdin and stdout
+    Boot(Boot),
+    /// Load images from an OCI layout, an OCI archive or a docker archive into the store
+    Load(Load),
+    /// List loaded images
+    Images(Images),
+    /// Remove loaded images
+    Rmi(Rmi),
+    /// Tell what this host offers to microVMs, and what to do about what is missing
+    Doctor(Doctor),
+    /// Measure this host
+    Bench(Bench),
+    /// The process of one microVM; started by the other verbs
+    #[command(hide = true)]
+    Vmm(Vmm),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "bulkhead run [OPTIONS] IMAGE [COMMAND [ARG]...]",
+    after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], rootfs:DIR, rootfs:TAR, or the name of \
+                  a loaded image. Everything after IMAGE belongs to the command."
+)]
+pub struct Run {
+    /// Connect stdin to the command
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Accepted, as in docker: nothing of a microVM stays after its end, with or without it
+    #[arg(long)]
+    pub rm: bool,
+    /// Set an environment variable, or take it over from here
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub env: Vec<String>,
+    /// Set environment variables from a file, one KEY[=VALUE] a line
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Working directory of the command
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User and group of the command, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Run this program instead of the image's entrypoint; "" for none
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Name of the microVM
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Host name of the guest; the microVM's name if not given
+    #[arg(long, value_name = "NAME", value_parser = hostname)]
+    pub hostname: Option<String>,
+    /// The container sees its root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    #[command(flatten)]
+    pub machine: Machine,
+    /// Boot this kernel instead of the one built for this kind of host
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Add to the kernel's command line, at its end
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    /// The image, and the command to run in it
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], hide = true)]
+    #[arg(value_parser = clap::builder::StringValueParser::new())]
+    pub image_and_command: Vec<String>,
+}
+
+/// Flags that say how big a microVM is.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Machine {
+    /// Guest memory, as 256m or 1g
+    #[arg(short, long = "memory", value_name = "SIZE", default_value = DEFAULT_MEMORY, value_parser = size::mib)]
+    pub memory_mib: u64,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value = "1", value_parser = size::cpus)]
+    pub cpus: u8,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "On a terminal, every key goes to the guest, ^C too. Ctrl-A x ends the microVM, Ctrl-A Ctrl-A sends a Ctrl-A."
+)]
+pub struct Boot {
+    /// Kernel: an ELF vmlinux or a bzImage
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Disk, raw; the first is /dev/vda in the guest
+    #[arg(long, value_name = "FILE[,ro]", value_parser = disk)]
+    pub disk: Vec<Disk>,
+    /// Add to the kernel's command line, at its end
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    #[command(flatten)]
+    pub machine: Machine,
+    /// Give the guest a vsock device whose host side is this unix socket
+    #[arg(long, value_name = "SOCKET")]
+    pub vsock: Option<PathBuf>,
+}
+
+/// A disk of `boot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    pub path: PathBuf,
+    pub read_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Load {
+    /// OCI layout directory, OCI archive or docker archive
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Name for the image, instead of what the file says
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Images {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct Rmi {
+    /// Images to remove
+    #[arg(required = true, value_name = "IMAGE", value_parser = NonEmptyStringValueParser::new())]
+    pub images: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    pub what: BenchWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchWhat {
+    /// The cost of a microVM that does nothing: process start, one port write by the guest, process exit
+    Null {
+        /// How many to run
+        #[arg(short = 'n', long, value_name = "N", default_value = "200", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        runs: u32,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+}
+
+/// The per-VM process. Configuration comes in as JSON up to the end of file, events go out as JSON lines.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "bulkhead vmm")]
+pub struct Vmm {
+    /// Descriptor to read the configuration from
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..1024))]
+    pub config_fd: u32,
+    /// Descriptor to write events to
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..1024))]
+    pub events_fd: u32,
+    /// End at once if this is not the parent's process id
+    #[arg(long, value_name = "PID")]
+    pub parent: Option<u32>,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+fn disk(text: &str) -> Result<Disk, String> {
+    let (path, read_only) = match text.rsplit_once(',') {
+        Some((path, "ro")) => (path, true),
+        Some((path, "rw")) => (path, false),
+        Some((_, option)) if !option.contains('/') && !std::path::Path::new(text).exists() => {
+            return Err(format!("'{option}' is not a disk option; there are ro and rw"));
+        }
+        _ => (text, false),
+    };
+    if path.is_empty() { Err("the file is missing".into()) } else { Ok(Disk { path: path.into(), read_only }) }
+}
+
+/// What Linux takes, and every resolver understands.
+fn hostname(text: &str) -> Result<String, String> {
+    let label = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('-')
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    if text.len() <= 64 && text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err("a host name has letters, digits, '-' and '.', up to 64 in all".into())
+    }
+}
+
+/// What [`parse`] found.
+pub enum Parsed {
+    /// Something to do.
+    Cli(Box<Cli>),
+    /// Help or version, for stdout.
+    Text(String),
+    /// Wrong usage: one line.
+    Usage(String),
+}
+
+/// Parses the arguments, the program's name first.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Parsed {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => Parsed::Cli(Box::new(cli)),
+        Err(error) if matches!(error.kind(), DisplayHelp | DisplayVersion) => Parsed::Text(error.render().to_string()),
+        Err(error) => Parsed::Usage(one_line(&error)),
+    }
+}
+
+/// Clap explains over several lines; here errors have one.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    // Without arguments clap shows the help itself.
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no command; see 'bulkhead --help'".into();
+    }
+    // The message itself ends at the first empty line; a list of what is missing is indented below it.
+    let message: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let message = message.join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    let verb =
+        text.lines().find_map(|line| line.strip_prefix("Usage: bulkhead ")).and_then(|usage| usage.split(' ').next());
+    let verb = verb.filter(|verb| verb.chars().all(|c| c.is_ascii_lowercase()));
+    let help = verb.map_or_else(|| "bulkhead --help".to_owned(), |verb| format!("bulkhead {verb} --help"));
+    sanitize(&format!("{message}; see '{help}'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(line: &[&str]) -> Run {
+        let words = ["bulkhead", "run"].iter().chain(line).map(OsString::from);
+        match parse(words) {
+            Parsed::Cli(cli) => match cli.verb {
+                Verb::Run(run) => *run,
+                other => panic!("{other:?}"),
+            },
+            Parsed::Text(text) | Parsed::Usage(text) => panic!("{text}"),
+        }
+    }
+
+    fn usage(line: &[&str]) -> String {
+        match parse(std::iter::once("bulkhead").chain(line.iter().copied()).map(OsString::from)) {
+            Parsed::Usage(text) => text,
+            Parsed::Cli(cli) => panic!("{cli:?}"),
+            Parsed::Text(text) => panic!("{text}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+        Vmm::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_after_the_image_are_the_commands() {
+        let got = run(&["-it", "--rm", "-e", "A=1", "img", "ls", "-e", "--help", "--", "--verbose", "-m"]);
+        assert!(got.interactive && got.tty && got.rm);
+        assert_eq!(got.env, ["A=1"]);
+        assert_eq!(got.image_and_command, ["img", "ls", "-e", "--help", "--", "--verbose", "-m"]);
+        assert_eq!(run(&["img", "--help"]).image_and_command, ["img", "--help"]);
+        assert_eq!(run(&["img", "-x"]).image_and_command, ["img", "-x"]);
+    }
+
+    #[test]
+    fn sizes_and_defaults() {
+        let got = run(&["-m", "1g", "--cpus", "2", "--append", "-x y", "i"]);
+        assert_eq!((got.machine.memory_mib, got.machine.cpus), (1024, 2));
+        assert_eq!(got.append, ["-x y"]);
+        let got = run(&["i"]);
+        assert_eq!((got.machine.memory_mib, got.machine.cpus), (256, 1));
+    }
+
+    #[test]
+    fn disks_have_one_option() {
+        assert_eq!(disk("/a,b/c"), Ok(Disk { path: "/a,b/c".into(), read_only: false }));
+        assert_eq!(disk("/a,ro"), Ok(Disk { path: "/a".into(), read_only: true }));
+        assert!(disk("/a,rx").unwrap_err().contains("rx"));
+        assert!(disk(",ro").is_err());
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line_that_names_the_word() {
+        for (line, word) in [
+            (&["run"][..], "required"),
+            (&["run", "-v", "/a:/b", "img"], "'-v'"),
+            (&["run", "--nope", "img"], "--nope"),
+            (&["run", "-m", "lots", "img"], "lots"),
+            (&["run", "--hostname", "a b", "img"], "host name"),
+            (&["fly"], "fly"),
+            (&["boot"], "--kernel"),
+            (&["bench", "null", "-n", "0"], "0"),
+            (&[], "--help"),
+        ] {
+            let text = usage(line);
+            assert!(text.contains(word) && !text.contains('\n') && !text.starts_with("error"), "{line:?}: {text}");
+        }
+        assert!(usage(&["run", "--nope", "img"]).contains("bulkhead run --help"));
+    }
+
+    #[test]
+    fn help_does_not_promise_volumes_and_hides_the_inner_verb() {
+        let Parsed::Text(help) = parse(["bulkhead", "--help"].map(OsString::from)) else { panic!() };
+        assert!(!help.contains("vmm") && help.contains("doctor") && help.contains("125"));
+        let Parsed::Text(help) = parse(["bulkhead", "run", "--help"].map(OsString::from)) else { panic!() };
+        assert!(!help.contains("--volume") && help.contains("oci-archive:FILE"));
+    }
+}

@@ -1,0 +1,8 @@
+//! The verbs, one module each (those on images share one).
+
+pub mod bench;
+pub mod boot;
+pub mod doctor;
+pub mod images;
+pub mod run;
+pub mod vmm;

@@ -1,0 +1,307 @@
+//! `bulkhead run`: an image in, the command's own output and exit code out.
+//!
+//! ```text
+//! image ready ─► run directory, initramfs, sockets ─► per-VM process ─► session ─► end the VM, remove the directory
+//! └── a signal in here ends it all (signals::Guard) ──────────────────┘└ signals go to the command ┘
+//! ```
+
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, anyhow};
+use guest_images::kernel::{self, KernelKind};
+use guest_images::{ImageRef, PreparedImage, ProcessDefaults, Store};
+use guest_protocol::{End, Layer, LayerFs, Names, Process, Root, Start};
+use serde_json::json;
+use vmm::config::{BootSource, MachineConfig, SerialConfig, VmConfig};
+use vmm::events::monotonic_ns;
+use vmm::host::{self, KvmKind};
+
+use crate::args::{Run, Talk};
+use crate::env;
+use crate::failure::{Failure, Outcome, sanitize};
+use crate::monitor::{Console, Monitor, MonitorError};
+use crate::output::Progress;
+use crate::paths;
+use crate::phases::Phases;
+use crate::rundir::RunDir;
+use crate::session::{self, Io, Session, SessionError};
+use crate::signals::Guard;
+
+/// Sectors of virtio disks and of layer ranges, in bytes.
+const SECTOR: u64 = 512;
+/// Each layer starts at a multiple of this on the disk that they make up (docs/interfaces.md).
+const EXTENT_ALIGN: u64 = 4096;
+/// The kernels built here end the machine through this port (docs/interfaces.md).
+pub const EXIT_PORT: &str = "bulkhead.exit=0x600";
+/// For kernels that bring no command line of their own.
+pub const USUAL_CMDLINE: &str = "quiet reboot=k panic=-1";
+/// How many of the guest console's last lines `--verbose` shows after a failure.
+const CONSOLE_TAIL: usize = 20;
+
+/// Runs it; `began` is when this process did.
+pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
+    let guard: Guard<RunDir> = Guard::new().context("cannot wait for signals")?;
+    let command = args.image_and_command.split_off(1);
+    let image: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
+    let io = Io::inherit(args.interactive, args.tty)?;
+    let mut config = machine(&args)?;
+    config.validate(host::memory_mib())?;
+    drop(host::open()?);
+
+    let store = Store::open(paths::store())?;
+    let prepared = store.prepare(&image, &mut Progress::new(talk))?;
+    let image_ready = monotonic_ns();
+
+    let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
+    let (name, log) = (directory.name().to_owned(), directory.file("console.log"));
+    let (initrd, uds) = (directory.file("initrd"), directory.file("vsock"));
+    guard.keep(directory);
+    let start = start(&args, command, &prepared, &name)?;
+    fs::write(&initrd, guest_images::initramfs::cpio(guest_images::INIT))
+        .with_context(|| format!("write {}", initrd.display()))?;
+    config.boot_source.initrd_path = Some(initrd);
+    config.serial = SerialConfig::Log { path: log.clone() };
+    config.devices.insert("drives".into(), drives(&prepared)?);
+    config.devices.insert("vsock".into(), json!({ "guest_cid": 3, "uds_path": uds }));
+    config.devices.insert("entropy".into(), json!({}));
+    tracing::info!("kernel {}: {}", config.boot_source.kernel_image_path.display(), config.boot_source.boot_args);
+    let session = Session::listen(&uds)?;
+    let monitor = Monitor::start(&serde_json::to_string(&config)?, Console::None, talk.verbose)?;
+
+    let directory = guard.pass();
+    let result = session.run(start, io, monitor.ended());
+    let console = if talk.verbose && result.is_err() { console_tail(&log) } else { String::new() };
+    let (result, run_at) = end(monitor, result);
+    drop((session, directory, prepared));
+    if talk.verbose {
+        eprint!("{console}");
+        if let Ok(outcome) = &result {
+            eprint!("{}", breakdown(began, image_ready, run_at, &outcome.times).table());
+        }
+    }
+    result.map(|outcome| outcome.exit_code)
+}
+
+/// Ends the VM. Where it ended first, how it did is the better reason for a session that broke.
+fn end(
+    monitor: Monitor,
+    result: Result<session::Outcome, SessionError>,
+) -> (Result<session::Outcome, Failure>, Option<u64>) {
+    match result {
+        Ok(outcome) => (Ok(outcome), monitor.stop().run_at),
+        Err(SessionError::VmEnded(before)) => {
+            let why = match monitor.wait() {
+                Ok(_) => anyhow!("the microVM ended by itself before {before}; --verbose may tell more"),
+                Err(error @ MonitorError::Guest(_)) => {
+                    anyhow!("{error} before {before}; run with --verbose --append console=ttyS0 to see why")
+                }
+                Err(error) => error.into(),
+            };
+            (Err(why.into()), None)
+        }
+        Err(SessionError::Interrupted(signal)) => {
+            drop(monitor);
+            (Err(Failure::silent(SessionError::Interrupted(signal).exit_code())), None)
+        }
+        Err(error) => {
+            drop(monitor);
+            (Err(Failure::with_code(error.exit_code(), error)), None)
+        }
+    }
+}
+
+/// The machine without its devices.
+fn machine(args: &Run) -> anyhow::Result<VmConfig> {
+    let kernel = match &args.kernel {
+        Some(path) => kernel::Kernel { path: path.clone(), cmdline: USUAL_CMDLINE.into() },
+        None => kernel::find(kernel_kind(host::kind()))?,
+    };
+    let words = [kernel.cmdline.as_str(), EXIT_PORT].into_iter().chain(args.append.iter().map(String::as_str));
+    Ok(VmConfig {
+        boot_source: BootSource {
+            kernel_image_path: kernel.path,
+            initrd_path: None,
+            boot_args: words.collect::<Vec<_>>().join(" "),
+        },
+        machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
+        serial: SerialConfig::Off,
+        devices: serde_json::Map::new(),
+    })
+}
+
+/// The kernel flavour that suits a kind of KVM.
+pub fn kernel_kind(kvm: KvmKind) -> KernelKind {
+    match kvm {
+        KvmKind::SoftwareNested => KernelKind::Nested,
+        KvmKind::VtX | KvmKind::AmdV => KernelKind::Hardware,
+    }
+}
+
+/// All layers as one read-only disk.
+fn drives(image: &PreparedImage) -> anyhow::Result<serde_json::Value> {
+    let extents = image.layers.iter().map(|layer| path_text(&layer.path)).collect::<Result<Vec<_>, _>>()?;
+    Ok(json!([{ "drive_id": "layers", "is_root_device": false, "is_read_only": true, "extents": extents }]))
+}
+
+fn path_text(path: &Path) -> anyhow::Result<&str> {
+    path.to_str()
+        .ok_or_else(|| anyhow!("'{}': the path is not UTF-8; set BULKHEAD_STORE to one that is", path.display()))
+}
+
+/// What the guest is told.
+fn start(args: &Run, command: Vec<String>, image: &PreparedImage, name: &str) -> anyhow::Result<Start> {
+    let own_kernel = args.kernel.is_none();
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Start {
+        hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
+        wall_clock_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+        root: Root {
+            layers: layers(image.layers.iter().map(|layer| layer.bytes)),
+            upper_bytes: None,
+            read_only: args.read_only,
+        },
+        names: Names::default(),
+        end: if own_kernel { End::PowerOff } else { End::Reset },
+        process: process(args, command, &image.config)?,
+    })
+}
+
+/// Where each layer of so many bytes lies on the disk.
+fn layers(sizes: impl Iterator<Item = u64>) -> Vec<Layer> {
+    let mut next = 0;
+    let place = |bytes: u64| {
+        let layer = Layer { start_sector: next / SECTOR, sectors: bytes.div_ceil(SECTOR), fs: LayerFs::Erofs };
+        next += bytes.next_multiple_of(EXTENT_ALIGN);
+        layer
+    };
+    sizes.map(place).collect()
+}
+
+/// The process: the image's wishes, changed by the flags, with docker's rules.
+fn process(args: &Run, command: Vec<String>, image: &ProcessDefaults) -> anyhow::Result<Process> {
+    let mut words = match args.entrypoint.as_deref() {
+        // An entrypoint of the user's own leaves nothing of the image's command.
+        Some("") => vec![],
+        Some(program) => vec![program.to_owned()],
+        None => image.entrypoint.clone(),
+    };
+    if !command.is_empty() {
+        words.extend(command);
+    } else if args.entrypoint.is_none() {
+        words.extend(image.cmd.iter().cloned());
+    }
+    if words.is_empty() {
+        return Err(anyhow!("no command: the image names none; write one after the image"));
+    }
+    let cwd = match args.workdir.as_deref() {
+        Some(dir) if !dir.starts_with('/') => return Err(anyhow!("working directory '{dir}': not an absolute path")),
+        Some(dir) => dir.to_owned(),
+        None if image.working_dir.is_empty() => "/".into(),
+        None if image.working_dir.starts_with('/') => image.working_dir.clone(),
+        None => format!("/{}", image.working_dir),
+    };
+    Ok(Process {
+        args: words,
+        env: env::merge(&image.env, &args.env_file, &args.env, |key| std::env::var(key).ok())?,
+        cwd,
+        user: args.user.clone().unwrap_or_else(|| image.user.clone()),
+        // The session fills in both, from the streams that there are.
+        terminal: None,
+        stdin: false,
+    })
+}
+
+/// image, vmm, kernel, init, command, teardown.
+fn breakdown(began: u64, image_ready: u64, run_at: Option<u64>, times: &session::Times) -> Phases {
+    let mut phases = Phases::new(began);
+    phases.end("image", image_ready);
+    phases.end("vmm", run_at.unwrap_or(image_ready));
+    phases.end("kernel", times.init);
+    phases.end("init", times.started);
+    phases.end("command", times.exited);
+    phases.end("teardown", monotonic_ns());
+    phases
+}
+
+/// The last lines of the guest's console, for people.
+fn console_tail(log: &Path) -> String {
+    let Ok(bytes) = fs::read(log) else { return String::new() };
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    if lines.is_empty() {
+        return "bulkhead: the guest's console is empty (--append console=ttyS0 makes the kernel use it)\n".into();
+    }
+    let shown = lines.iter().skip(lines.len().saturating_sub(CONSOLE_TAIL));
+    let shown: String = shown.map(|line| format!("  | {}\n", sanitize(line))).collect();
+    format!("bulkhead: the end of the guest's console:\n{shown}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Verb};
+    use clap::Parser as _;
+
+    fn words(list: &[&str]) -> Vec<String> {
+        list.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    fn image() -> ProcessDefaults {
+        ProcessDefaults {
+            entrypoint: words(&["/entry", "-x"]),
+            cmd: words(&["default"]),
+            env: words(&["A=image", "B=image"]),
+            working_dir: "/srv".into(),
+            user: "app".into(),
+            ..ProcessDefaults::default()
+        }
+    }
+
+    fn process_of(line: &[&str], image: &ProcessDefaults) -> anyhow::Result<Process> {
+        let cli = Cli::parse_from(["bulkhead", "run"].iter().chain(line));
+        let Verb::Run(mut run) = cli.verb else { panic!("not run") };
+        let command = run.image_and_command.split_off(1);
+        process(&run, command, image)
+    }
+
+    #[test]
+    fn a_command_replaces_cmd_and_an_entrypoint_both() {
+        let args = |line: &[&str]| process_of(line, &image()).unwrap().args;
+        assert_eq!(args(&["i"]), ["/entry", "-x", "default"]);
+        assert_eq!(args(&["i", "a", "b"]), ["/entry", "-x", "a", "b"]);
+        assert_eq!(args(&["--entrypoint", "sh", "i"]), ["sh"]);
+        assert_eq!(args(&["--entrypoint", "sh", "i", "-c", "x"]), ["sh", "-c", "x"]);
+        assert_eq!(args(&["--entrypoint", "", "i", "ls"]), ["ls"]);
+        assert!(process_of(&["--entrypoint", "", "i"], &image()).is_err());
+        assert!(process_of(&["i"], &ProcessDefaults::default()).is_err());
+    }
+
+    #[test]
+    fn flags_win_over_the_image() {
+        let got = process_of(&["-e", "A=flag", "-e", "C=1", "-w", "/tmp", "-u", "0:0", "i"], &image()).unwrap();
+        assert_eq!(got.env, ["A=flag", "B=image", "C=1"]);
+        assert_eq!((got.cwd.as_str(), got.user.as_str()), ("/tmp", "0:0"));
+        let got = process_of(&["i"], &image()).unwrap();
+        assert_eq!((got.cwd.as_str(), got.user.as_str()), ("/srv", "app"));
+        assert!(process_of(&["-w", "rel", "i"], &image()).unwrap_err().to_string().contains("rel"));
+    }
+
+    #[test]
+    fn layers_lie_one_after_the_other_at_page_boundaries() {
+        let got = layers([4096, 5000, 512].into_iter());
+        let places: Vec<_> = got.iter().map(|layer| (layer.start_sector, layer.sectors)).collect();
+        assert_eq!(places, [(0, 8), (8, 10), (24, 1)]);
+    }
+
+    #[test]
+    fn a_console_cannot_write_to_the_users_terminal() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        fs::write(&log, b"one\n\x1b]0;evil\x07two\xff\n").unwrap();
+        let tail = console_tail(&log);
+        assert!(tail.contains("| one\n") && !tail.contains('\x1b'), "{tail}");
+        assert!(console_tail(Path::new("/nonexistent")).is_empty());
+    }
+}

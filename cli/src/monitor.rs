@@ -1,0 +1,299 @@
+//! The per-VM process, seen from its parent: `bulkhead vmm` started, told its configuration, listened to, ended.
+//!
+//! The child has a process group of its own, so that a terminal's ^C reaches this process alone, and it dies with this
+//! one (`commands::vmm` arranges that). It does not know what the VM is for.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
+
+use rustix::io::FdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use vmm::events::{Counts, EVENTS_VERSION, Event, ExitReason, Phase};
+
+/// Variable with the log filter, see `main`.
+pub const LOG_VARIABLE: &str = "BULKHEAD_LOG";
+/// Longest line of events that is believed.
+const MAX_LINE: u64 = 64 << 10;
+/// How much of the child's stderr is kept.
+const MAX_STDERR: u64 = 16 << 10;
+
+/// A per-VM process that cannot be had, or broke.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// It cannot be started.
+    #[error("cannot {what}: {source}")]
+    Start {
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// The machine could not be built, or broke; its own words.
+    #[error("{0}")]
+    Machine(String),
+    /// The process ended without a word about why.
+    #[error("the microVM's process ended unexpectedly ({0})")]
+    Lost(String),
+    /// The guest ended by itself, in a way that is none.
+    #[error("{0}")]
+    Guest(&'static str),
+    /// It speaks another version.
+    #[error("the microVM's process speaks version {0} of events, this program {EVENTS_VERSION}")]
+    Version(u32),
+}
+
+fn start_error(what: &'static str) -> impl FnOnce(io::Error) -> MonitorError {
+    move |source| MonitorError::Start { what, source }
+}
+
+/// Who has the child's stdin and stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Console {
+    /// Nobody: the console is off or a log.
+    None,
+    /// The guest's serial port: stdin is a pipe for [`Monitor::take_stdin`], stdout this process's own.
+    Stdio,
+}
+
+/// What the child told.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// When the guest's first instruction ran (CLOCK_MONOTONIC, ns).
+    pub run_at: Option<u64>,
+    /// How the machine ended.
+    pub exit: Option<(ExitReason, Counts)>,
+    failed: Option<String>,
+    version: Option<u32>,
+}
+
+/// A running per-VM process. Dropping it ends it.
+#[derive(Debug)]
+pub struct Monitor {
+    child: Child,
+    pidfd: OwnedFd,
+    events: Option<JoinHandle<Report>>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+impl Monitor {
+    /// Starts the process with this configuration (JSON). To be called on the main thread: the child dies with the
+    /// thread that starts it. With `verbose` its logs and errors go to our stderr.
+    pub fn start(config: &str, console: Console, verbose: bool) -> Result<Self, MonitorError> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("bulkhead").args(["vmm", "--parent", &std::process::id().to_string()]).process_group(0);
+        if verbose {
+            if std::env::var_os(LOG_VARIABLE).is_none() {
+                command.env(LOG_VARIABLE, "info");
+            }
+            command.stderr(Stdio::inherit());
+        } else {
+            command.stderr(Stdio::piped());
+        }
+        command.stdin(Stdio::piped());
+        let spawned = start_error("start the microVM's process");
+        let (mut child, config_pipe, events_pipe): (Child, Box<dyn Write>, Box<dyn Read + Send>) = match console {
+            Console::None => {
+                command.args(["--config-fd", "0"]).stdout(Stdio::piped());
+                let mut child = command.spawn().map_err(spawned)?;
+                let missing = || start_error("connect the microVM's process")(io::ErrorKind::BrokenPipe.into());
+                let stdin = child.stdin.take().ok_or_else(missing)?;
+                let stdout = child.stdout.take().ok_or_else(missing)?;
+                (child, Box::new(stdin), Box::new(stdout))
+            }
+            Console::Stdio => {
+                let (config_child, config) = inherited_pipe(Side::Reader).map_err(start_error("make a pipe"))?;
+                let (events_child, events) = inherited_pipe(Side::Writer).map_err(start_error("make a pipe"))?;
+                let number = |fd: &OwnedFd| fd.as_raw_fd().to_string();
+                command.args(["--config-fd", &number(&config_child), "--events-fd", &number(&events_child)]);
+                command.stdout(Stdio::inherit());
+                (command.spawn().map_err(spawned)?, Box::new(File::from(config)), Box::new(File::from(events)))
+            }
+        };
+        // The process is there: from here on it must not be lost on an error.
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let pidfd = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let pidfd = match pidfd {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(start_error("watch the microVM's process")(error.into()));
+            }
+        };
+        let stderr = child.stderr.take();
+        let mut monitor = Monitor { child, pidfd, events: None, stderr: None };
+        let thread = start_error("start a thread");
+        monitor.events = Some(spawn("events", move || read_events(events_pipe)).map_err(thread)?);
+        if let Some(stderr) = stderr {
+            let thread = start_error("start a thread");
+            monitor.stderr = Some(spawn("monitor-stderr", move || read_stderr(stderr)).map_err(thread)?);
+        }
+        let mut config_pipe = config_pipe;
+        match config_pipe.write_all(config.as_bytes()) {
+            // It has ended before it read: what it says about that is the better error.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            other => other.map_err(start_error("configure the microVM's process"))?,
+        }
+        Ok(monitor)
+    }
+
+    /// Becomes readable when the process has ended.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Ends the process from any thread, through a copy of [`Monitor::ended`].
+    pub fn kill_through(pidfd: BorrowedFd<'_>) {
+        // Only a process that has ended already cannot be signalled.
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    }
+
+    /// Where the serial port's input comes from, once, with [`Console::Stdio`].
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// Ends the process, if it has not ended, and says what it told.
+    pub fn stop(mut self) -> Report {
+        Self::kill_through(self.ended());
+        let _ = self.child.wait();
+        self.collect().0
+    }
+
+    /// Waits for the process to end by itself, and says how the machine ended.
+    pub fn wait(mut self) -> Result<Report, MonitorError> {
+        let status = self.child.wait().map_err(start_error("wait for the microVM's process"))?;
+        let (report, stderr) = self.collect();
+        judge(report, status, &stderr)
+    }
+
+    fn collect(&mut self) -> (Report, String) {
+        let report = self.events.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        (report, stderr)
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // After a wait, the handle knows that there is nothing left to end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Success is a machine that powered off or reset itself.
+fn judge(report: Report, status: ExitStatus, stderr: &str) -> Result<Report, MonitorError> {
+    if let Some(version) = report.version.filter(|&version| version != EVENTS_VERSION) {
+        return Err(MonitorError::Version(version));
+    }
+    if let Some(message) = report.failed {
+        return Err(MonitorError::Machine(message));
+    }
+    match report.exit {
+        Some((ExitReason::PowerOff | ExitReason::Reset | ExitReason::Stopped, _)) => Ok(report),
+        Some((ExitReason::Panic, _)) => Err(MonitorError::Guest("the guest kernel panicked")),
+        Some((ExitReason::TripleFault, _)) => Err(MonitorError::Guest("the guest crashed (triple fault)")),
+        None => {
+            let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
+            let words =
+                last.map_or_else(|| status.to_string(), |line| line.trim_start_matches("bulkhead: ").to_owned());
+            Err(MonitorError::Lost(words))
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Side {
+    Reader,
+    Writer,
+}
+
+/// A pipe: the child's side, which a child inherits, and ours, which it does not.
+fn inherited_pipe(childs: Side) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (child, ours) = if childs == Side::Reader { (reader, writer) } else { (writer, reader) };
+    rustix::io::fcntl_setfd(&child, FdFlags::empty())?;
+    Ok((child, ours))
+}
+
+fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.into()).spawn(work)
+}
+
+/// Reads events to their end. The child is ours, but a guest may have taken it over: lines are bounded, and what is no
+/// event is skipped.
+fn read_events(pipe: impl Read) -> Report {
+    let mut report = Report::default();
+    let mut pipe = BufReader::new(pipe);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match pipe.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return report,
+            Ok(_) => {}
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Event::Hello { version }) => report.version = Some(version),
+            Ok(Event::Phase { phase: Phase::Run, at_ns }) => report.run_at = Some(at_ns),
+            Ok(Event::Phase { .. }) => {}
+            Ok(Event::Exit { reason, counts, .. }) => report.exit = Some((reason, counts)),
+            Ok(Event::Failed { message }) => report.failed = Some(message),
+            Err(error) => tracing::debug!("not an event: {error}"),
+        }
+    }
+}
+
+/// The first part of what the child says on stderr; the rest is read and dropped, so that it never blocks.
+fn read_stderr(mut pipe: impl Read) -> String {
+    let mut kept = Vec::new();
+    let _ = pipe.by_ref().take(MAX_STDERR).read_to_end(&mut kept);
+    let _ = io::copy(&mut pipe, &mut io::sink());
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    fn events(lines: &[&str]) -> Report {
+        read_events(lines.join("\n").as_bytes())
+    }
+
+    fn ended(report: Report) -> Result<Report, String> {
+        judge(report, ExitStatus::from_raw(125 << 8), "noise\nbulkhead: stack overflow\n\n").map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn events_tell_how_a_machine_ended() {
+        let exit = r#"{"event":"exit","reason":"power-off","at_ns":9,"counts":{"pio":3}}"#;
+        let run = r#"{"event":"phase","phase":"run","at_ns":7}"#;
+        let report = ended(events(&[r#"{"event":"hello","version":1}"#, run, "garbage", exit])).unwrap();
+        assert_eq!((report.run_at, report.exit.map(|(_, counts)| counts.pio)), (Some(7), Some(3)));
+        let panic = exit.replace("power-off", "panic");
+        assert_eq!(ended(events(&[&panic])).unwrap_err(), "the guest kernel panicked");
+        let failed = r#"{"event":"failed","message":"kernel /x: no"}"#;
+        assert_eq!(ended(events(&[failed])).unwrap_err(), "kernel /x: no");
+        assert!(ended(events(&[r#"{"event":"hello","version":99}"#])).unwrap_err().contains("99"));
+    }
+
+    #[test]
+    fn a_process_that_says_nothing_is_told_by_its_last_words() {
+        assert!(ended(events(&[])).unwrap_err().contains("(stack overflow)"));
+        let lost = judge(Report::default(), ExitStatus::from_raw(9), "").unwrap_err().to_string();
+        assert!(lost.contains("signal: 9"), "{lost}");
+    }
+
+    #[test]
+    fn endless_output_is_neither_kept_nor_blocking() {
+        let endless = io::repeat(b'x').take(10 << 20);
+        assert_eq!(read_stderr(endless).len() as u64, MAX_STDERR);
+        assert!(read_events(io::repeat(b'x').take(1 << 20)).exit.is_none());
+    }
+}

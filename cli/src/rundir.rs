@@ -1,0 +1,339 @@
+//! Run directories: one per VM, with its sockets, its console log and a lock.
+//!
+//! ```text
+//! <root>/.lock            held while a directory is made or removed
+//! <root>/<name>/lock      held for as long as the VM's CLI lives; free = nobody's any more
+//! <root>/<name>/owned     paths outside the directory that go with it, one a line
+//! ```
+//!
+//! Lock order: `.lock`, then a VM's `lock`, and that one never waits. [`sweep`] removes what SIGKILL left behind; every
+//! verb calls it. It does not end processes: a VM dies with its CLI.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::rand::GetRandomFlags;
+
+/// Longest path of a unix socket, in bytes (`sun_path` and its final NUL).
+const MAX_SOCKET_PATH: usize = 107;
+/// Longest file name put into a run directory: `/vsock_1025`, with room for a port of ten digits.
+const LONGEST_SOCKET: usize = "/vsock_4294967295".len();
+/// Longest name of a VM.
+const MAX_NAME: usize = 63;
+/// More than this in `owned` is not ours.
+const MAX_OWNED: u64 = 64 << 10;
+
+/// A run directory that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// Someone runs under this name.
+    #[error("the name '{0}' is in use by a running microVM; choose another --name, or leave it out")]
+    InUse(String),
+    /// Not a name.
+    #[error(
+        "the name '{0}' is not one: letters, digits, '_', '.' and '-', up to {MAX_NAME}, the first a letter or digit"
+    )]
+    BadName(String),
+    /// Sockets in it would have paths that are too long.
+    #[error(
+        "run directory {path}: longer than the {most} bytes that leave room for sockets; set BULKHEAD_RUN to a shorter path"
+    )]
+    TooLong {
+        /// The directory.
+        path: PathBuf,
+        /// Longest there may be.
+        most: usize,
+    },
+    /// The root belongs to someone else.
+    #[error("run directory {0}: belongs to another user, or others may write to it; remove it, or set BULKHEAD_RUN")]
+    Foreign(PathBuf),
+    /// The host said no.
+    #[error("run directory {path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RunDirError {
+    let path = path.to_owned();
+    move |source| RunDirError::Io { path, source }
+}
+
+/// A run directory, held. Dropping it removes it.
+#[derive(Debug)]
+pub struct RunDir {
+    root: PathBuf,
+    name: String,
+    /// The lock is this descriptor's; it goes with it, also by SIGKILL.
+    _lock: File,
+}
+
+impl RunDir {
+    /// Makes the directory `root/name` and takes its lock; without a name, one is made up.
+    pub fn create(root: &Path, name: Option<&str>) -> Result<Self, RunDirError> {
+        if let Some(name) = name {
+            check_name(name)?;
+        }
+        let guard = lock_root(root)?;
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => random_name().map_err(io_error(root))?,
+        };
+        let path = root.join(&name);
+        let most = MAX_SOCKET_PATH - LONGEST_SOCKET;
+        if path.as_os_str().len() > most {
+            return Err(RunDirError::TooLong { path, most });
+        }
+        if path.symlink_metadata().is_ok() {
+            match take_lock(&path).map_err(io_error(&path))? {
+                Some(lock) => remove(&path, lock).map_err(io_error(&path))?,
+                None => return Err(RunDirError::InUse(name)),
+            }
+        }
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(io_error(&path))?;
+        let lock = take_lock(&path).map_err(io_error(&path))?.ok_or_else(|| RunDirError::InUse(name.clone()))?;
+        drop(guard);
+        Ok(RunDir { root: root.to_owned(), name, _lock: lock })
+    }
+
+    /// The VM's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.root.join(&self.name).join(name)
+    }
+
+    /// Notes a socket elsewhere that is to go with this directory, before it is made.
+    pub fn own_socket(&self, path: &Path) -> Result<(), RunDirError> {
+        let list = self.file("owned");
+        let absolute = std::path::absolute(path).map_err(io_error(path))?;
+        let mut line = absolute.as_os_str().as_bytes().to_vec();
+        line.push(b'\n');
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&list).map_err(io_error(&list))?;
+        file.write_all(&line).map_err(io_error(&list))
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        // Removing under the lock on the root keeps a sweep from meeting a half-removed directory. What cannot be
+        // removed now is the next command's.
+        if let Ok(_guard) = lock_root(&self.root) {
+            let _ = remove_files(&self.root.join(&self.name));
+        }
+    }
+}
+
+/// Removes the run directories whose holders are gone. A root that is not there has nothing to sweep.
+pub fn sweep(root: &Path) -> Result<(), RunDirError> {
+    if !root.is_dir() {
+        return Ok(());
+    }
+    let _guard = lock_root(root)?;
+    for entry in fs::read_dir(root).map_err(io_error(root))? {
+        let path = entry.map_err(io_error(root))?.path();
+        // A file is not a run directory: not ours to judge.
+        if !path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            continue;
+        }
+        if let Some(lock) = take_lock(&path).map_err(io_error(&path))? {
+            tracing::info!("removing what is left of {}", path.display());
+            remove(&path, lock).map_err(io_error(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the root if need be, checks that nobody else can play with it, and locks it.
+fn lock_root(root: &Path) -> Result<File, RunDirError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(io_error(root))?;
+    let meta = root.symlink_metadata().map_err(io_error(root))?;
+    if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+        return Err(RunDirError::Foreign(root.to_owned()));
+    }
+    let path = root.join(".lock");
+    let lock = open_lock(&path).map_err(io_error(&path))?;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(io_error(&path)(e.into())),
+        }
+    }
+}
+
+/// The lock of a run directory, if it is free. The caller holds the root's.
+fn take_lock(dir: &Path) -> io::Result<Option<File>> {
+    let lock = open_lock(&dir.join("lock"))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(lock)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Removes a directory whose lock is ours now.
+fn remove(path: &Path, _lock: File) -> io::Result<()> {
+    remove_files(path)
+}
+
+fn remove_files(path: &Path) -> io::Result<()> {
+    remove_owned(&path.join("owned"));
+    fs::remove_dir_all(path)
+}
+
+/// Removes the listed sockets, if they still are sockets and nobody listens there.
+fn remove_owned(list: &Path) {
+    let mut bytes = Vec::new();
+    let Ok(_) = File::open(list).and_then(|file| file.take(MAX_OWNED).read_to_end(&mut bytes)) else {
+        return;
+    };
+    for line in bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
+        let path = Path::new(std::ffi::OsStr::from_bytes(line));
+        let is_socket = path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket());
+        let refused = || UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+        if is_socket && refused() {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), RunDirError> {
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    if first && rest && name.len() <= MAX_NAME { Ok(()) } else { Err(RunDirError::BadName(name.to_owned())) }
+}
+
+/// Twelve hexadecimal digits, like a container's short id.
+fn random_name() -> io::Result<String> {
+    let mut bytes = [0u8; 6];
+    // The kernel fills requests of up to 256 bytes whole, once it has started.
+    let got = rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
+    if got != bytes.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    fn root() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("run");
+        (dir, root)
+    }
+
+    /// The names of the run directories in `root`.
+    fn entries(root: &Path) -> Vec<String> {
+        let names = fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != ".lock").collect()
+    }
+
+    #[test]
+    fn a_directory_lives_as_long_as_its_holder() {
+        let (_dir, root) = root();
+        let run = RunDir::create(&root, None).unwrap();
+        assert_eq!(run.name().len(), 12);
+        fs::write(run.file("console.log"), "x").unwrap();
+        sweep(&root).unwrap();
+        assert!(run.file("console.log").exists());
+        drop(run);
+        assert!(entries(&root).is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_holder_left_is_swept_and_its_name_is_free() {
+        let (_dir, root) = root();
+        for _ in 0..2 {
+            fs::create_dir_all(root.join("dead/deep")).unwrap();
+            fs::write(root.join("dead/lock"), "").unwrap();
+            drop(RunDir::create(&root, Some("dead")).unwrap());
+        }
+        fs::create_dir_all(root.join("without-a-lock")).unwrap();
+        sweep(&root).unwrap();
+        assert!(entries(&root).is_empty());
+    }
+
+    #[test]
+    fn a_name_is_used_once() {
+        let (_dir, root) = root();
+        let first = RunDir::create(&root, Some("web")).unwrap();
+        assert!(matches!(RunDir::create(&root, Some("web")), Err(RunDirError::InUse(_))));
+        drop(first);
+        RunDir::create(&root, Some("web")).unwrap();
+    }
+
+    #[test]
+    fn names_that_would_leave_the_root_are_refused() {
+        let (_dir, root) = root();
+        let long = "a".repeat(64);
+        for name in ["", "..", ".", "a/b", "/etc", ".lock", "-x", "a b", "ä", "a\n", &long] {
+            assert!(matches!(RunDir::create(&root, Some(name)), Err(RunDirError::BadName(_))), "{name:?}");
+        }
+        let deep = root.join("d".repeat(100));
+        assert!(matches!(RunDir::create(&deep, Some("x")), Err(RunDirError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_root_that_others_can_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, root) = root();
+        fs::create_dir(&root).unwrap();
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(RunDir::create(&root, None), Err(RunDirError::Foreign(_))));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&root, &link).unwrap();
+        assert!(matches!(sweep(&link), Err(RunDirError::Foreign(_))));
+    }
+
+    #[test]
+    fn owned_sockets_go_unless_someone_listens_there() {
+        let (dir, root) = root();
+        let (dead, alive, file) = (dir.path().join("dead"), dir.path().join("alive"), dir.path().join("file"));
+        drop(UnixListener::bind(&dead).unwrap());
+        let _listener = UnixListener::bind(&alive).unwrap();
+        fs::write(&file, "precious").unwrap();
+        let run = RunDir::create(&root, None).unwrap();
+        for path in [&dead, &alive, &file, &dir.path().join("missing")] {
+            run.own_socket(path).unwrap();
+        }
+        drop(run);
+        assert!(!dead.exists() && alive.exists() && file.exists());
+    }
+
+    #[test]
+    fn many_at_once_do_not_disturb_each_other() {
+        let (_dir, root) = root();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let run = RunDir::create(&root, None).unwrap();
+                        fs::write(run.file("x"), "x").unwrap();
+                        sweep(&root).unwrap();
+                        assert!(run.file("x").exists());
+                    }
+                });
+            }
+        });
+        assert!(entries(&root).is_empty());
+    }
+}
