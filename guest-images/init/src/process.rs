@@ -151,7 +151,11 @@ fn become_process(plan: &Plan<'_>) -> (Step, Errno) {
 }
 
 fn set_privileges(plan: &Plan<'_>) -> io::Result<()> {
-    setrlimit(Resource::Nofile, OPEN_FILES)?;
+    match setrlimit(Resource::Nofile, OPEN_FILES) {
+        // PID 1 of a machine may raise limits; where it may not, they stay.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(error) => return Err(error),
+    }
     umask(Mode::from_raw_mode(0o022));
     for bit in 0..CAPABILITY_COUNT {
         let capability = CapabilitySet::from_bits_retain(1 << bit);

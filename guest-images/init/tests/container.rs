@@ -1,0 +1,469 @@
+//! The guest's life on this machine's kernel: in namespaces of its own, with this machine's root as its one layer and unix
+//! sockets for vsock. Needs root; says so and passes if it is not there.
+
+use guest_init::guest::{self, Machine};
+use guest_protocol::*;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::OwnedFd;
+use rustix::mount::mount_bind;
+use rustix::process::{Resource, getrlimit};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Where the player of the guest finds the host's sockets.
+const SOCKETS: &str = "TEST_GUEST_SOCKETS";
+
+/// A guest without a virtual machine. Once its root is another, it cannot find the host's sockets any more: so its streams are
+/// connected before, in the order they will be used.
+struct Namespaces {
+    streams: RefCell<VecDeque<OwnedFd>>,
+}
+
+fn connect_to(sockets: &str, port: u32) -> OwnedFd {
+    UnixStream::connect(format!("{sockets}_{port}")).unwrap().into()
+}
+
+impl Machine for Namespaces {
+    fn connect(&self, port: u32) -> rustix::io::Result<OwnedFd> {
+        assert_eq!(port, STREAM_PORT);
+        Ok(self.streams.borrow_mut().pop_front().expect("no more than three streams"))
+    }
+
+    fn mount_layer(&self, _: usize, _: usize, _: &Layer, target: &str) -> rustix::io::Result<()> {
+        mount_bind("/", target)
+    }
+}
+
+/// Not a test: the program that the tests below start in namespaces.
+#[test]
+#[ignore = "played by the other tests in a process of its own"]
+fn guest() {
+    let sockets = std::env::var(SOCKETS).expect("started by a test");
+    let control = connect_to(&sockets, guest::PORT);
+    let streams = (0..3).map(|_| connect_to(&sockets, STREAM_PORT)).collect();
+    let machine = Namespaces { streams: RefCell::new(streams) };
+    assert_eq!(guest::run(&machine, control, 7), End::PowerOff);
+}
+
+/// The host's side of one guest.
+struct Host {
+    guest: Child,
+    control: UnixStream,
+    received: FrameBuffer,
+    streams: UnixListener,
+    _directory: tempfile::TempDir,
+}
+
+impl Host {
+    /// Starts a guest; none if this machine does not let us.
+    fn new() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP: namespaces and mounts need root");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let sockets = directory.path().join("vsock");
+        let listen = |port| UnixListener::bind(format!("{}_{port}", sockets.display())).unwrap();
+        let (control, streams) = (listen(CONTROL_PORT), listen(STREAM_PORT));
+        let scratch = directory.path().join("scratch");
+        std::fs::create_dir(&scratch).unwrap();
+        // What whoever runs the tests has left open is not the guest's.
+        let close = r#"for fd in /proc/$$/fd/*; do fd=${fd##*/}; [ $fd -gt 2 ] && eval "exec $fd>&-"; done; exec "$@""#;
+        let guest = Command::new("bash")
+            .args(["-c", close, "bash", "unshare", "--mount", "--uts", "--ipc", "--net", "--propagation", "private"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "guest", "--ignored", "--nocapture"])
+            .env(SOCKETS, &sockets)
+            .current_dir(&scratch)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (control, _) = control.accept().unwrap();
+        let mut host =
+            Self { guest, control, received: FrameBuffer::new(MAX_GUEST_FRAME), streams, _directory: directory };
+        assert!(matches!(host.next(), Some(GuestMessage::Hello { version: VERSION, init_ns: 7, .. })));
+        host.send(&HostMessage::Hello { version: VERSION });
+        Some(host)
+    }
+
+    fn send(&mut self, message: &HostMessage) {
+        self.control.write_all(&encode(message, MAX_HOST_FRAME).unwrap()).unwrap();
+    }
+
+    fn next(&mut self) -> Option<GuestMessage> {
+        loop {
+            if let Some(message) = self.received.take().unwrap() {
+                return Some(message);
+            }
+            match self.control.read(self.received.space()) {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.received.received(count),
+            }
+        }
+    }
+
+    /// The next stream the guest opens must be this one.
+    fn stream(&mut self, kind: StreamKind) -> UnixStream {
+        let (mut stream, _) = self.streams.accept().unwrap();
+        // It is used, or the guest says why not.
+        let mut fds = [PollFd::new(&stream, PollFlags::IN), PollFd::new(&self.control, PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        if fds[0].revents().is_empty() {
+            panic!("{:?} instead of a stream", self.next());
+        }
+        let mut header = [0; StreamHeader::LEN];
+        stream.read_exact(&mut header).unwrap();
+        let header = StreamHeader::from_bytes(header).unwrap();
+        assert_eq!(header, StreamHeader { process: MAIN_PROCESS, kind });
+        stream
+    }
+
+    fn signal(&mut self, signal: u8) {
+        self.send(&HostMessage::Signal { process: MAIN_PROCESS, signal });
+    }
+
+    fn started(&mut self) {
+        match self.next() {
+            Some(GuestMessage::Started { process: MAIN_PROCESS, root_ns, now_ns }) => assert!(root_ns <= now_ns),
+            other => panic!("{other:?} instead of Started"),
+        }
+    }
+
+    /// The process's end, and the guest's.
+    fn exit_status(mut self) -> ExitStatus {
+        let status = match self.next() {
+            Some(GuestMessage::Exited { process: MAIN_PROCESS, status, .. }) => status,
+            other => panic!("{other:?} instead of Exited"),
+        };
+        self.end();
+        status
+    }
+
+    /// Lets go of the guest, which ends at that.
+    fn end(self) {
+        let Self { mut guest, control, streams, .. } = self;
+        drop((control, streams));
+        assert!(guest.wait().unwrap().success());
+    }
+}
+
+fn process(args: &[&str]) -> Process {
+    Process {
+        args: args.iter().map(ToString::to_string).collect(),
+        env: vec!["A=1 2".into()],
+        cwd: "/".into(),
+        user: String::new(),
+        terminal: None,
+        stdin: false,
+    }
+}
+
+fn start(process: Process) -> Start {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    Start {
+        hostname: "box".into(),
+        // The clock is the machine's, and it is right: the guest leaves it alone.
+        wall_clock_ns: now.as_nanos() as u64,
+        root: Root {
+            layers: vec![Layer { start_sector: 0, sectors: 8, fs: LayerFs::Erofs }],
+            upper_bytes: Some(16 << 20),
+            read_only: false,
+        },
+        names: Names { hosts: vec!["10.1.2.3 db".into()], resolv_conf: Some("nameserver 10.9.9.9\n".into()) },
+        end: End::PowerOff,
+        process,
+    }
+}
+
+fn shell(script: &str) -> Process {
+    process(&["sh", "-c", script])
+}
+
+/// What a process without input wrote and how it ended.
+fn run(start: Start) -> Option<(String, String, ExitStatus)> {
+    let mut host = Host::new()?;
+    host.send(&HostMessage::Start(Box::new(start)));
+    let read = |mut stream: UnixStream| {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).unwrap();
+            String::from_utf8(bytes).unwrap()
+        })
+    };
+    let stdout = read(host.stream(StreamKind::Stdout));
+    let stderr = read(host.stream(StreamKind::Stderr));
+    host.started();
+    let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+    Some((stdout, stderr, host.exit_status()))
+}
+
+#[test]
+fn a_container_is_what_its_users_know() {
+    let script = r#"
+        echo pid $$; hostname; pwd; echo "$A|$HOME|$HOSTNAME|${TERM-none}|$PATH"; umask; ulimit -Sn; ulimit -Hn
+        id -u; id -g; grep -E '^(CapBnd|CapEff|CapInh|CapAmb|NoNewPrivs)' /proc/self/status | tr -d '\t'
+        cat /etc/hostname /etc/resolv.conf; grep -c 'localhost$\|box$\|db$' /etc/hosts
+        awk '$2 ~ "^(/|/proc|/dev|/dev/pts|/dev/shm|/sys)$" {print $2, $3}' /proc/mounts
+        ls /dev | tr '\n' ' '; echo; readlink /dev/fd /dev/stdout; stat -c '%t:%T %a' /dev/null /dev/tty
+        ls /proc | grep -c '^[0-9]'; cat /sys/class/net/lo/operstate; cat <&0; touch /new && echo writable
+        for fd in /proc/self/fd/*; do echo "${fd##*/}"; done | tr '\n' ' '
+        echo err >&2; echo again > /dev/stdout; exit 7"#;
+    let mut process = shell(script);
+    process.cwd = "/tmp/new directory/deep".into();
+    let Some((stdout, stderr, status)) = run(start(process)) else { return };
+    let lines: Vec<&str> = stdout.lines().collect();
+    // Without CAP_SYS_RESOURCE this test's own limits cannot be raised, and stay.
+    let own = getrlimit(Resource::Nofile);
+    let show = |limit: Option<u64>| limit.map_or("unlimited".into(), |limit| limit.to_string());
+    let own = [show(own.current), show(own.maximum)];
+    let limits = if lines.get(5..7) == Some(&["1024", "524288"]) { ["1024", "524288"] } else { [&*own[0], &*own[1]] };
+    let expected = [
+        "pid 1",
+        "box",
+        "/tmp/new directory/deep",
+        "1 2|/root|box|none|/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "0022",
+        limits[0],
+        limits[1],
+        "0",
+        "0",
+        "CapInh:0000000000000000",
+        "CapEff:00000000a80425fb",
+        "CapBnd:00000000a80425fb",
+        "CapAmb:0000000000000000",
+        "NoNewPrivs:0",
+        "box",
+        "nameserver 10.9.9.9",
+        "3",
+        "/ overlay",
+        "/dev tmpfs",
+        "/dev/pts devpts",
+        "/dev/shm tmpfs",
+        "/sys sysfs",
+        "/proc proc",
+        "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero ",
+        "/proc/self/fd",
+        "/proc/self/fd/1",
+        "1:3 666",
+        "5:0 666",
+        // The shell, and the two ends of its pipe.
+        "3",
+        "unknown",
+        "writable",
+        "0 1 2 3 again",
+    ];
+    assert_eq!(lines, expected, "{stderr}");
+    assert_eq!((stderr.as_str(), status), ("err\n", ExitStatus::Code(7)));
+}
+
+#[test]
+fn input_arrives_byte_for_byte_and_ends() {
+    let Some(mut host) = Host::new() else { return };
+    let process = Process { stdin: true, ..process(&["cat"]) };
+    host.send(&HostMessage::Start(Box::new(start(process))));
+    let mut stdin = host.stream(StreamKind::Stdin);
+    let mut stdout = host.stream(StreamKind::Stdout);
+    let _stderr = host.stream(StreamKind::Stderr);
+    host.started();
+    let sent: Vec<u8> = (0..5_000_000u32).map(|at| (at * 31 % 251) as u8).collect();
+    let expected = sent.clone();
+    let writer = thread::spawn(move || {
+        stdin.write_all(&sent).unwrap();
+        stdin.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut received = Vec::new();
+    stdout.read_to_end(&mut received).unwrap();
+    writer.join().unwrap();
+    assert!(received == expected);
+    assert_eq!(host.exit_status(), ExitStatus::Code(0));
+}
+
+#[test]
+fn what_does_not_start_says_why() {
+    let script = PathBuf::from("/tmp").join(format!("no-shebang-{}", std::process::id()));
+    std::fs::write(&script, "echo hello\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let name = script.to_str().unwrap();
+    let with = |change: fn(&mut Process)| {
+        let mut process = process(&["true"]);
+        change(&mut process);
+        process
+    };
+    for (process, kind, text) in [
+        (process(&["nope"]), FailureKind::NotFound, "exec: \"nope\": executable file not found in $PATH"),
+        (process(&["/no/pe"]), FailureKind::NotFound, "exec: \"/no/pe\": no such file or directory"),
+        (process(&[]), FailureKind::NotFound, "exec: \"\": the command is empty"),
+        (process(&["/etc"]), FailureKind::NotExecutable, "exec: \"/etc\": is a directory"),
+        (process(&["/etc/passwd"]), FailureKind::NotExecutable, "exec: \"/etc/passwd\": permission denied"),
+        (process(&[name]), FailureKind::NotExecutable, &format!("exec: {name:?}: exec format error")),
+        (
+            with(|process| process.user = "nobody-here".into()),
+            FailureKind::UnknownUser,
+            "user \"nobody-here\" is not in the image's /etc/passwd",
+        ),
+        (
+            with(|process| process.user = "0:nogroup-here".into()),
+            FailureKind::UnknownGroup,
+            "group \"nogroup-here\" is not in the image's /etc/group",
+        ),
+        (
+            with(|process| process.cwd = "/etc/passwd".into()),
+            FailureKind::BadWorkingDir,
+            "working directory \"/etc/passwd\": not a directory",
+        ),
+        (
+            with(|process| process.cwd = "tmp".into()),
+            FailureKind::BadWorkingDir,
+            "working directory \"tmp\": not an absolute path",
+        ),
+        (
+            with(|process| process.env.push("A=\0".into())),
+            FailureKind::BadRequest,
+            "\"A=\\0\" has a NUL character in it",
+        ),
+    ] {
+        let Some(mut host) = Host::new() else { break };
+        host.send(&HostMessage::Start(Box::new(start(process))));
+        let failure = host.next();
+        let detail = text.to_string();
+        assert_eq!(failure, Some(GuestMessage::StartFailed { process: MAIN_PROCESS, kind, detail }));
+        host.end();
+    }
+    std::fs::remove_file(script).unwrap();
+}
+
+/// A process that has written "ready" after `script` began, and its guest.
+fn ready(script: &str) -> Option<(Host, UnixStream)> {
+    let mut host = Host::new()?;
+    host.send(&HostMessage::Start(Box::new(start(shell(script)))));
+    let mut stdout = host.stream(StreamKind::Stdout);
+    host.stream(StreamKind::Stderr);
+    host.started();
+    let mut line = [0; 6];
+    stdout.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"ready\n");
+    Some((host, stdout))
+}
+
+#[test]
+fn signals_end_the_process_or_reach_its_handler() {
+    for (script, signal, expected) in [
+        ("echo ready; exec sleep 100", 15, ExitStatus::Signal(15)),
+        ("echo ready; exec sleep 100", 9, ExitStatus::Signal(9)),
+        ("trap 'exit 3' TERM; echo ready; sleep 100 & wait", 15, ExitStatus::Code(3)),
+    ] {
+        let Some((mut host, _stdout)) = ready(script) else { return };
+        host.signal(signal);
+        assert_eq!(host.exit_status(), expected, "{script}");
+    }
+    // Ignored, and harmless by default: it goes on.
+    let Some((mut host, _stdout)) = ready("trap '' HUP; trap 'exit 4' USR1; echo ready; while :; do sleep 0.1; done")
+    else {
+        return;
+    };
+    for signal in [1, 28, 18, 0, 64, 255, 10] {
+        host.signal(signal);
+    }
+    assert_eq!(host.exit_status(), ExitStatus::Code(4));
+}
+
+#[test]
+fn the_end_of_the_process_is_the_end_of_all() {
+    // What it left running holds the streams; they end nevertheless, with what was written.
+    let Some((stdout, _, status)) = run(start(shell("sleep 1000 & setsid sleep 1000 & echo done"))) else { return };
+    assert_eq!((stdout.as_str(), status), ("done\n", ExitStatus::Code(0)));
+}
+
+#[test]
+fn a_closed_output_reaches_the_process() {
+    let Some((host, stdout)) = ready("echo ready; while echo more; do :; done; exit 5") else { return };
+    drop(stdout);
+    assert_eq!(host.exit_status(), ExitStatus::Code(5));
+}
+
+#[test]
+fn without_its_host_a_guest_ends() {
+    let Some((host, _stdout)) = ready("echo ready; exec sleep 1000") else { return };
+    host.end();
+}
+
+#[test]
+fn another_user_has_its_groups_and_streams_and_a_read_only_root_stays_as_it_is() {
+    let script = "id -u; id -g; id -G; echo \"$HOME\"; grep CapEff /proc/self/status | tr -d '\\t'; echo via > /dev/stdout; \
+        touch /tmp/x 2>/dev/null || echo read-only; touch /dev/shm/x && echo shm; pwd";
+    let mut order = start(Process { user: "1234:5678".into(), cwd: "/made/for/it".into(), ..shell(script) });
+    order.root.read_only = true;
+    let Some((stdout, stderr, status)) = run(order) else { return };
+    let lines: Vec<&str> = stdout.lines().collect();
+    let expected = ["1234", "5678", "5678", "/", "CapEff:0000000000000000", "via", "read-only", "shm", "/made/for/it"];
+    assert_eq!(lines, expected, "{stderr}");
+    assert_eq!(status, ExitStatus::Code(0));
+}
+
+#[test]
+fn a_full_upper_layer_is_the_containers_problem() {
+    let script = "dd if=/dev/zero of=/big bs=1M count=64 2>/dev/null || echo full";
+    let Some((stdout, _, status)) = run(start(shell(script))) else { return };
+    assert_eq!((stdout.as_str(), status), ("full\n", ExitStatus::Code(0)));
+}
+
+/// Starts `script` on a terminal of 30 by 100.
+fn on_terminal(script: &str) -> Option<(Host, UnixStream)> {
+    let mut host = Host::new()?;
+    let terminal = Some(WindowSize { rows: 30, columns: 100 });
+    let process = Process { terminal, stdin: true, ..shell(script) };
+    host.send(&HostMessage::Start(Box::new(start(process))));
+    let stream = host.stream(StreamKind::Terminal);
+    host.started();
+    Some((host, stream))
+}
+
+/// Reads from a terminal until `text` has come.
+fn expect(stream: &mut UnixStream, text: &str) {
+    let mut seen = Vec::new();
+    while !seen.ends_with(text.as_bytes()) {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap_or_else(|_| panic!("end after {:?}", String::from_utf8_lossy(&seen)));
+        seen.push(byte[0]);
+    }
+}
+
+#[test]
+fn a_terminal_has_size_and_job_control() {
+    let script = "trap 'stty size' WINCH; stty size; tty; echo $TERM; [ -t 2 ] && ls -l /dev/console | cut -c1; \
+        read line; echo got $line; exit 9";
+    let Some((mut host, mut stream)) = on_terminal(script) else { return };
+    expect(&mut stream, "30 100\r\n/dev/pts/0\r\nxterm\r\nc\r\n");
+    host.send(&HostMessage::Resize { process: MAIN_PROCESS, size: WindowSize { rows: 40, columns: 120 } });
+    stream.write_all(b"hello\r").unwrap();
+    expect(&mut stream, "hello\r\n");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("got hello\r\n") && rest.contains("40 120\r\n"), "{rest:?}");
+    assert_eq!(host.exit_status(), ExitStatus::Code(9));
+}
+
+#[test]
+fn interrupt_on_a_terminal_ends_the_process_as_it_would_any() {
+    for (script, key, expected) in [
+        ("echo ready; exec sleep 100", b"\x03", ExitStatus::Signal(2)),
+        ("echo ready; exec sleep 100", b"\x1c", ExitStatus::Signal(3)),
+        ("trap 'exit 6' INT; echo ready; sleep 100", b"\x03", ExitStatus::Code(6)),
+        // Not a signal while the terminal is raw: the process reads it.
+        ("stty raw; echo ready; head -c1 >/dev/null; exit 8", b"\x03", ExitStatus::Code(8)),
+    ] {
+        let Some((host, mut stream)) = on_terminal(script) else { return };
+        expect(&mut stream, "ready");
+        stream.write_all(key).unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert_eq!(host.exit_status(), expected, "{script}");
+    }
+}
