@@ -7,12 +7,17 @@ use crate::{bzimage, initrd::Placement, layout};
 /// "Undefined" boot loader: none is assigned to us.
 const UNDEFINED_LOADER: u8 = 0xff;
 
+/// `loadflags` bit 1: the decompressor's word that address randomisation is on. An ELF kernel meets no decompressor, and
+/// without it a kernel that could randomise its memory regions does not.
+const KASLR_FLAG: u8 = 1 << 1;
+
 /// The header that stands in for a bzImage's when the kernel is an ELF file.
 pub(crate) fn elf_header() -> setup_header {
     setup_header {
         boot_flag: 0xaa55,
         header: bzimage::MAGIC,
         version: 0x020c,
+        loadflags: KASLR_FLAG,
         kernel_alignment: 0x100_0000,
         ..Default::default()
     }
