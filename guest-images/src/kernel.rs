@@ -37,7 +37,7 @@ pub enum KernelError {
     #[error("cannot find the kernel cache: set BULKHEAD_CACHE, XDG_CACHE_HOME or HOME")]
     NoCacheDir,
     /// It was not built.
-    #[error("no guest kernel for {kind} hosts at '{}'; build it with `guest-images/kernel/build.sh {kind}`, or name one with --kernel", path.display())]
+    #[error("no guest kernel for {kind} hosts at '{}'; build it with `guest-images/kernel/build.sh --flavour {kind}`, or name one with --kernel", path.display())]
     NotBuilt {
         /// The kind asked for.
         kind: KernelKind,
@@ -103,6 +103,6 @@ mod tests {
         let kernel = find_in(dir.path(), KernelKind::Nested).expect("is there");
         assert_eq!(kernel.cmdline, "quiet reboot=k panic=-1");
         let error = find_in(dir.path(), KernelKind::Hardware).expect_err("is not").to_string();
-        assert!(error.contains("build.sh hardware"), "{error}");
+        assert!(error.contains("build.sh --flavour hardware"), "{error}");
     }
 }
