@@ -12,12 +12,15 @@ const UNDEFINED_LOADER: u8 = 0xff;
 const KASLR_FLAG: u8 = 1 << 1;
 
 /// The header that stands in for a bzImage's when the kernel is an ELF file.
-pub(crate) fn elf_header() -> setup_header {
+///
+/// `nokaslr` is heeded here, because it is the decompressor that reads it: the kernel proper does not look for it.
+pub(crate) fn elf_header(cmdline: &str) -> setup_header {
+    let kaslr = !cmdline.split(' ').any(|word| word == "nokaslr");
     setup_header {
         boot_flag: 0xaa55,
         header: bzimage::MAGIC,
         version: 0x020c,
-        loadflags: KASLR_FLAG,
+        loadflags: if kaslr { KASLR_FLAG } else { 0 },
         kernel_alignment: 0x100_0000,
         ..Default::default()
     }

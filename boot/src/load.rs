@@ -74,7 +74,7 @@ fn write_boot_structures<M: GuestMemoryBackend>(
     let text = [cmdline.as_str().as_bytes(), &[0]].concat();
     write(mem, "command line", &text, layout::CMDLINE_START)?;
     let map = ram.memory_map();
-    let Some(header) = kernel.setup_header() else {
+    let Some(header) = kernel.setup_header(cmdline.as_str()) else {
         write(mem, "hvm_start_info", &pvh::start_info(initrd, &map), layout::START_INFO_START)?;
         return Ok(CpuState::pvh(kernel.entry()));
     };
@@ -147,9 +147,9 @@ impl Kernel {
     }
 
     /// The setup header for `boot_params`; none for PVH.
-    fn setup_header(&self) -> Option<setup_header> {
+    fn setup_header(&self, cmdline: &str) -> Option<setup_header> {
         match self {
-            Kernel::ElfLinux(_) => Some(linux::elf_header()),
+            Kernel::ElfLinux(_) => Some(linux::elf_header(cmdline)),
             Kernel::ElfPvh(_) => None,
             Kernel::BzImage(image) => Some(setup_header { code32_start: image.addr as u32, ..image.header }),
         }

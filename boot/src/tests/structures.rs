@@ -55,6 +55,16 @@ fn start_info_holds_the_memory_map_and_the_module() {
     assert_eq!(mem.read_obj::<u32>(GuestAddress(0x7202)).unwrap(), 0);
 }
 
+#[test]
+fn an_elf_kernel_is_told_to_randomise_unless_told_not_to() {
+    for (cmdline, flags) in [("quiet", 2), ("", 2), ("nokaslr", 0), ("a nokaslr b", 0), ("nokaslr=x xnokaslr", 2)] {
+        let mem = memory(64 * MIB);
+        load(&mem, &ElfFile::kernel().bytes(), cmdline, Protocol::Auto).unwrap();
+        let params: boot_params = mem.read_obj(GuestAddress(0x7000)).unwrap();
+        assert_eq!({ params.hdr.loadflags }, flags, "{cmdline:?}");
+    }
+}
+
 /// Walks the tables as the processor does (SDM vol. 3, 4.5).
 #[test]
 fn the_first_4_gib_are_mapped_at_their_own_addresses() {
