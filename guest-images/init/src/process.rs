@@ -253,6 +253,7 @@ impl Running {
     ///
     /// To PID 1 of a PID namespace the kernel delivers only what it has a handler for. Any other process would have been ended
     /// by the signal, and that is what the sender wants: so it is ended, and its exit status says by which signal.
+    /// One that has a handler and loses it to `execve` in that very moment does not notice; the sender can repeat it.
     pub fn signal(&mut self, signal: u8) {
         let Some(named) = Signal::from_named_raw(i32::from(signal)) else {
             return;

@@ -77,6 +77,8 @@ impl Host {
         let close = r#"for fd in /proc/$$/fd/*; do fd=${fd##*/}; [ $fd -gt 2 ] && eval "exec $fd>&-"; done; exec "$@""#;
         let guest = Command::new("bash")
             .args(["-c", close, "bash", "unshare", "--mount", "--uts", "--ipc", "--net", "--propagation", "private"])
+            // Its end is the end of all it has started, as a machine's is.
+            .args(["--pid", "--fork", "--kill-child"])
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "guest", "--ignored", "--nocapture"])
             .env(SOCKETS, &sockets)
@@ -354,15 +356,18 @@ fn ready(script: &str) -> Option<(Host, UnixStream)> {
 
 #[test]
 fn signals_end_the_process_or_reach_its_handler() {
-    for (script, signal, expected) in [
-        ("echo ready; exec sleep 100", 15, ExitStatus::Signal(15)),
-        ("echo ready; exec sleep 100", 9, ExitStatus::Signal(9)),
-        ("trap 'exit 3' TERM; echo ready; sleep 100 & wait", 15, ExitStatus::Code(3)),
-    ] {
-        let Some((mut host, _stdout)) = ready(script) else { return };
+    for signal in [15, 9, 1, 10] {
+        let Some(mut host) = Host::new() else { return };
+        host.send(&HostMessage::Start(Box::new(start(process(&["sleep", "1000"])))));
+        host.started();
         host.signal(signal);
-        assert_eq!(host.exit_status(), expected, "{script}");
+        assert_eq!(host.exit_status(), ExitStatus::Signal(signal));
     }
+    let Some((mut host, _stdout)) = ready("trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done") else {
+        return;
+    };
+    host.signal(15);
+    assert_eq!(host.exit_status(), ExitStatus::Code(3));
     // Ignored, and harmless by default: it goes on.
     let Some((mut host, _stdout)) = ready("trap '' HUP; trap 'exit 4' USR1; echo ready; while :; do sleep 0.1; done")
     else {
@@ -414,11 +419,11 @@ fn a_full_upper_layer_is_the_containers_problem() {
     assert_eq!((stdout.as_str(), status), ("full\n", ExitStatus::Code(0)));
 }
 
-/// Starts `script` on a terminal of 30 by 100.
-fn on_terminal(script: &str) -> Option<(Host, UnixStream)> {
+/// Starts a process on a terminal of 30 by 100.
+fn on_terminal(args: &[&str]) -> Option<(Host, UnixStream)> {
     let mut host = Host::new()?;
     let terminal = Some(WindowSize { rows: 30, columns: 100 });
-    let process = Process { terminal, stdin: true, ..shell(script) };
+    let process = Process { terminal, stdin: true, ..process(args) };
     host.send(&HostMessage::Start(Box::new(start(process))));
     let stream = host.stream(StreamKind::Terminal);
     host.started();
@@ -437,33 +442,40 @@ fn expect(stream: &mut UnixStream, text: &str) {
 
 #[test]
 fn a_terminal_has_size_and_job_control() {
-    let script = "trap 'stty size' WINCH; stty size; tty; echo $TERM; [ -t 2 ] && ls -l /dev/console | cut -c1; \
-        read line; echo got $line; exit 9";
-    let Some((mut host, mut stream)) = on_terminal(script) else { return };
+    let script = "stty size; tty; echo $TERM; [ -t 2 ] && ls -l /dev/console | cut -c1; \
+        while [ \"$(stty size)\" = '30 100' ]; do sleep 0.02; done; stty size; read line; echo got $line; exit 9";
+    let Some((mut host, mut stream)) = on_terminal(&["sh", "-c", script]) else { return };
     expect(&mut stream, "30 100\r\n/dev/pts/0\r\nxterm\r\nc\r\n");
     host.send(&HostMessage::Resize { process: MAIN_PROCESS, size: WindowSize { rows: 40, columns: 120 } });
+    expect(&mut stream, "40 120\r\n");
     stream.write_all(b"hello\r").unwrap();
     expect(&mut stream, "hello\r\n");
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
-    assert!(rest.contains("got hello\r\n") && rest.contains("40 120\r\n"), "{rest:?}");
+    assert_eq!(rest, "got hello\r\n");
     assert_eq!(host.exit_status(), ExitStatus::Code(9));
 }
 
 #[test]
 fn interrupt_on_a_terminal_ends_the_process_as_it_would_any() {
-    for (script, key, expected) in [
-        ("echo ready; exec sleep 100", b"\x03", ExitStatus::Signal(2)),
-        ("echo ready; exec sleep 100", b"\x1c", ExitStatus::Signal(3)),
-        ("trap 'exit 6' INT; echo ready; sleep 100", b"\x03", ExitStatus::Code(6)),
-        // Not a signal while the terminal is raw: the process reads it.
-        ("stty raw; echo ready; head -c1 >/dev/null; exit 8", b"\x03", ExitStatus::Code(8)),
-    ] {
-        let Some((host, mut stream)) = on_terminal(script) else { return };
-        expect(&mut stream, "ready");
+    // Sleeping from the start: no handler that may be about to go.
+    for (key, signal) in [(b"\x03", 2), (b"\x1c", 3)] {
+        let Some((host, mut stream)) = on_terminal(&["sleep", "1000"]) else { return };
         stream.write_all(key).unwrap();
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).unwrap();
-        assert_eq!(host.exit_status(), expected, "{script}");
+        assert_eq!(host.exit_status(), ExitStatus::Signal(signal));
+    }
+    for (script, expected) in [
+        ("trap 'exit 6' INT; echo ready; while :; do sleep 0.1; done", 6),
+        // Not a signal while the terminal is raw: the process reads it.
+        ("stty raw; echo ready; head -c1 >/dev/null; exit 8", 8),
+    ] {
+        let Some((host, mut stream)) = on_terminal(&["sh", "-c", script]) else { return };
+        expect(&mut stream, "ready");
+        stream.write_all(b"\x03").unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert_eq!(host.exit_status(), ExitStatus::Code(expected), "{script}");
     }
 }
