@@ -20,8 +20,8 @@ pub mod table;
 
 //CT #[cfg(test)]
 //CT mod contract;
-//CT #[cfg(any(test, feature = "testing"))]
-//CT pub mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use std::io;
 use std::os::fd::RawFd;

@@ -14,7 +14,7 @@ use super::chain::{Chain, ChainError, DescriptorTable};
 use crate::GuestRam;
 
 /// Chains that one event may take from a queue.
-const CHAINS: u32 = 256;
+const CHAINS: u32 = 128;
 /// Bytes of chains after which an event ends.
 const BYTES: u64 = 8 << 20;
 /// VIRTQ_AVAIL_F_NO_INTERRUPT.
