@@ -45,18 +45,6 @@ unsafe impl GlobalAlloc for Arena {
         unsafe { self.bytes.get().cast::<u8>().add(start) }
     }
 
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let fresh = self.used.load(Relaxed);
-        // SAFETY: the caller's promise is ours.
-        let pointer = unsafe { self.alloc(layout) };
-        // Memory that was given back may be dirty; there is no telling from here.
-        if !pointer.is_null() && fresh != usize::MAX {
-            // SAFETY: the piece is ours and has this size.
-            unsafe { ptr::write_bytes(pointer, 0, layout.size()) };
-        }
-        pointer
-    }
-
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         let end = self.end_of(pointer, layout.size());
         if end == self.used.load(Relaxed) {

@@ -5,7 +5,7 @@ use guest_init::guest::{self, Machine};
 use guest_protocol::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
-use rustix::mount::mount_bind;
+use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::{Resource, getrlimit};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -35,8 +35,13 @@ impl Machine for Namespaces {
         Ok(self.streams.borrow_mut().pop_front().expect("no more than three streams"))
     }
 
-    fn mount_layer(&self, _: usize, _: usize, _: &Layer, target: &str) -> rustix::io::Result<()> {
-        mount_bind("/", target)
+    fn mount_layer(&self, index: usize, _: usize, _: &Layer, target: &str) -> rustix::io::Result<()> {
+        if index == 0 {
+            return mount_bind("/", target);
+        }
+        mount("tmpfs", target, "tmpfs", MountFlags::empty(), None)?;
+        std::fs::write(format!("{target}/layer"), format!("{index}\n")).unwrap();
+        Ok(())
     }
 }
 
@@ -410,6 +415,15 @@ fn another_user_has_its_groups_and_streams_and_a_read_only_root_stays_as_it_is()
     let expected = ["1234", "5678", "5678", "/", "CapEff:0000000000000000", "via", "read-only", "shm", "/made/for/it"];
     assert_eq!(lines, expected, "{stderr}");
     assert_eq!(status, ExitStatus::Code(0));
+}
+
+#[test]
+fn the_topmost_layer_is_seen() {
+    let mut order = start(shell("cat /layer"));
+    let layer = order.root.layers[0];
+    order.root.layers = vec![layer; 12];
+    let Some((stdout, stderr, _)) = run(order) else { return };
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("11\n", ""));
 }
 
 #[test]
