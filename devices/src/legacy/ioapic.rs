@@ -252,7 +252,7 @@ mod tests {
         let (mut ioapic, _) = ioapic();
         set(&mut ioapic, 0x10 + 2 * 23, 0x55);
         let mut state = ioapic.save();
-        let (mut other, calls) = super::tests::ioapic();
+        let (mut other, calls) = tests::ioapic();
         other.load(state.clone());
         assert_eq!(other.save(), state);
         assert_eq!(calls.lock().unwrap()[0][23].unwrap().data, 0x55);

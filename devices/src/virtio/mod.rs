@@ -16,10 +16,10 @@ pub mod mmio;
 pub mod queue;
 pub mod rng;
 pub mod table;
-//VS pub mod vsock;
+pub mod vsock;
 
-//CT #[cfg(test)]
-//CT mod contract;
+#[cfg(test)]
+mod contract;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

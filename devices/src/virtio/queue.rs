@@ -7,8 +7,8 @@
 use std::num::Wrapping;
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use virtio_queue::{Queue, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::chain::{Chain, ChainError, DescriptorTable};
 use crate::GuestRam;
@@ -194,6 +194,16 @@ impl VirtQueue {
         Ok(Some(chain))
     }
 
+    /// Takes back the last `pop`, of `head`: nothing was done with the chain.
+    pub fn undo_pop(&mut self, head: u16) {
+        if let Some(active) = &mut self.inner
+            && active.set_in_flight(head, false)
+        {
+            let next = active.queue.next_avail().wrapping_sub(1);
+            active.queue.set_next_avail(next);
+        }
+    }
+
     /// Gives the chain at `head` back, `written` bytes of it filled from the start of its writable part.
     pub fn push(&mut self, mem: &GuestRam, head: u16, written: u32) -> Result<(), RingError> {
         let Some(active) = &mut self.inner else {
@@ -246,7 +256,8 @@ impl Active {
 
     /// Entries that are available and not yet taken.
     fn pending(&self, mem: &GuestRam) -> Result<u16, RingError> {
-        let index = self.queue.avail_idx(mem, Ordering::Acquire).map_err(|_| RingError::Access(self.queue.avail_ring()))?;
+        let index =
+            self.queue.avail_idx(mem, Ordering::Acquire).map_err(|_| RingError::Access(self.queue.avail_ring()))?;
         let ahead = (index - Wrapping(self.queue.next_avail())).0;
         let size = self.table.size;
         if ahead > size { Err(RingError::AvailableIndex { ahead, size }) } else { Ok(ahead) }
@@ -297,11 +308,7 @@ pub struct Features {
 
 /// Alignment (2.7), presence in RAM and disjointness of a queue's three areas.
 fn check_areas(mem: &GuestRam, setup: &QueueSetup, size: u64) -> Result<(), RingError> {
-    let areas = [
-        (setup.descriptors, 16 * size, 16),
-        (setup.available, 6 + 2 * size, 2),
-        (setup.used, 6 + 8 * size, 4),
-    ];
+    let areas = [(setup.descriptors, 16 * size, 16), (setup.available, 6 + 2 * size, 2), (setup.used, 6 + 8 * size, 4)];
     for (index, &(start, len, align)) in areas.iter().enumerate() {
         let bad = RingError::Address(start);
         let end = start.checked_add(len).ok_or(bad)?;

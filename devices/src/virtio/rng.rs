@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::chain::Buffers;
-use super::{DeviceFault, DeviceInfo, Io, StateError, VirtioDevice};
 use super::table::{DeviceError, DeviceKind, check_state_version};
+use super::{DeviceFault, DeviceInfo, Io, StateError, VirtioDevice};
 
 /// Most bytes a request gets; the driver asks again for more.
 pub const MOST: usize = 64 << 10;

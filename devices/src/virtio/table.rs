@@ -8,10 +8,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{StateError, VirtioDevice, blk, rng};
+use super::{StateError, VirtioDevice, blk, rng, vsock};
 
 /// THE table.
-pub const DEVICES: &[DeviceKind] = &[rng::KIND, blk::KIND];
+pub const DEVICES: &[DeviceKind] = &[rng::KIND, vsock::KIND, blk::KIND];
 
 /// What the rest of the monitor needs to know of a kind of device.
 pub struct DeviceKind {
@@ -28,7 +28,7 @@ pub struct DeviceKind {
     /// Parses a flag's value and adds what it says to the section, which is `null` at first.
     pub parse_flag: fn(&str, &mut Value) -> Result<(), DeviceError>,
     /// Builds the devices of a section, opening what they need of the host.
-    pub build: fn(&Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError>,
+    pub build: fn(&Value) -> Built,
     /// Words that the section adds to the kernel's command line.
     pub kernel_args: fn(&Value) -> Option<String>,
     /// Numbers of the system calls it makes on the event loop, besides those of the loop itself.
@@ -37,6 +37,9 @@ pub struct DeviceKind {
     #[cfg(any(test, feature = "testing"))]
     pub sample: fn(&Path) -> Value,
 }
+
+/// What a section comes to.
+pub type Built = Result<Vec<Box<dyn VirtioDevice>>, DeviceError>;
 
 /// A device that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +85,7 @@ impl DeviceError {
 }
 
 /// Builds all devices of a configuration's sections, in the order of the table. Sections of other keys are ignored.
-pub fn build_all(sections: &Map<String, Value>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+pub fn build_all(sections: &Map<String, Value>) -> Built {
     let mut devices = Vec::new();
     for kind in DEVICES {
         if let Some(section) = sections.get(kind.config_key) {

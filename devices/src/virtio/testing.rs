@@ -71,8 +71,15 @@ struct Ring {
     next_avail: u16,
     next_used: u16,
     free: Vec<u16>,
-    /// Descriptors and writable ranges of each chain by its head.
-    chains: HashMap<u16, (Vec<u16>, Vec<(u64, u32)>)>,
+    /// By head.
+    chains: HashMap<u16, Offered>,
+}
+
+/// A chain the device has.
+struct Offered {
+    descriptors: Vec<u16>,
+    /// Addresses and lengths.
+    writable: Vec<(u64, u32)>,
 }
 
 impl Ring {
@@ -216,6 +223,11 @@ impl Driver {
         }
     }
 
+    /// Gives other threads a moment, or until something happens.
+    pub fn wait_a_moment(&mut self) {
+        self.manager.run_with_timeout(10).expect("event loop");
+    }
+
     /// Guest-physical addresses of a queue's parts.
     pub fn parts(&self, queue: usize) -> (u64, u64, u64) {
         let base = self.rings[queue].base;
@@ -282,7 +294,7 @@ impl Driver {
             self.descriptor(table, indices[at], (address, len), flags, next.copied().unwrap_or(0));
         }
         let head = indices[0];
-        self.rings[queue].chains.insert(head, (indices, writable));
+        self.rings[queue].chains.insert(head, Offered { descriptors: indices, writable });
         self.offer(queue, head);
         Some(head)
     }
@@ -304,9 +316,9 @@ impl Driver {
         ring.next_used = ring.next_used.wrapping_add(1);
         let [head, written]: [u32; 2] = self.mem.read_obj(GuestAddress(entry)).expect("used entry");
         let mut data = Vec::new();
-        if let Some((indices, writable)) = ring.chains.remove(&(head as u16)) {
-            ring.free.extend(indices);
-            for (address, len) in writable {
+        if let Some(chain) = ring.chains.remove(&(head as u16)) {
+            ring.free.extend(chain.descriptors);
+            for (address, len) in chain.writable {
                 let start = data.len();
                 data.resize(start + len as usize, 0);
                 self.mem.read_slice(&mut data[start..], GuestAddress(address)).expect("data");

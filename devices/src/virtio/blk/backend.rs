@@ -16,7 +16,7 @@ pub const EXTENT_ALIGN: u64 = 4096;
 /// Bytes at offsets. Each call moves all of `buffers` or fails.
 pub trait Backend: Send {
     /// Bytes there are, fixed for the backend's life.
-    fn len(&self) -> u64;
+    fn bytes(&self) -> u64;
     /// Fills `buffers` from `offset`.
     fn read_at(&mut self, buffers: Buffers, offset: u64) -> io::Result<()>;
     /// Stores `buffers` at `offset`.
@@ -45,7 +45,7 @@ pub struct RawFile {
 }
 
 impl Backend for RawFile {
-    fn len(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.len
     }
 
@@ -83,7 +83,7 @@ impl Extents {
 }
 
 impl Backend for Extents {
-    fn len(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         self.len
     }
 

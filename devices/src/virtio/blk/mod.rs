@@ -53,7 +53,7 @@ pub struct Blk {
 impl Blk {
     /// A disk with the bytes of `backend`, down to whole sectors; `id` is what the guest can ask for, cut to 20 bytes.
     pub fn new(backend: Box<dyn Backend>, read_only: bool, id: &str) -> Self {
-        let sectors = backend.len() / SECTOR;
+        let sectors = backend.bytes() / SECTOR;
         let mut config = [0; CONFIG_LEN];
         config[..8].copy_from_slice(&sectors.to_le_bytes());
         // Of a chain, the header and the status are not data.
@@ -149,7 +149,8 @@ impl VirtioDevice for Blk {
     /// The disk itself is not state, but it must be the same size and as writable as it was.
     fn load(&mut self, state: &Value) -> Result<(), StateError> {
         check_state_version("blk", state, STATE_VERSION)?;
-        let same = state.get("sectors") == Some(&self.sectors.into()) && state.get("read_only") == Some(&self.read_only.into());
+        let same = state.get("sectors") == Some(&self.sectors.into())
+            && state.get("read_only") == Some(&self.read_only.into());
         if same { Ok(()) } else { Err(StateError { device: "blk", reason: "the disk is not the same".into() }) }
     }
 }

@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn ranges_off_the_disk_are_io_errors() {
-        for (sector, len) in [(100, 512), (99, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (1 << 55, 512), (101, 0)] {
+        for (sector, len) in [(100, 512), (99, 1024), (u64::MAX, 512), (u64::MAX / 512, 512), (1 << 55, 512), (101, 0)]
+        {
             assert_eq!(parse(0, sector, 16, len), Err(Outcome::IoError), "{sector}");
             assert_eq!(parse(1, sector, 16 + len, 0), Err(Outcome::IoError), "{sector}");
         }

@@ -53,7 +53,10 @@ fn what_is_written_is_in_the_file_and_is_read_back() {
     assert_eq!(status(&write(&mut driver, 3, &data)), 0);
     assert_eq!(std::fs::read(&path).unwrap()[3 * 512..][..8192], data);
     // The last sector, and a read cut into odd descriptors with the status in the last one.
-    let done = driver.request(0, &[Part::Read(&header(IN, 3)[..7]), Part::Read(&header(IN, 3)[7..]), Part::Write(1000), Part::Write(7193)]);
+    let done = driver.request(
+        0,
+        &[Part::Read(&header(IN, 3)[..7]), Part::Read(&header(IN, 3)[7..]), Part::Write(1000), Part::Write(7193)],
+    );
     assert_eq!((done.written, &done.data[..8192], done.data[8192]), (8193, &data[..], 0));
     assert_eq!(status(&read(&mut driver, 127, 512)), 0);
     assert_eq!(status(&read(&mut driver, 127, 1024)), 1);
@@ -117,7 +120,7 @@ fn a_full_disk_is_an_io_error() {
 /// Fails as a file system without space does.
 struct Full;
 impl Backend for Full {
-    fn len(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         4096
     }
     fn read_at(&mut self, _: crate::virtio::chain::Buffers, _: u64) -> io::Result<()> {
@@ -178,7 +181,9 @@ fn many_requests_in_one_kick_are_all_served_in_order() {
 
 #[test]
 fn state_is_only_taken_over_by_the_same_disk() {
-    let device = |len: usize| Blk::new(Box::new(backend::RawFile { file: tempfile::tempfile().unwrap(), len: len as u64 }), false, "");
+    let device = |len: usize| {
+        Blk::new(Box::new(backend::RawFile { file: tempfile::tempfile().unwrap(), len: len as u64 }), false, "")
+    };
     let state = device(4096).save();
     device(4096).load(&state).unwrap();
     assert!(device(8192).load(&state).is_err());

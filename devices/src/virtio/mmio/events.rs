@@ -43,6 +43,11 @@ impl MmioTransport {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn kick_for_test(&mut self, queue: usize) {
+        self.handle(queue as u32);
+    }
+
     /// Answers one event by its data word.
     pub(super) fn handle(&mut self, data: u32) {
         match data {

@@ -18,13 +18,8 @@ const NEGOTIATED: u32 = LOADED | FEATURES_OK;
 const RUNNING: u32 = NEGOTIATED | DRIVER_OK;
 
 /// From, to: the steps a driver may take. Bits are never cleared but by a reset.
-const STEPS: [(u32, u32); 5] = [
-    (0, ACKNOWLEDGE),
-    (0, LOADED),
-    (ACKNOWLEDGE, LOADED),
-    (LOADED, NEGOTIATED),
-    (NEGOTIATED, RUNNING),
-];
+const STEPS: [(u32, u32); 5] =
+    [(0, ACKNOWLEDGE), (0, LOADED), (ACKNOWLEDGE, LOADED), (LOADED, NEGOTIATED), (NEGOTIATED, RUNNING)];
 
 /// What a write to the status register comes to.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,0 +1,417 @@
+//! Sockets between host and guest (virtio 1.3, 5.10): streams only, on the host side unix sockets.
+//!
+//! - [`host`]: configuration, the listening socket, outgoing connections;
+//! - [`connection`]: one stream, its flow control and its end;
+//! - [`packet`]: the header;
+//! - this file: the device: which packet belongs to which connection, and whose turn it is.
+//!
+//! All host sockets are edge-triggered in one inner epoll set, whose single descriptor the transport watches: an event is
+//! remembered in its connection until the guest has room. Connections take turns, one packet each. Packets that belong to
+//! nobody are answered with resets; when too many of those wait for the guest, its packets wait, too (5.10.6.1.1).
+
+mod connection;
+mod host;
+mod packet;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use serde_json::Value;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use connection::{Connection, Key, Phase, Produced};
+use host::Endpoint;
+pub use host::KIND;
+use packet::*;
+
+use super::chain::Chain;
+use super::table::check_state_version;
+use super::{DeviceFault, DeviceFd, DeviceInfo, Io, StateError, VirtioDevice};
+
+const STATE_VERSION: u32 = 1;
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+/// Connections, greeting and lingering ones included.
+const CONNECTIONS: usize = 1024;
+/// Resets that wait for room in the guest, before the guest's packets wait.
+const RESETS: usize = 256;
+/// Socket events taken at a time.
+const EVENTS: usize = 64;
+/// Host programs' ports as the guest sees them: the upper half of the range.
+const FIRST_HOST_PORT: u32 = 1 << 31;
+/// Token of the listening socket; connections count from 1.
+const LISTENER: u64 = 0;
+
+/// The device.
+pub struct Vsock {
+    guest_cid: u64,
+    config: [u8; 8],
+    endpoint: Endpoint,
+    epoll: Epoll,
+    connections: HashMap<u64, Connection>,
+    by_key: HashMap<Key, u64>,
+    next_id: u64,
+    next_port: u32,
+    /// Connections with something for the guest; each at most once.
+    ready: VecDeque<u64>,
+    resets: VecDeque<Header>,
+    /// `accept` failed for lack of descriptors; tried again when a connection goes.
+    accept_again: bool,
+    /// The guest is to be told that its connections are gone (5.10.6.7).
+    transport_reset: bool,
+}
+
+impl Vsock {
+    /// A device for the guest `guest_cid` behind `endpoint`.
+    pub fn new(guest_cid: u64, endpoint: Endpoint) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
+        epoll.ctl(ControlOperation::Add, endpoint.listener().as_raw_fd(), event)?;
+        Ok(Vsock {
+            guest_cid,
+            config: guest_cid.to_le_bytes(),
+            endpoint,
+            epoll,
+            connections: HashMap::new(),
+            by_key: HashMap::new(),
+            next_id: LISTENER + 1,
+            next_port: FIRST_HOST_PORT,
+            ready: VecDeque::new(),
+            resets: VecDeque::new(),
+            accept_again: false,
+            transport_reset: false,
+        })
+    }
+
+    /// Watches a connection's socket and keeps it; returns its id.
+    fn keep(&mut self, connection: Connection) -> io::Result<u64> {
+        let id = self.next_id;
+        let interest = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.epoll.ctl(ControlOperation::Add, connection.stream.as_raw_fd(), EpollEvent::new(interest, id))?;
+        self.next_id += 1;
+        self.connections.insert(id, connection);
+        Ok(id)
+    }
+
+    /// Closes a connection's socket and forgets it.
+    fn forget(&mut self, id: u64) {
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
+        if self.by_key.get(&connection.key) == Some(&id) {
+            self.by_key.remove(&connection.key);
+        }
+        drop(connection);
+        if std::mem::take(&mut self.accept_again) {
+            self.accept();
+        }
+    }
+
+    /// Lists a connection for its turn, if it has something to say.
+    fn schedule(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && !connection.queued
+            && connection.has_output()
+        {
+            connection.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            match self.endpoint.accept() {
+                Ok(stream) if self.connections.len() < CONNECTIONS => self.accepted(stream),
+                // One too many: the program sees the end of its stream.
+                Ok(_) => tracing::warn!("vsock: more than {CONNECTIONS} connections"),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
+                Err(e) => {
+                    tracing::warn!("vsock: accept: {e}");
+                    self.accept_again = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn accepted(&mut self, stream: UnixStream) {
+        match self.keep(Connection::accepted(stream)) {
+            // The line may be there already; if not, its arrival is an edge.
+            Ok(id) => self.greet(id),
+            Err(e) => tracing::warn!("vsock: a connection cannot be watched: {e}"),
+        }
+    }
+
+    /// Reads the first line of a host program, and asks the guest when it is there.
+    fn greet(&mut self, id: u64) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        match connection.greeting() {
+            Ok(None) => {}
+            Ok(Some(guest_port)) => {
+                let key = loop {
+                    let key = Key { guest_port, host_port: self.next_port };
+                    self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
+                    // Ends: there are far more ports than connections.
+                    if !self.by_key.contains_key(&key) {
+                        break key;
+                    }
+                };
+                connection.request(key);
+                self.by_key.insert(key, id);
+                self.schedule(id);
+            }
+            Err(e) => {
+                tracing::debug!("vsock: greeting: {e}");
+                self.forget(id);
+            }
+        }
+    }
+
+    /// An event on a host socket. Its connection may be gone by now.
+    fn socket_event(&mut self, id: u64, events: EventSet) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        if connection.phase == Phase::Greeting {
+            return self.greet(id);
+        }
+        connection.socket_event(events);
+        if connection.is_spent() {
+            self.forget(id);
+        } else {
+            self.schedule(id);
+        }
+    }
+
+    /// A packet from the guest.
+    fn packet(&mut self, chain: &Chain) -> Result<(), DeviceFault> {
+        let header = Header::read(chain.readable()).ok_or(DeviceFault::Guest("vsock packet without a header"))?;
+        if header.src_cid != self.guest_cid {
+            tracing::debug!(cid = header.src_cid, "vsock: packet with a foreign sender");
+            return Ok(());
+        }
+        let (_, data) = chain.readable().split_at(HEADER_LEN);
+        let key = Key { guest_port: header.src_port, host_port: header.dst_port };
+        let id = self.by_key.get(&key).copied();
+        let sound = header.dst_cid == HOST_CID && header.kind == STREAM && header.len as usize <= data.len();
+        let accepted = match id {
+            _ if !sound => false,
+            None => header.op == OP_REQUEST && self.connect(key, &header).is_ok(),
+            Some(id) => self.deliver(id, &header, chain),
+        };
+        if accepted {
+            return Ok(());
+        }
+        // A packet that is not even a stream's says nothing about the stream of the same ports; and a connection that was
+        // detached just now has still something to deliver.
+        let ours = header.dst_cid == HOST_CID && header.kind == STREAM;
+        if let Some(id) = id.filter(|id| ours && self.by_key.get(&key) == Some(id)) {
+            self.forget(id);
+        }
+        if header.op != OP_RST {
+            self.resets.push_back(header.reset());
+        }
+        Ok(())
+    }
+
+    /// The guest connects to a host program.
+    fn connect(&mut self, key: Key, request: &Header) -> io::Result<()> {
+        if self.connections.len() >= CONNECTIONS {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let stream = self.endpoint.connect(key.host_port)?;
+        let id = self.keep(Connection::answered(stream, key, request))?;
+        self.by_key.insert(key, id);
+        self.schedule(id);
+        Ok(())
+    }
+
+    /// A packet for a connection; false if it ends the connection with a reset.
+    fn deliver(&mut self, id: u64, header: &Header, chain: &Chain) -> bool {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return false;
+        };
+        if header.op != OP_RST {
+            connection.take_credit(header);
+        }
+        let sound = match header.op {
+            OP_RESPONSE => connection.response(header).is_ok(),
+            OP_RW => {
+                let (_, data) = chain.readable().split_at(HEADER_LEN);
+                connection.receive(data.split_at(header.len as usize).0).is_ok()
+            }
+            OP_CREDIT_UPDATE => true,
+            OP_CREDIT_REQUEST => {
+                connection.credit_request();
+                true
+            }
+            OP_SHUTDOWN if connection.phase == Phase::Established => {
+                if connection.shutdown(header.flags) {
+                    // The guest waits for the reset; what it has sent is still delivered.
+                    self.detach(id);
+                    return false;
+                }
+                true
+            }
+            OP_RST => {
+                self.detach(id);
+                return true;
+            }
+            _ => false,
+        };
+        self.schedule(id);
+        sound
+    }
+
+    /// The guest is through with a connection: its ports are free at once, its backlog goes on to the host.
+    fn detach(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            self.by_key.remove(&connection.key);
+            if !connection.linger() {
+                self.forget(id);
+            }
+        }
+    }
+
+    /// Takes the guest's packets, as long as their resets have somewhere to wait.
+    fn drain(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
+        let mem = io.mem;
+        while self.resets.len() < RESETS
+            && let Some(chain) = io.queues[TX].pop(mem)?
+        {
+            self.packet(&chain)?;
+            io.queues[TX].push(mem, chain.head(), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Sends to the guest until it has no buffers or nobody has anything to say.
+    fn fill(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
+        const SMALL: DeviceFault = DeviceFault::Guest("vsock receive buffer is too small");
+        let mem = io.mem;
+        while !self.resets.is_empty() || !self.ready.is_empty() {
+            let queue = &mut io.queues[RX];
+            let Some(chain) = queue.pop(mem)? else {
+                return Ok(());
+            };
+            if let Some(header) = self.resets.pop_front() {
+                if chain.writable().write(&header.to_bytes()) < HEADER_LEN {
+                    return Err(SMALL);
+                }
+                queue.push(mem, chain.head(), HEADER_LEN as u32)?;
+                continue;
+            }
+            let produced = self.ready.pop_front().and_then(|id| {
+                let connection = self.connections.get_mut(&id)?;
+                connection.queued = false;
+                Some((id, connection.produce(self.guest_cid, chain.writable())))
+            });
+            match produced {
+                Some((id, Produced::Packet(len))) => {
+                    queue.push(mem, chain.head(), HEADER_LEN as u32 + len)?;
+                    self.schedule(id);
+                }
+                Some((_, Produced::TooSmall)) => return Err(SMALL),
+                Some((_, Produced::Nothing)) | None => queue.undo_pop(chain.head()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that can be done now, both ways.
+    fn pump(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
+        loop {
+            self.drain(io)?;
+            let held = self.resets.len() >= RESETS;
+            self.fill(io)?;
+            if !held || self.resets.len() >= RESETS {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells the guest of a transport reset, once it has given a buffer for that.
+    fn send_event(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
+        if self.transport_reset
+            && let Some(chain) = io.queues[EVENT].pop(io.mem)?
+        {
+            // VIRTIO_VSOCK_EVENT_TRANSPORT_RESET is 0.
+            let written = chain.writable().write(&0u32.to_le_bytes());
+            io.queues[EVENT].push(io.mem, chain.head(), written as u32)?;
+            self.transport_reset = false;
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { name: "vsock", id: 19, features: 0, queue_sizes: &[256, 256, 16] }
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn fds(&self) -> Vec<DeviceFd> {
+        vec![DeviceFd { fd: self.epoll.as_raw_fd(), token: 0 }]
+    }
+
+    fn activate(&mut self, _: u64) -> Result<(), DeviceFault> {
+        Ok(())
+    }
+
+    fn process_queue(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
+        if index == EVENT { self.send_event(io) } else { self.pump(io) }
+    }
+
+    fn process_fd(&mut self, _: u16, io: &mut Io) -> Result<(), DeviceFault> {
+        let mut events = [EpollEvent::default(); EVENTS];
+        let count = match self.epoll.wait(0, &mut events) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            result => result.map_err(|source| DeviceFault::Host { what: "epoll_wait", source })?,
+        };
+        for event in &events[..count] {
+            match event.data() {
+                LISTENER => self.accept(),
+                id => self.socket_event(id, event.event_set()),
+            }
+        }
+        self.pump(io)
+    }
+
+    fn quiesce(&mut self, _: &mut Io, forget: bool) -> Result<(), DeviceFault> {
+        if forget {
+            self.connections.clear();
+            self.by_key.clear();
+            self.ready.clear();
+            self.resets.clear();
+            self.transport_reset = false;
+            if std::mem::take(&mut self.accept_again) {
+                // Its edge is spent; whoever waits is closed, as all others were.
+                while self.endpoint.accept().is_ok() {}
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Value {
+        serde_json::json!({ "version": STATE_VERSION })
+    }
+
+    /// Connections do not move to another machine: the guest is told that they are gone.
+    fn load(&mut self, state: &Value) -> Result<(), StateError> {
+        check_state_version("vsock", state, STATE_VERSION)?;
+        self.transport_reset = true;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
