@@ -120,7 +120,8 @@ fn sample(bulkhead: &Path, kernel: &Path) -> Result<(Duration, [Duration; PHASES
         Event::Exit { at_ns, .. } => Some(*at_ns),
         _ => None,
     });
-    let (Some(build), Some(load), Some(run), Some(exit)) = (phase(Phase::Build), phase(Phase::Load), phase(Phase::Run), exit)
+    let (Some(build), Some(load), Some(run), Some(exit)) =
+        (phase(Phase::Build), phase(Phase::Load), phase(Phase::Run), exit)
     else {
         return Err(NullError::Machine(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     };

@@ -41,7 +41,7 @@ pub fn specialise(supported: &mut CpuId, id: Identity) {
             }
             0xb | 0x1f => topology(entry, id),
             // AMD: number of threads in the package, and the width of a core id within it.
-            0x8000_0008 => entry.ecx = u32::from(id.count) - 1 | core_bits(id.count) << 12,
+            0x8000_0008 => entry.ecx = (u32::from(id.count) - 1) | (core_bits(id.count) << 12),
             0x8000_001d if entry.eax & 0x1f != 0 => {
                 let level = (entry.eax >> 5) & 7;
                 let sharing = if level >= 3 { u32::from(id.count) - 1 } else { 0 };

@@ -44,7 +44,9 @@ pub enum HostError {
     )]
     Missing,
     /// It may not be opened.
-    #[error("{DEV_KVM}: permission denied; add yourself to its group (usually: sudo usermod -aG kvm $USER) and log in again")]
+    #[error(
+        "{DEV_KVM}: permission denied; add yourself to its group (usually: sudo usermod -aG kvm $USER) and log in again"
+    )]
     Permission,
     /// It cannot be opened for another reason.
     #[error("{DEV_KVM}: {0}")]

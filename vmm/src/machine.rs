@@ -195,7 +195,11 @@ pub struct Machine {
 
 impl Machine {
     /// Builds the machine that `config` describes; `console` replaces what its `serial` section says.
-    pub fn build(config: &VmConfig, console: Option<Console>, on_event: &mut dyn FnMut(Event)) -> Result<Self, VmmError> {
+    pub fn build(
+        config: &VmConfig,
+        console: Option<Console>,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Self, VmmError> {
         let mut phase = |phase| on_event(Event::Phase { phase, at_ns: monotonic_ns() });
         phase(Phase::Build);
         config.validate(host::memory_mib())?;
@@ -330,7 +334,13 @@ fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
     Ok(())
 }
 
-fn create_vcpus(host_kvm: &Kvm, vm: &VmFd, count: u8, boot: &boot::CpuState, shared: &Shared) -> Result<Vec<Vcpu>, VmmError> {
+fn create_vcpus(
+    host_kvm: &Kvm,
+    vm: &VmFd,
+    count: u8,
+    boot: &boot::CpuState,
+    shared: &Shared,
+) -> Result<Vec<Vcpu>, VmmError> {
     let supported = host_kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
     let tsc_deadline = host_kvm.check_extension(Cap::TscDeadlineTimer);
     let create = |index: u8| {
@@ -402,7 +412,8 @@ impl Assembly<'_> {
         for (slot, device) in built.into_iter().enumerate() {
             let base = VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_SIZE;
             let gsi = FIRST_VIRTIO_GSI + slot as u32;
-            let transport = MmioTransport::new(self.ram.clone(), device, self.line(gsi)?).map_err(io_error("queue events"))?;
+            let transport =
+                MmioTransport::new(self.ram.clone(), device, self.line(gsi)?).map_err(io_error("queue events"))?;
             for (queue, event) in transport.queue_events().into_iter().enumerate() {
                 let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
                 self.vm.register_ioevent(&event, &address, queue as u32).map_err(kvm("KVM_IOEVENTFD"))?;
@@ -418,7 +429,8 @@ impl Assembly<'_> {
 
 /// The kernel's words: its devices first, so that the user's come last and win.
 fn command_line(config: &VmConfig, windows: &[MmioWindow]) -> String {
-    let mut words: Vec<String> = windows.iter().map(|w| format!("virtio_mmio.device=4K@{:#x}:{}", w.base, w.gsi)).collect();
+    let mut words: Vec<String> =
+        windows.iter().map(|w| format!("virtio_mmio.device=4K@{:#x}:{}", w.base, w.gsi)).collect();
     words.push(devices::virtio::table::kernel_args(&config.devices));
     words.push(config.boot_source.boot_args.clone());
     words.retain(|word| !word.is_empty());

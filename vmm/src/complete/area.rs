@@ -26,14 +26,7 @@ pub(super) struct Area<'a> {
 
 impl<'a> Area<'a> {
     pub fn new(ram: &'a GuestRam, paging: &'a Paging, base: u64, access: Access) -> Self {
-        Area {
-            ram,
-            paging,
-            base,
-            access,
-            stack: false,
-            pages: [None; MAX_PAGES],
-        }
+        Area { ram, paging, base, access, stack: false, pages: [None; MAX_PAGES] }
     }
 
     /// The same, addressed through SS.
@@ -52,15 +45,10 @@ impl<'a> Area<'a> {
         while done < len {
             let (index, in_page) = self.locate(offset + done);
             let address = self.base.wrapping_add((offset + done) as u64);
-            let page = self
-                .pages
-                .get_mut(index)
-                .ok_or(CompleteError::AreaTooLong { address: self.base })?;
+            let page = self.pages.get_mut(index).ok_or(CompleteError::AreaTooLong { address: self.base })?;
             if page.is_none() {
-                let physical = self
-                    .paging
-                    .translate(self.ram, address, self.access)
-                    .map_err(|e| stop(e, address, self.stack))?;
+                let physical =
+                    self.paging.translate(self.ram, address, self.access).map_err(|e| stop(e, address, self.stack))?;
                 *page = Some(GuestAddress(physical.0 - in_page as u64));
             }
             done += PAGE_SIZE - in_page;
@@ -73,9 +61,7 @@ impl<'a> Area<'a> {
         let mut done = 0;
         while done < data.len() {
             let (from, len) = self.chunk(offset + done, data.len() - done)?;
-            self.ram
-                .read_slice(&mut data[done..done + len], from)
-                .map_err(|_| self.lost(from))?;
+            self.ram.read_slice(&mut data[done..done + len], from).map_err(|_| self.lost(from))?;
             done += len;
         }
         Ok(())
@@ -86,9 +72,7 @@ impl<'a> Area<'a> {
         let mut done = 0;
         while done < data.len() {
             let (to, len) = self.chunk(offset + done, data.len() - done)?;
-            self.ram
-                .write_slice(&data[done..done + len], to)
-                .map_err(|_| self.lost(to))?;
+            self.ram.write_slice(&data[done..done + len], to).map_err(|_| self.lost(to))?;
             done += len;
         }
         Ok(())
@@ -117,24 +101,12 @@ impl<'a> Area<'a> {
     /// Where the byte at `offset` is, and how many of `wanted` bytes its page holds.
     fn chunk(&self, offset: usize, wanted: usize) -> Result<(GuestAddress, usize), Stop> {
         let (index, in_page) = self.locate(offset);
-        let page = self
-            .pages
-            .get(index)
-            .copied()
-            .flatten()
-            .ok_or(CompleteError::AreaTooLong { address: self.base })?;
-        Ok((
-            GuestAddress(page.0 + in_page as u64),
-            wanted.min(PAGE_SIZE - in_page),
-        ))
+        let page = self.pages.get(index).copied().flatten().ok_or(CompleteError::AreaTooLong { address: self.base })?;
+        Ok((GuestAddress(page.0 + in_page as u64), wanted.min(PAGE_SIZE - in_page)))
     }
 
     fn lost(&self, physical: GuestAddress) -> Stop {
-        CompleteError::OutsideRam {
-            address: self.base,
-            physical: physical.0,
-        }
-        .into()
+        CompleteError::OutsideRam { address: self.base, physical: physical.0 }.into()
     }
 }
 

@@ -6,9 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum CompleteError {
     /// Neither KVM nor we know how to do it.
-    #[error(
-        "instruction `{instruction}` at {rip:#x} is one that neither KVM nor this monitor can emulate"
-    )]
+    #[error("instruction `{instruction}` at {rip:#x} is one that neither KVM nor this monitor can emulate")]
     Unsupported {
         /// As the GNU assembler writes it.
         instruction: String,
@@ -30,17 +28,13 @@ pub enum CompleteError {
         rip: u64,
     },
     /// Only 64-bit mode is completed.
-    #[error(
-        "instruction at {rip:#x}: the vCPU is not in 64-bit mode, where alone instructions are completed"
-    )]
+    #[error("instruction at {rip:#x}: the vCPU is not in 64-bit mode, where alone instructions are completed")]
     NotLongMode {
         /// Where it is.
         rip: u64,
     },
     /// An operand, or a page table on the way to it, is not in RAM.
-    #[error(
-        "memory operand at {address:#x} is at physical address {physical:#x}, which is not RAM"
-    )]
+    #[error("memory operand at {address:#x} is at physical address {physical:#x}, which is not RAM")]
     OutsideRam {
         /// Linear address.
         address: u64,

@@ -1,9 +1,7 @@
 //! One instruction in flight: the registers it works on, its operands, and how it ends.
 
 use devices::GuestRam;
-use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Formatter, GasFormatter, Instruction, OpKind, Register,
-};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Formatter, GasFormatter, Instruction, OpKind, Register};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -30,13 +28,7 @@ impl<'a> Exec<'a> {
         let regs = cpu.regs().state("general registers")?;
         let sregs = cpu.sregs().state("system registers")?;
         let paging = Paging::new(&regs, &sregs).filter(|_| sregs.cs.l == 1);
-        Ok(Exec {
-            cpu,
-            ram,
-            regs,
-            sregs,
-            paging,
-        })
+        Ok(Exec { cpu, ram, regs, sregs, paging })
     }
 
     /// The privilege level: SS.DPL, as the processor keeps it.
@@ -46,9 +38,7 @@ impl<'a> Exec<'a> {
 
     /// How addresses are translated.
     pub fn paging(&self) -> Result<&Paging, CompleteError> {
-        self.paging
-            .as_ref()
-            .ok_or(CompleteError::NotLongMode { rip: self.regs.rip })
+        self.paging.as_ref().ok_or(CompleteError::NotLongMode { rip: self.regs.rip })
     }
 
     /// Decodes what KVM gave, or what is at RIP.
@@ -64,10 +54,7 @@ impl<'a> Exec<'a> {
         match decode(bytes, rip) {
             Ok(instruction) => Ok(instruction),
             Err(DecoderError::NoMoreBytes) => Err(CompleteError::Fetch { rip }),
-            Err(_) => Err(CompleteError::Undecodable {
-                rip,
-                bytes: bytes.to_vec(),
-            }),
+            Err(_) => Err(CompleteError::Undecodable { rip, bytes: bytes.to_vec() }),
         }
     }
 
@@ -112,10 +99,7 @@ impl<'a> Exec<'a> {
 
     /// The error for what no table here has.
     pub fn unsupported(&self, instruction: &Instruction) -> CompleteError {
-        CompleteError::Unsupported {
-            instruction: format(instruction),
-            rip: self.regs.rip,
-        }
+        CompleteError::Unsupported { instruction: format(instruction), rip: self.regs.rip }
     }
 
     /// Value of a general register of any width; 0 for others.
@@ -134,11 +118,7 @@ impl<'a> Exec<'a> {
     pub fn set_register(&mut self, register: Register, value: u64) {
         let size = register.size();
         if let Some(full) = slot(&mut self.regs, register) {
-            let kept = if size == 4 {
-                0
-            } else {
-                *full & !low_bytes(size)
-            };
+            let kept = if size == 4 { 0 } else { *full & !low_bytes(size) };
             *full = kept | value & low_bytes(size);
         }
     }
@@ -154,12 +134,7 @@ impl<'a> Exec<'a> {
     }
 
     /// The memory operand `operand`.
-    pub fn memory(
-        &self,
-        instruction: &Instruction,
-        operand: u32,
-        access: Access,
-    ) -> Result<Area<'_>, Stop> {
+    pub fn memory(&self, instruction: &Instruction, operand: u32, access: Access) -> Result<Area<'_>, Stop> {
         let base = instruction.virtual_address(operand, 0, |register, _, _| {
             Some(match register {
                 Register::FS => self.sregs.fs.base,
@@ -180,8 +155,7 @@ impl<'a> Exec<'a> {
             OpKind::Register => Ok(self.register(instruction.op_register(operand))),
             OpKind::Memory => {
                 let size = instruction.memory_size().size();
-                self.memory(instruction, operand, Access::Read)?
-                    .read_int(0, size)
+                self.memory(instruction, operand, Access::Read)?.read_int(0, size)
             }
             _ => Err(self.unsupported(instruction).into()),
         }
@@ -206,12 +180,7 @@ pub(super) fn decode(bytes: &[u8], rip: u64) -> Result<Instruction, DecoderError
 }
 
 /// Reads as much as there is at `rip`, up to the buffer's length, without leaving a trace.
-pub(super) fn fetch<'b>(
-    ram: &GuestRam,
-    paging: &Paging,
-    rip: u64,
-    buffer: &'b mut [u8],
-) -> &'b [u8] {
+pub(super) fn fetch<'b>(ram: &GuestRam, paging: &Paging, rip: u64, buffer: &'b mut [u8]) -> &'b [u8] {
     let mut done = 0;
     while done < buffer.len() {
         let address = rip.wrapping_add(done as u64);
@@ -219,10 +188,7 @@ pub(super) fn fetch<'b>(
             break;
         };
         let len = (buffer.len() - done).min(4096 - (physical.0 & 4095) as usize);
-        if ram
-            .read_slice(&mut buffer[done..done + len], GuestAddress(physical.0))
-            .is_err()
-        {
+        if ram.read_slice(&mut buffer[done..done + len], GuestAddress(physical.0)).is_err() {
             break;
         }
         done += len;
@@ -231,11 +197,7 @@ pub(super) fn fetch<'b>(
 }
 
 fn low_bytes(size: usize) -> u64 {
-    if size >= 8 {
-        u64::MAX
-    } else {
-        (1 << (8 * size)) - 1
-    }
+    if size >= 8 { u64::MAX } else { (1 << (8 * size)) - 1 }
 }
 
 /// Where a general register of any width is kept.

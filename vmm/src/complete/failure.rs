@@ -29,12 +29,7 @@ pub fn describe_failure(cpu: &mut dyn VcpuState, ram: &GuestRam, bytes: Option<&
     report
 }
 
-fn describe(
-    out: &mut String,
-    cpu: &mut dyn VcpuState,
-    ram: &GuestRam,
-    bytes: Option<&[u8]>,
-) -> fmt::Result {
+fn describe(out: &mut String, cpu: &mut dyn VcpuState, ram: &GuestRam, bytes: Option<&[u8]>) -> fmt::Result {
     let (regs, sregs) = match (cpu.regs(), cpu.sregs()) {
         (Ok(regs), Ok(sregs)) => (regs, sregs),
         (Err(e), _) | (_, Err(e)) => return write!(out, "  registers: not available: {e}"),
@@ -58,12 +53,7 @@ fn instruction(out: &mut String, bytes: &[u8], rip: u64) -> fmt::Result {
     match exec::decode(bytes, rip) {
         Ok(instruction) => {
             let len = instruction.len().min(bytes.len());
-            writeln!(
-                out,
-                "  instruction: {} ({:02x?})",
-                exec::format(&instruction),
-                &bytes[..len]
-            )
+            writeln!(out, "  instruction: {} ({:02x?})", exec::format(&instruction), &bytes[..len])
         }
         Err(_) if bytes.is_empty() => writeln!(out, "  instruction: cannot be read"),
         Err(_) => writeln!(out, "  instruction: not decodable ({bytes:02x?})"),
@@ -72,37 +62,12 @@ fn instruction(out: &mut String, bytes: &[u8], rip: u64) -> fmt::Result {
 
 fn registers(out: &mut String, r: &kvm_regs, s: &kvm_sregs) -> fmt::Result {
     let rows: [[(&str, u64); 4]; 6] = [
-        [
-            ("rip", r.rip),
-            ("rsp", r.rsp),
-            ("rbp", r.rbp),
-            ("rflags", r.rflags),
-        ],
-        [
-            ("rax", r.rax),
-            ("rbx", r.rbx),
-            ("rcx", r.rcx),
-            ("rdx", r.rdx),
-        ],
+        [("rip", r.rip), ("rsp", r.rsp), ("rbp", r.rbp), ("rflags", r.rflags)],
+        [("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx)],
         [("rsi", r.rsi), ("rdi", r.rdi), ("r8", r.r8), ("r9", r.r9)],
-        [
-            ("r10", r.r10),
-            ("r11", r.r11),
-            ("r12", r.r12),
-            ("r13", r.r13),
-        ],
-        [
-            ("r14", r.r14),
-            ("r15", r.r15),
-            ("fs", s.fs.base),
-            ("gs", s.gs.base),
-        ],
-        [
-            ("cr0", s.cr0),
-            ("cr2", s.cr2),
-            ("cr3", s.cr3),
-            ("cr4", s.cr4),
-        ],
+        [("r10", r.r10), ("r11", r.r11), ("r12", r.r12), ("r13", r.r13)],
+        [("r14", r.r14), ("r15", r.r15), ("fs", s.fs.base), ("gs", s.gs.base)],
+        [("cr0", s.cr0), ("cr2", s.cr2), ("cr3", s.cr3), ("cr4", s.cr4)],
     ];
     for row in rows {
         for (name, value) in row {
@@ -134,10 +99,7 @@ fn backtrace(out: &mut String, ram: &GuestRam, paging: &Paging, regs: &kvm_regs)
     write!(out, "  backtrace (frames):")?;
     let mut frame = regs.rbp;
     for _ in 0..MAX_FRAMES {
-        let (Some(next), Some(caller)) = (
-            word(ram, paging, frame),
-            word(ram, paging, frame.wrapping_add(8)),
-        ) else {
+        let (Some(next), Some(caller)) = (word(ram, paging, frame), word(ram, paging, frame.wrapping_add(8))) else {
             break;
         };
         if caller == 0 || !paging.is_canonical(caller) {
@@ -151,12 +113,8 @@ fn backtrace(out: &mut String, ram: &GuestRam, paging: &Paging, regs: &kvm_regs)
         frame = next;
     }
     write!(out, "\n  stack words in kernel text:")?;
-    let words =
-        (0..MAX_STACK_WORDS as u64).map_while(|i| word(ram, paging, regs.rsp.wrapping_add(i * 8)));
-    for candidate in words
-        .filter(|word| KERNEL_TEXT.contains(word))
-        .take(MAX_CANDIDATES)
-    {
+    let words = (0..MAX_STACK_WORDS as u64).map_while(|i| word(ram, paging, regs.rsp.wrapping_add(i * 8)));
+    for candidate in words.filter(|word| KERNEL_TEXT.contains(word)).take(MAX_CANDIDATES) {
         write!(out, " {candidate:x}")?;
     }
     Ok(())

@@ -78,20 +78,12 @@ pub(super) fn fild_m32(exec: &mut Exec, instruction: &Instruction) -> Result<(),
     let top = (status >> STATUS_TOP_SHIFT).wrapping_sub(1) & 7;
     let overflow = image[TAGS] & 1 << top != 0;
     let invalid_masked = word(image, 0) & STATUS_INVALID != 0;
-    let flags = if overflow {
-        STATUS_INVALID | STATUS_STACK_FAULT | STATUS_C1
-    } else {
-        0
-    };
+    let flags = if overflow { STATUS_INVALID | STATUS_STACK_FAULT | STATUS_C1 } else { 0 };
     if overflow && !invalid_masked {
         set_word(image, STATUS, status | flags | STATUS_SUMMARY | STATUS_BUSY);
         return store_x87(exec);
     }
-    let pushed = if overflow {
-        INDEFINITE
-    } else {
-        extended(value as i32)
-    };
+    let pushed = if overflow { INDEFINITE } else { extended(value as i32) };
     image.copy_within(STACK..STACK_END - STACK_SLOT, STACK + STACK_SLOT);
     image[STACK..STACK + STACK_SLOT].copy_from_slice(&pushed.to_le_bytes());
     image[TAGS] |= 1 << top;

@@ -57,10 +57,7 @@ pub(super) fn cmpxchg16b(exec: &mut Exec, instruction: &Instruction) -> Result<(
     }
     area.touch(0, 16)?;
     let (address, physical) = (area.base(), area.physical(0)?);
-    let outside = CompleteError::OutsideRam {
-        address,
-        physical: physical.0,
-    };
+    let outside = CompleteError::OutsideRam { address, physical: physical.0 };
     let Ok(slice) = exec.ram.get_slice(physical, 16) else {
         return Err(outside.into());
     };

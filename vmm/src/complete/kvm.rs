@@ -9,8 +9,8 @@ use std::ops::Deref;
 
 use kvm_bindings::{
     KVM_CAP_XSAVE2, KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS,
-    Msrs, Xsave, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, Msrs, Xsave,
+    kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{Cap, SyncReg, VcpuFd, VmFd};
 
@@ -50,20 +50,11 @@ impl XsaveScratch {
     pub fn new(vm: &VmFd) -> io::Result<Self> {
         // Zero where KVM does not know the capability.
         let size = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
-        let words = size
-            .saturating_sub(size_of::<kvm_xsave>())
-            .div_ceil(size_of::<u32>());
+        let words = size.saturating_sub(size_of::<kvm_xsave>()).div_ceil(size_of::<u32>());
         let area = Xsave::new(words).map_err(|e| io::Error::other(format!("{e:?}")))?;
-        let xss = Msrs::from_entries(&[kvm_msr_entry {
-            index: MSR_IA32_XSS,
-            ..Default::default()
-        }])
-        .map_err(|e| io::Error::other(format!("{e:?}")))?;
-        Ok(XsaveScratch {
-            area,
-            variable_size: size != 0,
-            xss,
-        })
+        let xss = Msrs::from_entries(&[kvm_msr_entry { index: MSR_IA32_XSS, ..Default::default() }])
+            .map_err(|e| io::Error::other(format!("{e:?}")))?;
+        Ok(XsaveScratch { area, variable_size: size != 0, xss })
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -138,25 +129,13 @@ impl VcpuState for KvmVcpu<'_> {
 
     fn xcr0(&mut self) -> io::Result<u64> {
         let xcrs = self.fd.get_xcrs()?;
-        let named = xcrs
-            .xcrs
-            .iter()
-            .take(xcrs.nr_xcrs as usize)
-            .find(|entry| entry.xcr == 0);
-        named
-            .map(|entry| entry.value)
-            .ok_or_else(|| io::Error::other("KVM_GET_XCRS did not return XCR0"))
+        let named = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|entry| entry.xcr == 0);
+        named.map(|entry| entry.value).ok_or_else(|| io::Error::other("KVM_GET_XCRS did not return XCR0"))
     }
 
     fn xss(&mut self) -> io::Result<u64> {
         let read = self.fd.get_msrs(&mut self.scratch.xss)?;
-        let value = self
-            .scratch
-            .xss
-            .as_slice()
-            .first()
-            .filter(|_| read == 1)
-            .map(|entry| entry.data);
+        let value = self.scratch.xss.as_slice().first().filter(|_| read == 1).map(|entry| entry.data);
         // A KVM that does not have the MSR has no supervisor state to enable in it.
         Ok(value.unwrap_or(0))
     }
@@ -217,10 +196,7 @@ pub fn instruction_bytes(run: &kvm_run) -> Option<InstructionBytes> {
     // SAFETY: the only member of its union, plain bytes.
     let instruction = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
     let len = usize::from(instruction.insn_size).min(MAX_INSTRUCTION);
-    (told && len > 0).then_some(InstructionBytes {
-        bytes: instruction.insn_bytes,
-        len,
-    })
+    (told && len > 0).then_some(InstructionBytes { bytes: instruction.insn_bytes, len })
 }
 
 #[cfg(test)]
@@ -228,25 +204,12 @@ mod tests {
     use super::*;
 
     fn failure(suberror: u32, ndata: u32, flags: u64, size: u8) -> kvm_run {
-        let mut run = kvm_run {
-            exit_reason: KVM_EXIT_INTERNAL_ERROR,
-            ..Default::default()
-        };
-        let failure = kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14 {
-            suberror,
-            ndata,
-            flags,
-            ..Default::default()
-        };
+        let mut run = kvm_run { exit_reason: KVM_EXIT_INTERNAL_ERROR, ..Default::default() };
+        let failure =
+            kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14 { suberror, ndata, flags, ..Default::default() };
         run.__bindgen_anon_1.emulation_failure = failure;
         // SAFETY: plain bytes, just initialised with the struct around them.
-        let instruction = unsafe {
-            &mut run
-                .__bindgen_anon_1
-                .emulation_failure
-                .__bindgen_anon_1
-                .__bindgen_anon_1
-        };
+        let instruction = unsafe { &mut run.__bindgen_anon_1.emulation_failure.__bindgen_anon_1.__bindgen_anon_1 };
         instruction.insn_size = size;
         instruction.insn_bytes[0] = 0xcc;
         run
@@ -254,24 +217,12 @@ mod tests {
 
     #[test]
     fn bytes_are_taken_only_where_kvm_says_so() {
-        assert_eq!(
-            instruction_bytes(&failure(1, 8, 1, 1)).as_deref(),
-            Some(&[0xcc][..])
-        );
-        assert_eq!(
-            instruction_bytes(&failure(1, 8, 1, 255)).map(|b| b.len()),
-            Some(15)
-        );
+        assert_eq!(instruction_bytes(&failure(1, 8, 1, 1)).as_deref(), Some(&[0xcc][..]));
+        assert_eq!(instruction_bytes(&failure(1, 8, 1, 255)).map(|b| b.len()), Some(15));
         assert_eq!(instruction_bytes(&failure(1, 8, 0, 1)), None);
         assert_eq!(instruction_bytes(&failure(1, 2, 1, 1)), None);
         assert_eq!(instruction_bytes(&failure(3, 8, 1, 1)), None);
         assert_eq!(instruction_bytes(&failure(1, 8, 1, 0)), None);
-        assert_eq!(
-            instruction_bytes(&kvm_run {
-                exit_reason: 2,
-                ..failure(1, 8, 1, 1)
-            }),
-            None
-        );
+        assert_eq!(instruction_bytes(&kvm_run { exit_reason: 2, ..failure(1, 8, 1, 1) }), None);
     }
 }

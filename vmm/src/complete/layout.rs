@@ -52,11 +52,7 @@ impl XsaveLayout {
             for (number, component) in layout.components.iter_mut().enumerate().skip(2) {
                 if (layout.user | layout.supervisor) & 1 << number != 0 {
                     let leaf = __cpuid_count(LEAF_XSTATE, number as u32);
-                    *component = Component {
-                        offset: leaf.ebx,
-                        size: leaf.eax,
-                        aligned: leaf.ecx & 2 != 0,
-                    };
+                    *component = Component { offset: leaf.ebx, size: leaf.eax, aligned: leaf.ecx & 2 != 0 };
                 }
             }
             layout
@@ -65,11 +61,7 @@ impl XsaveLayout {
 
     /// Offset of each extended component of `wanted` in the standard form, or in the compacted one whose XCOMP_BV is
     /// `compacted` (SDM vol. 1, 13.4.3).
-    pub(super) fn places(
-        &self,
-        wanted: u64,
-        compacted: Option<u64>,
-    ) -> impl Iterator<Item = Place> + '_ {
+    pub(super) fn places(&self, wanted: u64, compacted: Option<u64>) -> impl Iterator<Item = Place> + '_ {
         let mut next = FIXED_SIZE;
         (2..self.components.len()).filter_map(move |number| {
             let component = self.components[number];
@@ -85,11 +77,7 @@ impl XsaveLayout {
                 area = next;
                 next += size;
             }
-            (wanted & 1 << number != 0 && size != 0).then_some(Place {
-                area,
-                standard,
-                size,
-            })
+            (wanted & 1 << number != 0 && size != 0).then_some(Place { area, standard, size })
         })
     }
 }
@@ -123,44 +111,15 @@ mod tests {
 
     #[test]
     fn the_compacted_form_packs_and_aligns() {
-        let mut layout = XsaveLayout {
-            components: [Component::default(); 63],
-            user: 0xe7,
-            supervisor: 0,
-            mxcsr_mask: 0xffff,
-        };
-        layout.components[2] = Component {
-            offset: 576,
-            size: 256,
-            aligned: false,
-        };
-        layout.components[5] = Component {
-            offset: 1088,
-            size: 8,
-            aligned: false,
-        };
-        layout.components[6] = Component {
-            offset: 1152,
-            size: 512,
-            aligned: true,
-        };
+        let mut layout =
+            XsaveLayout { components: [Component::default(); 63], user: 0xe7, supervisor: 0, mxcsr_mask: 0xffff };
+        layout.components[2] = Component { offset: 576, size: 256, aligned: false };
+        layout.components[5] = Component { offset: 1088, size: 8, aligned: false };
+        layout.components[6] = Component { offset: 1152, size: 512, aligned: true };
         let places = |wanted, compacted| layout.places(wanted, compacted).collect::<Vec<_>>();
-        assert_eq!(
-            places(0x67, None)
-                .iter()
-                .map(|p| p.area)
-                .collect::<Vec<_>>(),
-            [576, 1088, 1152]
-        );
+        assert_eq!(places(0x67, None).iter().map(|p| p.area).collect::<Vec<_>>(), [576, 1088, 1152]);
         // Without component 2 its room is gone; 6 starts at the next multiple of 64 after 5.
-        assert_eq!(
-            places(0x40, Some(1 << 63 | 0x60)),
-            [Place {
-                area: 640,
-                standard: 1152,
-                size: 512
-            }]
-        );
+        assert_eq!(places(0x40, Some(1 << 63 | 0x60)), [Place { area: 640, standard: 1152, size: 512 }]);
     }
 
     #[test]

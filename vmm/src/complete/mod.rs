@@ -68,11 +68,7 @@ pub enum Completion {
 ///
 /// # Errors
 /// Every error ends the VM: the vCPU's registers and guest memory are as they were.
-pub fn complete(
-    cpu: &mut dyn VcpuState,
-    ram: &GuestRam,
-    bytes: Option<&[u8]>,
-) -> Result<Completion, CompleteError> {
+pub fn complete(cpu: &mut dyn VcpuState, ram: &GuestRam, bytes: Option<&[u8]>) -> Result<Completion, CompleteError> {
     let mut exec = Exec::new(cpu, ram)?;
     if exec.ring() != 0 {
         return exec.raise(Fault::Undefined);

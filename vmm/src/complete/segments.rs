@@ -47,42 +47,25 @@ impl Descriptor {
     /// Bytes minus one.
     fn limit(self) -> u64 {
         let raw = self.0 & 0xffff | self.0 >> 32 & 0xf_0000;
-        if self.0 >> 55 & 1 == 1 {
-            raw << 12 | 0xfff
-        } else {
-            raw
-        }
+        if self.0 >> 55 & 1 == 1 { raw << 12 | 0xfff } else { raw }
     }
 }
 
 /// LAR: access rights into a register.
 pub(super) fn lar(exec: &mut Exec, instruction: &Instruction) -> Result<(), Stop> {
     let systems = [TYPE_LDT, TYPE_TSS_AVAILABLE, TYPE_TSS_BUSY, TYPE_CALL_GATE];
-    load(exec, instruction, &systems, |descriptor| {
-        descriptor.0 >> 32 & 0x00ff_ff00
-    })
+    load(exec, instruction, &systems, |descriptor| descriptor.0 >> 32 & 0x00ff_ff00)
 }
 
 /// LSL: the limit in bytes into a register.
 pub(super) fn lsl(exec: &mut Exec, instruction: &Instruction) -> Result<(), Stop> {
-    load(
-        exec,
-        instruction,
-        &[TYPE_LDT, TYPE_TSS_AVAILABLE, TYPE_TSS_BUSY],
-        Descriptor::limit,
-    )
+    load(exec, instruction, &[TYPE_LDT, TYPE_TSS_AVAILABLE, TYPE_TSS_BUSY], Descriptor::limit)
 }
 
-fn load(
-    exec: &mut Exec,
-    instruction: &Instruction,
-    systems: &[u64],
-    value: fn(Descriptor) -> u64,
-) -> Result<(), Stop> {
+fn load(exec: &mut Exec, instruction: &Instruction, systems: &[u64], value: fn(Descriptor) -> u64) -> Result<(), Stop> {
     let selector = exec.operand(instruction, 1)? & 0xffff;
     let visible = visible(exec, selector)?;
-    let usable = visible
-        .filter(|descriptor| !descriptor.is_system() || systems.contains(&descriptor.kind()));
+    let usable = visible.filter(|descriptor| !descriptor.is_system() || systems.contains(&descriptor.kind()));
     if let Some(descriptor) = usable {
         exec.set_register(instruction.op0_register(), value(descriptor));
     }
@@ -120,12 +103,7 @@ fn visible(exec: &Exec, selector: u64) -> Result<Option<Descriptor>, Stop> {
     if null || offset + 7 > limit {
         return Ok(None);
     }
-    let mut area = Area::new(
-        exec.ram,
-        exec.paging()?,
-        base.wrapping_add(offset),
-        Access::Read,
-    );
+    let mut area = Area::new(exec.ram, exec.paging()?, base.wrapping_add(offset), Access::Read);
     let descriptor = Descriptor(area.read_int(0, 8)?);
     let visible = descriptor.is_conforming() || descriptor.dpl() >= selector & SELECTOR_RPL;
     Ok(visible.then_some(descriptor))

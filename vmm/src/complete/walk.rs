@@ -73,11 +73,7 @@ impl Paging {
         let long = sregs.efer & flags::EFER_LMA != 0 && sregs.cr0 & flags::CR0_PG != 0;
         long.then_some(Paging {
             root: sregs.cr3 & ADDRESS,
-            levels: if sregs.cr4 & flags::CR4_LA57 != 0 {
-                5
-            } else {
-                4
-            },
+            levels: if sregs.cr4 & flags::CR4_LA57 != 0 { 5 } else { 4 },
             write_protect: sregs.cr0 & flags::CR0_WP != 0,
             user_forbidden: sregs.cr4 & flags::CR4_SMAP != 0 && regs.rflags & flags::AC == 0,
             no_execute: sregs.efer & flags::EFER_NXE != 0,
@@ -91,20 +87,14 @@ impl Paging {
     }
 
     /// The guest-physical address of `address`; the page around it is RAM. Sets accessed and dirty bits unless peeking.
-    pub fn translate(
-        &self,
-        ram: &GuestRam,
-        address: u64,
-        access: Access,
-    ) -> Result<GuestAddress, WalkError> {
+    pub fn translate(&self, ram: &GuestRam, address: u64, access: Access) -> Result<GuestAddress, WalkError> {
         if !self.is_canonical(address) {
             return Err(WalkError::NotCanonical);
         }
         for _ in 0..MAX_WALKS {
             if let Some(physical) = self.walk(ram, address, access)? {
                 let page = GuestAddress(physical.0 & !(PAGE_SIZE - 1));
-                ram.get_slice(page, PAGE_SIZE as usize)
-                    .map_err(|_| WalkError::OutsideRam(physical.0))?;
+                ram.get_slice(page, PAGE_SIZE as usize).map_err(|_| WalkError::OutsideRam(physical.0))?;
                 return Ok(physical);
             }
         }
@@ -112,17 +102,8 @@ impl Paging {
     }
 
     /// One walk; `None` where an entry changed before its accessed or dirty bit could be set.
-    fn walk(
-        &self,
-        ram: &GuestRam,
-        address: u64,
-        access: Access,
-    ) -> Result<Option<GuestAddress>, WalkError> {
-        let write = if access == Access::Write {
-            fault_code::WRITE
-        } else {
-            0
-        };
+    fn walk(&self, ram: &GuestRam, address: u64, access: Access) -> Result<Option<GuestAddress>, WalkError> {
+        let write = if access == Access::Write { fault_code::WRITE } else { 0 };
         let mut seen = [(None, 0u64); 5];
         let mut rights = USER | WRITABLE;
         let mut table = self.root;
@@ -136,9 +117,7 @@ impl Paging {
             }
             let leaf = level == 0 || value & LARGE != 0;
             if self.has_reserved_bits(value, level) {
-                return Err(WalkError::Fault(
-                    write | fault_code::PRESENT | fault_code::RESERVED,
-                ));
+                return Err(WalkError::Fault(write | fault_code::PRESENT | fault_code::RESERVED));
             }
             rights &= value;
             seen[level as usize] = (Some(cell), value);
@@ -180,25 +159,16 @@ impl Paging {
 fn mark(seen: &[(Option<&AtomicU64>, u64)], leaf: usize, access: Access) -> bool {
     seen.iter().enumerate().rev().all(|(level, (cell, value))| {
         let Some(cell) = cell else { return true };
-        let dirty = if level == leaf && access == Access::Write {
-            DIRTY
-        } else {
-            0
-        };
+        let dirty = if level == leaf && access == Access::Write { DIRTY } else { 0 };
         let marked = value | ACCESSED | dirty;
-        marked == *value
-            || cell
-                .compare_exchange(*value, marked, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+        marked == *value || cell.compare_exchange(*value, marked, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     })
 }
 
 /// The paging-structure entry at `physical`, which is a multiple of 8.
 fn entry(ram: &GuestRam, physical: u64) -> Result<&AtomicU64, WalkError> {
     let outside = WalkError::OutsideRam(physical);
-    let slice = ram
-        .get_slice(GuestAddress(physical), 8)
-        .map_err(|_| outside)?;
+    let slice = ram.get_slice(GuestAddress(physical), 8).map_err(|_| outside)?;
     let pointer = slice.ptr_guard_mut().as_ptr().cast::<AtomicU64>();
     if !pointer.is_aligned() {
         return Err(outside);

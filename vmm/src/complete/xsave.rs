@@ -48,12 +48,7 @@ pub(super) enum Form {
 }
 
 /// XSAVE, XSAVEOPT, XSAVEC, XSAVES; `wide` is REX.W.
-pub(super) fn save(
-    exec: &mut Exec,
-    instruction: &Instruction,
-    form: Form,
-    wide: bool,
-) -> Result<(), Stop> {
+pub(super) fn save(exec: &mut Exec, instruction: &Instruction, form: Form, wide: bool) -> Result<(), Stop> {
     available(exec)?;
     let (base, stack) = operand(exec, instruction)?;
     let requested = requested(exec, form == Form::Supervisor)?;
@@ -64,34 +59,17 @@ pub(super) fn save(
     let buffer = &*exec.cpu.xsave_buffer();
     let used = in_use(buffer);
     let compacted = matches!(form, Form::Compacted | Form::Supervisor);
-    let saved = if form == Form::Standard {
-        requested
-    } else {
-        requested & used
-    };
+    let saved = if form == Form::Standard { requested } else { requested & used };
     // The compacting forms treat MXCSR as part of SSE; to the others it belongs to AVX as well.
-    let mxcsr = if compacted {
-        saved & STATE_SSE
-    } else {
-        requested & (STATE_SSE | STATE_AVX)
-    };
-    let copy = Copying {
-        layout,
-        components: saved,
-        compacted: compacted.then_some(requested | COMPACTED),
-        mxcsr: mxcsr != 0,
-    };
+    let mxcsr = if compacted { saved & STATE_SSE } else { requested & (STATE_SSE | STATE_AVX) };
+    let copy =
+        Copying { layout, components: saved, compacted: compacted.then_some(requested | COMPACTED), mxcsr: mxcsr != 0 };
     copy.pieces(|piece| area.touch(piece.area, piece.len))?;
     area.touch(HEADER, 16)?;
 
     copy.pieces(|piece| {
         // A processor has no component that the buffer has no room for; a guest gets zeros rather than a panic.
-        area.write(
-            piece.area,
-            buffer
-                .get(piece.buffer..piece.buffer + piece.len)
-                .unwrap_or(&[]),
-        )
+        area.write(piece.area, buffer.get(piece.buffer..piece.buffer + piece.len).unwrap_or(&[]))
     })?;
     if saved & STATE_X87 != 0 && !wide {
         for (at, len) in POINTER_TOPS {
@@ -110,12 +88,7 @@ pub(super) fn save(
 }
 
 /// XRSTOR and, with `supervisor`, XRSTORS; `wide` is REX.W.
-pub(super) fn restore(
-    exec: &mut Exec,
-    instruction: &Instruction,
-    supervisor: bool,
-    wide: bool,
-) -> Result<(), Stop> {
+pub(super) fn restore(exec: &mut Exec, instruction: &Instruction, supervisor: bool, wide: bool) -> Result<(), Stop> {
     available(exec)?;
     let (base, stack) = operand(exec, instruction)?;
     let paging = *exec.paging()?;
@@ -130,28 +103,16 @@ pub(super) fn restore(
     let loaded = requested & header.present;
     let layout = exec.cpu.layout();
     if loaded & !layout.user != 0 {
-        return Err(CompleteError::SupervisorState {
-            components: loaded & !layout.user,
-        }
-        .into());
+        return Err(CompleteError::SupervisorState { components: loaded & !layout.user }.into());
     }
     let sets_mxcsr = match header.compacted {
         Some(_) => requested & STATE_SSE,
         None => requested & (STATE_SSE | STATE_AVX),
     } != 0;
     let from_area = sets_mxcsr && (header.compacted.is_none() || loaded & STATE_SSE != 0);
-    let copy = Copying {
-        layout,
-        components: loaded,
-        compacted: header.compacted,
-        mxcsr: from_area,
-    };
+    let copy = Copying { layout, components: loaded, compacted: header.compacted, mxcsr: from_area };
     copy.pieces(|piece| area.touch(piece.area, piece.len))?;
-    let mxcsr = if from_area {
-        Some(read_mxcsr(&area, layout)?)
-    } else {
-        sets_mxcsr.then_some(MXCSR_DEFAULT)
-    };
+    let mxcsr = if from_area { Some(read_mxcsr(&area, layout)?) } else { sets_mxcsr.then_some(MXCSR_DEFAULT) };
 
     let kept = if requested & layout.user == layout.user {
         // Everything is replaced, which saves asking for what there is.
@@ -161,12 +122,10 @@ pub(super) fn restore(
         in_use(exec.cpu.load_xsave().state("extended state")?) & !requested
     };
     let buffer = exec.cpu.xsave_buffer();
-    copy.pieces(
-        |piece| match buffer.get_mut(piece.buffer..piece.buffer + piece.len) {
-            Some(part) => area.read(piece.area, part),
-            None => Ok(()),
-        },
-    )?;
+    copy.pieces(|piece| match buffer.get_mut(piece.buffer..piece.buffer + piece.len) {
+        Some(part) => area.read(piece.area, part),
+        None => Ok(()),
+    })?;
     if loaded & STATE_X87 != 0 && !wide {
         for (at, len) in POINTER_TOPS {
             buffer[at..at + len].fill(0);
@@ -188,11 +147,7 @@ pub(super) fn restore(
 pub(super) fn in_use(buffer: &[u8]) -> u64 {
     let listed = int(buffer, HEADER);
     let mxcsr = int(buffer, MXCSR) as u32;
-    if mxcsr == MXCSR_DEFAULT {
-        listed
-    } else {
-        listed | STATE_SSE
-    }
+    if mxcsr == MXCSR_DEFAULT { listed } else { listed | STATE_SSE }
 }
 
 /// Lists components in the buffer's XSTATE_BV.
@@ -275,19 +230,14 @@ impl Header {
         let compacted = layout & COMPACTED != 0;
         let valid = if compacted {
             let components = layout & !COMPACTED;
-            components & !enabled == 0
-                && present & !components == 0
-                && raw[16..].iter().all(|b| *b == 0)
+            components & !enabled == 0 && present & !components == 0 && raw[16..].iter().all(|b| *b == 0)
         } else {
             !supervisor && present & !enabled == 0 && raw[8..24].iter().all(|b| *b == 0)
         };
         if !valid {
             return Err(Fault::Protection.into());
         }
-        Ok(Header {
-            present,
-            compacted: compacted.then_some(layout),
-        })
+        Ok(Header { present, compacted: compacted.then_some(layout) })
     }
 }
 
@@ -318,22 +268,11 @@ impl Copying<'_> {
         ];
         for (wanted, (at, len)) in legacy {
             if wanted {
-                each(Piece {
-                    area: at,
-                    buffer: at,
-                    len,
-                })?;
+                each(Piece { area: at, buffer: at, len })?;
             }
         }
-        for place in self
-            .layout
-            .places(self.components & self.layout.user, self.compacted)
-        {
-            each(Piece {
-                area: place.area,
-                buffer: place.standard,
-                len: place.size,
-            })?;
+        for place in self.layout.places(self.components & self.layout.user, self.compacted) {
+            each(Piece { area: place.area, buffer: place.standard, len: place.size })?;
         }
         Ok(())
     }

@@ -125,7 +125,9 @@ impl Vcpu {
                 KVM_SYSTEM_EVENT_SHUTDOWN => Next::End(Ended::Guest(ExitReason::PowerOff)),
                 KVM_SYSTEM_EVENT_RESET => Next::End(Ended::Guest(ExitReason::Reset)),
                 KVM_SYSTEM_EVENT_CRASH => Next::End(Ended::Guest(ExitReason::Panic)),
-                other => Next::End(Ended::Failed(VcpuError::Unexpected { index, exit: format!("system event {other}") })),
+                other => {
+                    Next::End(Ended::Failed(VcpuError::Unexpected { index, exit: format!("system event {other}") }))
+                }
             },
             Ok(VcpuExit::FailEntry(reason, _)) => Next::End(Ended::Failed(VcpuError::FailEntry { index, reason })),
             Ok(other) => {

@@ -71,11 +71,7 @@ fn emms_empties_the_registers() {
 fn fild_pushes() {
     let mut guest = Guest::new();
     // 1 is 0x3fff:8000…, -6 is 0xc001:c000….
-    for (value, expected) in [
-        (1_i32, 0x3fff_8000_0000_0000_0000_u128),
-        (-6, 0xc001_c000_0000_0000_0000),
-        (0, 0),
-    ] {
+    for (value, expected) in [(1_i32, 0x3fff_8000_0000_0000_0000_u128), (-6, 0xc001_c000_0000_0000_0000), (0, 0)] {
         guest.poke(DATA, u64::from(value as u32));
         guest.executes(&FILD);
         assert_eq!(guest.top(), expected);

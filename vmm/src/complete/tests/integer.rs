@@ -33,10 +33,7 @@ fn popcnt_counts_by_operand_size() {
     }
     guest.cpu.regs.rcx = 0;
     guest.executes(&[0xf3, 0x4c, 0x0f, 0xb8, 0xc9]);
-    assert_eq!(
-        (guest.cpu.regs.r9, guest.cpu.regs.rflags),
-        (0, 2 | flags::ZF)
-    );
+    assert_eq!((guest.cpu.regs.r9, guest.cpu.regs.rflags), (0, 2 | flags::ZF));
 }
 
 #[test]
@@ -86,10 +83,7 @@ fn crc32_is_castagnoli() {
     guest.executes(&[0xf2, 0x0f, 0x38, 0xf0, 0xc5]);
     assert_eq!(guest.cpu.regs.rax, u64::from(!0xe306_9283_u32));
     // The same, from memory, by 4 bytes, 4 bytes and 1 byte.
-    guest
-        .ram
-        .write_slice(b"123456789", GuestAddress(DATA))
-        .unwrap();
+    guest.ram.write_slice(b"123456789", GuestAddress(DATA)).unwrap();
     guest.cpu.regs.rax = 0xffff_ffff;
     guest.executes(&[0xf2, 0x0f, 0x38, 0xf1, 0x07]);
     guest.executes(&[0xf2, 0x0f, 0x38, 0xf1, 0x47, 0x04]);
@@ -111,14 +105,7 @@ fn cmpxchg16b_swaps_or_loads() {
     assert_eq!(guest.cpu.regs.rflags, 2 | flags::ZF);
     guest.executes(&CMPXCHG16B);
     assert_eq!((guest.peek(DATA), guest.peek(DATA + 8)), (3, 4));
-    assert_eq!(
-        (
-            guest.cpu.regs.rax,
-            guest.cpu.regs.rdx,
-            guest.cpu.regs.rflags
-        ),
-        (3, 4, 2)
-    );
+    assert_eq!((guest.cpu.regs.rax, guest.cpu.regs.rdx, guest.cpu.regs.rflags), (3, 4, 2));
 }
 
 #[test]
@@ -164,10 +151,7 @@ fn cmpxchg16b_is_atomic_between_threads() {
             });
         }
     });
-    assert_eq!(
-        (ram.peek(DATA), ram.peek(DATA + 8)),
-        (2 * ROUNDS, 2 * ROUNDS)
-    );
+    assert_eq!((ram.peek(DATA), ram.peek(DATA + 8)), (2 * ROUNDS, 2 * ROUNDS));
 }
 
 #[test]
@@ -220,39 +204,21 @@ fn lsl_and_lar_read_descriptors() {
         guest.cpu.regs.rax = 0x77;
         guest.cpu.regs.rcx = selector;
         guest.executes(code);
-        assert_eq!(
-            guest.cpu.regs.rax,
-            expected.unwrap_or(0x77),
-            "{selector:#x}"
-        );
-        assert_eq!(
-            guest.cpu.regs.rflags & flags::ZF != 0,
-            expected.is_some(),
-            "{selector:#x}"
-        );
+        assert_eq!(guest.cpu.regs.rax, expected.unwrap_or(0x77), "{selector:#x}");
+        assert_eq!(guest.cpu.regs.rflags & flags::ZF != 0, expected.is_some(), "{selector:#x}");
     }
 }
 
 #[test]
 fn verr_and_verw_say_what_is_allowed() {
     let mut guest = with_descriptors();
-    let allowed = [
-        (1, true, false),
-        (2, true, true),
-        (4, true, false),
-        (5, false, false),
-        (6, false, false),
-        (0, false, false),
-    ];
+    let allowed =
+        [(1, true, false), (2, true, true), (4, true, false), (5, false, false), (6, false, false), (0, false, false)];
     for (index, read, write) in allowed {
         guest.poke(DATA, index * 8);
         for (code, expected) in [([0x0f, 0x00, 0x27], read), ([0x0f, 0x00, 0x2f], write)] {
             guest.executes(&code);
-            assert_eq!(
-                guest.cpu.regs.rflags & flags::ZF != 0,
-                expected,
-                "descriptor {index}, {code:x?}"
-            );
+            assert_eq!(guest.cpu.regs.rflags & flags::ZF != 0, expected, "descriptor {index}, {code:x?}");
         }
     }
     guest.map(GDT, 0);

@@ -3,9 +3,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-use kvm_bindings::{
-    KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryBackend;
 
@@ -48,26 +46,15 @@ impl Machine {
             // SAFETY: the memory is the guest's own and lives as long as the VM, which is never run without it.
             unsafe { vm.set_user_memory_region(slot) }.unwrap();
         }
-        let cap = kvm_enable_cap {
-            cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
-            args: [1, 0, 0, 0],
-            ..Default::default()
-        };
+        let cap = kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, args: [1, 0, 0, 0], ..Default::default() };
         vm.enable_cap(&cap).unwrap();
         let mut fd = vm.create_vcpu(0).unwrap();
-        fd.set_cpuid2(&kvm.get_supported_cpuid(256).unwrap())
-            .unwrap();
+        fd.set_cpuid2(&kvm.get_supported_cpuid(256).unwrap()).unwrap();
         if sync && !enable_register_sync(&vm, &mut fd) {
             eprintln!("SKIPPED in part: this KVM has no register sync");
         }
         let scratch = XsaveScratch::new(&vm).unwrap();
-        let mut machine = Machine {
-            guest,
-            fd,
-            scratch,
-            completed: 0,
-            _vm: vm,
-        };
+        let mut machine = Machine { guest, fd, scratch, completed: 0, _vm: vm };
         machine.lay_out();
         machine
     }
@@ -77,10 +64,7 @@ impl Machine {
         guest.map(ABSENT, 0);
         for vector in 0..32 {
             let handler = HANDLERS + vector * 16;
-            guest.poke(
-                IDT + vector * 16,
-                handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48,
-            );
+            guest.poke(IDT + vector * 16, handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48);
             guest.poke(handler, 0xf4);
         }
         guest.poke(GDT + 8, 0x00af_9b00_0000_ffff);
@@ -90,13 +74,7 @@ impl Machine {
         (sregs.cr0, sregs.cr3, sregs.efer) = (ours.cr0, ours.cr3, ours.efer);
         sregs.cr4 = ours.cr4 | 1 << 10;
         sregs.cs = ours.cs;
-        for data in [
-            &mut sregs.ds,
-            &mut sregs.es,
-            &mut sregs.fs,
-            &mut sregs.gs,
-            &mut sregs.ss,
-        ] {
+        for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
             *data = ours.ss;
         }
         (sregs.gdt.base, sregs.gdt.limit) = (GDT, 23);
@@ -110,19 +88,13 @@ impl Machine {
 
     /// Runs `code` and a HLT; the vector of the exception that it ended with, if any.
     fn run(&mut self, code: &[u8]) -> Option<u64> {
-        self.guest
-            .ram
-            .write_slice(&[code, &[0xf4]].concat(), GuestAddress(CODE))
-            .unwrap();
+        self.guest.ram.write_slice(&[code, &[0xf4]].concat(), GuestAddress(CODE)).unwrap();
         self.guest.cpu.regs.rip = CODE;
         self.fd.set_regs(&self.guest.cpu.regs).unwrap();
         for _ in 0..MAX_EXITS {
             match self.fd.run().unwrap() {
                 VcpuExit::Hlt => {
-                    let rip = KvmVcpu::new(&mut self.fd, &mut self.scratch)
-                        .regs()
-                        .unwrap()
-                        .rip;
+                    let rip = KvmVcpu::new(&mut self.fd, &mut self.scratch).regs().unwrap().rip;
                     let handled = (HANDLERS..HANDLERS + 32 * 16).contains(&rip);
                     return handled.then_some((rip - 1).wrapping_sub(HANDLERS) / 16);
                 }
@@ -130,10 +102,7 @@ impl Machine {
                     let bytes = instruction_bytes(self.fd.get_kvm_run());
                     let mut cpu = KvmVcpu::new(&mut self.fd, &mut self.scratch);
                     if let Err(e) = complete(&mut cpu, &self.guest.ram, bytes.as_deref()) {
-                        panic!(
-                            "{e}\n{}",
-                            describe_failure(&mut cpu, &self.guest.ram, bytes.as_deref())
-                        );
+                        panic!("{e}\n{}", describe_failure(&mut cpu, &self.guest.ram, bytes.as_deref()));
                     }
                     self.completed += 1;
                 }
@@ -144,17 +113,12 @@ impl Machine {
     }
 
     fn regs(&mut self) -> kvm_regs {
-        KvmVcpu::new(&mut self.fd, &mut self.scratch)
-            .regs()
-            .unwrap()
+        KvmVcpu::new(&mut self.fd, &mut self.scratch).regs().unwrap()
     }
 
     /// The extended state up to the end of AVX.
     fn extended(&mut self) -> Vec<u8> {
-        KvmVcpu::new(&mut self.fd, &mut self.scratch)
-            .load_xsave()
-            .unwrap()[..832]
-            .to_vec()
+        KvmVcpu::new(&mut self.fd, &mut self.scratch).load_xsave().unwrap()[..832].to_vec()
     }
 
     /// Fills x87, SSE and AVX state.
@@ -177,11 +141,7 @@ impl Machine {
 }
 
 fn features() -> u64 {
-    if std::arch::is_x86_feature_detected!("avx") {
-        7
-    } else {
-        3
-    }
+    if std::arch::is_x86_feature_detected!("avx") { 7 } else { 3 }
 }
 
 /// Runs `test` with registers by ioctl and by `kvm_run`, or says why not.
@@ -193,10 +153,7 @@ fn on_kvm(test: impl Fn(&mut Machine)) {
     for sync in [false, true] {
         let mut machine = Machine::new(&kvm, sync);
         test(&mut machine);
-        eprintln!(
-            "register sync {sync}: {} instructions completed in user space",
-            machine.completed
-        );
+        eprintln!("register sync {sync}: {} instructions completed in user space", machine.completed);
     }
 }
 
@@ -205,40 +162,24 @@ fn integers_and_flags() {
     on_kvm(|machine| {
         machine.guest.cpu.regs.rcx = 0xff;
         // popcnt %rcx,%rax; crc32q %rcx,%rdx
-        assert_eq!(
-            machine.run(&[
-                0xf3, 0x48, 0x0f, 0xb8, 0xc1, 0xf2, 0x48, 0x0f, 0x38, 0xf1, 0xd1
-            ]),
-            None
-        );
-        let expected = (0..64).fold(0xff_u64, |crc, _| {
-            crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 }
-        });
+        assert_eq!(machine.run(&[0xf3, 0x48, 0x0f, 0xb8, 0xc1, 0xf2, 0x48, 0x0f, 0x38, 0xf1, 0xd1]), None);
+        let expected = (0..64).fold(0xff_u64, |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 });
         let regs = machine.regs();
         assert_eq!((regs.rax, regs.rdx), (8, expected));
         machine.guest.cpu.regs.rcx = 4;
         machine.guest.cpu.regs.rbx = 3;
         assert_eq!(machine.run(&[0xf0, 0x48, 0x0f, 0xc7, 0x0f]), None);
-        assert_eq!(
-            (machine.guest.peek(DATA), machine.guest.peek(DATA + 8)),
-            (3, 4)
-        );
+        assert_eq!((machine.guest.peek(DATA), machine.guest.peek(DATA + 8)), (3, 4));
         if __cpuid_count(7, 0).ebx & 1 << 20 != 0 {
             // stac; pushfq; pop %rax; clac; pushfq; pop %rdx
-            assert_eq!(
-                machine.run(&[0x0f, 0x01, 0xcb, 0x9c, 0x58, 0x0f, 0x01, 0xca, 0x9c, 0x5a]),
-                None
-            );
+            assert_eq!(machine.run(&[0x0f, 0x01, 0xcb, 0x9c, 0x58, 0x0f, 0x01, 0xca, 0x9c, 0x5a]), None);
             let regs = machine.regs();
             assert_eq!((regs.rax & flags::AC, regs.rdx & flags::AC), (flags::AC, 0));
         }
         // lsl %cx,%rax; verw of the code segment at (%rdi)
         machine.guest.cpu.regs.rcx = 16;
         machine.guest.poke(DATA, 8);
-        assert_eq!(
-            machine.run(&[0x48, 0x0f, 0x03, 0xc1, 0x0f, 0x00, 0x2f]),
-            None
-        );
+        assert_eq!(machine.run(&[0x48, 0x0f, 0x03, 0xc1, 0x0f, 0x00, 0x2f]), None);
         let regs = machine.regs();
         assert_eq!((regs.rax, regs.rflags & flags::ZF), (0xffff_ffff, 0));
     });
@@ -250,10 +191,7 @@ fn fpu_control() {
         machine.guest.poke(DATA, 0x3f80);
         machine.guest.cpu.regs.rsi = RESULT;
         // fninit; fnclex; emms; fwait; fnstsw %ax; ldmxcsr (%rdi); stmxcsr (%rsi)
-        let code = [
-            0xdb, 0xe3, 0xdb, 0xe2, 0x0f, 0x77, 0x9b, 0xdf, 0xe0, 0x0f, 0xae, 0x17, 0x0f, 0xae,
-            0x1e,
-        ];
+        let code = [0xdb, 0xe3, 0xdb, 0xe2, 0x0f, 0x77, 0x9b, 0xdf, 0xe0, 0x0f, 0xae, 0x17, 0x0f, 0xae, 0x1e];
         assert_eq!(machine.run(&code), None);
         assert_eq!(machine.guest.peek(RESULT), 0x3f80);
         assert_eq!(machine.regs().rax, 0);
@@ -270,21 +208,9 @@ fn extended_state_goes_there_and_back() {
     let optional = __cpuid_count(0xd, 1).eax;
     let pairs: [(&[u8], &[u8], bool); 4] = [
         (&[0x48, 0x0f, 0xae, 0x27], &[0x48, 0x0f, 0xae, 0x2f], true),
-        (
-            &[0x48, 0x0f, 0xae, 0x37],
-            &[0x48, 0x0f, 0xae, 0x2f],
-            optional & 1 != 0,
-        ),
-        (
-            &[0x48, 0x0f, 0xc7, 0x27],
-            &[0x48, 0x0f, 0xae, 0x2f],
-            optional & 2 != 0,
-        ),
-        (
-            &[0x48, 0x0f, 0xc7, 0x2f],
-            &[0x48, 0x0f, 0xc7, 0x1f],
-            optional & 8 != 0,
-        ),
+        (&[0x48, 0x0f, 0xae, 0x37], &[0x48, 0x0f, 0xae, 0x2f], optional & 1 != 0),
+        (&[0x48, 0x0f, 0xc7, 0x27], &[0x48, 0x0f, 0xae, 0x2f], optional & 2 != 0),
+        (&[0x48, 0x0f, 0xc7, 0x2f], &[0x48, 0x0f, 0xc7, 0x1f], optional & 8 != 0),
     ];
     on_kvm(|machine| {
         machine.guest.cpu.regs.rdi = AREA;
@@ -292,11 +218,7 @@ fn extended_state_goes_there_and_back() {
         (machine.guest.cpu.regs.rax, machine.guest.cpu.regs.rdx) = (u64::MAX, u64::MAX);
         for (save, restore, _) in pairs.iter().filter(|(_, _, there)| *there) {
             // An area in which everything is initial.
-            machine
-                .guest
-                .ram
-                .write_slice(&[0; 4096], GuestAddress(DATA))
-                .unwrap();
+            machine.guest.ram.write_slice(&[0; 4096], GuestAddress(DATA)).unwrap();
             machine.guest.poke(DATA + 24, 0x1f80);
             machine.fill_extended();
             let before = machine.extended();
@@ -309,11 +231,7 @@ fn extended_state_goes_there_and_back() {
             assert_eq!(machine.run(restore), None);
             let after = machine.extended();
             // Without the software-reserved bytes, in which KVM keeps what it likes.
-            assert_eq!(
-                (&after[..416], &after[512..]),
-                (&before[..416], &before[512..]),
-                "{save:x?}"
-            );
+            assert_eq!((&after[..416], &after[512..]), (&before[..416], &before[512..]), "{save:x?}");
         }
     });
 }
@@ -330,33 +248,16 @@ fn exceptions_reach_the_guest() {
         // A page fault: CR2 and an error code that says "write".
         (machine.guest.cpu.regs.rax, machine.guest.cpu.regs.rdx) = (u64::MAX, u64::MAX);
         machine.guest.cpu.regs.rdi = ABSENT;
-        assert_eq!(
-            machine.run(&[0x48, 0x0f, 0xae, 0x27]),
-            Some(u64::from(VECTOR_PF))
-        );
-        assert_eq!(
-            (
-                machine.guest.peek(STACK - 48),
-                machine.guest.peek(STACK - 40)
-            ),
-            (2, CODE)
-        );
-        let cr2 = KvmVcpu::new(&mut machine.fd, &mut machine.scratch)
-            .sregs()
-            .unwrap()
-            .cr2;
+        assert_eq!(machine.run(&[0x48, 0x0f, 0xae, 0x27]), Some(u64::from(VECTOR_PF)));
+        assert_eq!((machine.guest.peek(STACK - 48), machine.guest.peek(STACK - 40)), (2, CODE));
+        let cr2 = KvmVcpu::new(&mut machine.fd, &mut machine.scratch).sregs().unwrap().cr2;
         assert_eq!(cr2, ABSENT);
         // A header that XRSTOR does not take, and a task switch.
         machine.guest.cpu.regs.rdi = AREA;
         machine.guest.poke(AREA + 520, 1);
-        assert_eq!(
-            machine.run(&[0x48, 0x0f, 0xae, 0x2f]),
-            Some(u64::from(VECTOR_GP))
-        );
+        assert_eq!(machine.run(&[0x48, 0x0f, 0xae, 0x2f]), Some(u64::from(VECTOR_GP)));
         // mov %cr0,%rax; or $8,%al; mov %rax,%cr0; xsave64 (%rdi)
-        let code = [
-            0x0f, 0x20, 0xc0, 0x0c, 0x08, 0x0f, 0x22, 0xc0, 0x48, 0x0f, 0xae, 0x27,
-        ];
+        let code = [0x0f, 0x20, 0xc0, 0x0c, 0x08, 0x0f, 0x22, 0xc0, 0x48, 0x0f, 0xae, 0x27];
         assert_eq!(machine.run(&code), Some(u64::from(VECTOR_NM)));
     });
 }

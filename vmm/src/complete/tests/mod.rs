@@ -14,9 +14,7 @@ use devices::GuestRam;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{
-    CompleteError, Completion, Component, VcpuState, XsaveLayout, complete, describe_failure, flags,
-};
+use super::{CompleteError, Completion, Component, VcpuState, XsaveLayout, complete, describe_failure, flags};
 
 /// Where the guest's things are, physically; all of it is mapped 1:1 as supervisor pages of 4 KiB.
 const RAM_SIZE: usize = 1 << 20;
@@ -50,37 +48,12 @@ fn layout() -> &'static XsaveLayout {
     static LAYOUT: OnceLock<XsaveLayout> = OnceLock::new();
     LAYOUT.get_or_init(|| {
         let mut components = [Component::default(); 63];
-        components[2] = Component {
-            offset: 576,
-            size: 256,
-            aligned: false,
-        };
-        components[5] = Component {
-            offset: 832,
-            size: 64,
-            aligned: false,
-        };
-        components[6] = Component {
-            offset: 896,
-            size: 512,
-            aligned: true,
-        };
-        components[7] = Component {
-            offset: 1408,
-            size: 1024,
-            aligned: true,
-        };
-        components[11] = Component {
-            offset: 0,
-            size: 16,
-            aligned: false,
-        };
-        XsaveLayout {
-            components,
-            user: 0xe7,
-            supervisor: 1 << 11,
-            mxcsr_mask: 0xffff,
-        }
+        components[2] = Component { offset: 576, size: 256, aligned: false };
+        components[5] = Component { offset: 832, size: 64, aligned: false };
+        components[6] = Component { offset: 896, size: 512, aligned: true };
+        components[7] = Component { offset: 1408, size: 1024, aligned: true };
+        components[11] = Component { offset: 0, size: 16, aligned: false };
+        XsaveLayout { components, user: 0xe7, supervisor: 1 << 11, mxcsr_mask: 0xffff }
     })
 }
 
@@ -141,9 +114,7 @@ impl VcpuState for FakeCpu {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut state = initial_state();
-        let mut take = |from: usize, len: usize| {
-            state[from..from + len].copy_from_slice(&new[from..from + len])
-        };
+        let mut take = |from: usize, len: usize| state[from..from + len].copy_from_slice(&new[from..from + len]);
         take(512, 8);
         if present & 1 != 0 {
             take(0, 24);
@@ -187,39 +158,17 @@ struct Guest {
 impl Guest {
     fn new() -> Guest {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), RAM_SIZE)]).unwrap();
-        let segment = kvm_segment {
-            present: 1,
-            s: 1,
-            g: 1,
-            limit: u32::MAX,
-            ..Default::default()
-        };
+        let segment = kvm_segment { present: 1, s: 1, g: 1, limit: u32::MAX, ..Default::default() };
         let sregs = kvm_sregs {
             cr0: 0x8005_0033,
             cr3: PML4,
             cr4: 1 << 5 | flags::CR4_OSFXSR | flags::CR4_OSXSAVE,
             efer: 0xd01,
-            cs: kvm_segment {
-                selector: 8,
-                type_: 11,
-                l: 1,
-                ..segment
-            },
-            ss: kvm_segment {
-                selector: 16,
-                type_: 3,
-                db: 1,
-                ..segment
-            },
+            cs: kvm_segment { selector: 8, type_: 11, l: 1, ..segment },
+            ss: kvm_segment { selector: 16, type_: 3, db: 1, ..segment },
             ..Default::default()
         };
-        let regs = kvm_regs {
-            rip: CODE,
-            rsp: STACK,
-            rdi: DATA,
-            rflags: 2,
-            ..Default::default()
-        };
+        let regs = kvm_regs { rip: CODE, rsp: STACK, rdi: DATA, rflags: 2, ..Default::default() };
         let cpu = FakeCpu {
             regs,
             sregs,
@@ -258,9 +207,7 @@ impl Guest {
 
     fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.ram
-            .read_slice(&mut bytes, GuestAddress(address))
-            .unwrap();
+        self.ram.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
 
@@ -286,10 +233,7 @@ impl Guest {
         assert!(self.cpu.state == state, "extended state changed");
         let exception = self.cpu.events.exception;
         assert_eq!((exception.injected, exception.nr), (1, vector));
-        assert_eq!(
-            (exception.has_error_code != 0).then_some(exception.error_code),
-            error_code
-        );
+        assert_eq!((exception.has_error_code != 0).then_some(exception.error_code), error_code);
         self.cpu.events = kvm_vcpu_events::default();
     }
 }
@@ -300,16 +244,10 @@ fn int3_traps_behind_itself() {
     // What an older KVM has queued for the instruction that it did not know.
     guest.cpu.events.exception.injected = 1;
     guest.cpu.events.exception.nr = VECTOR_UD;
-    assert_eq!(
-        guest.run(&[0xcc]).unwrap(),
-        Completion::Raised { vector: VECTOR_BP }
-    );
+    assert_eq!(guest.run(&[0xcc]).unwrap(), Completion::Raised { vector: VECTOR_BP });
     assert_eq!(guest.cpu.regs.rip, CODE + 1);
     let exception = guest.cpu.events.exception;
-    assert_eq!(
-        (exception.injected, exception.nr, exception.has_error_code),
-        (1, VECTOR_BP, 0)
-    );
+    assert_eq!((exception.injected, exception.nr, exception.has_error_code), (1, VECTOR_BP, 0));
 }
 
 #[test]
@@ -333,22 +271,11 @@ fn the_unknown_ends_the_vm_with_its_name() {
     let regs = guest.cpu.regs;
     let error = guest.run(&[0x66, 0x0f, 0xef, 0xc1]).unwrap_err();
     assert!(error.to_string().contains("pxor"), "{error}");
-    let error = guest.run(&[
-        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-    ]);
+    let error = guest.run(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
     // Given bytes that are no instruction, memory decides: there, zeros are an ADD.
-    assert!(
-        matches!(error, Err(CompleteError::Unsupported { .. })),
-        "{error:?}"
-    );
-    guest
-        .ram
-        .write_slice(&[0x0f, 0x3d], GuestAddress(CODE))
-        .unwrap();
-    assert!(matches!(
-        guest.run(&[]),
-        Err(CompleteError::Undecodable { rip: CODE, .. })
-    ));
+    assert!(matches!(error, Err(CompleteError::Unsupported { .. })), "{error:?}");
+    guest.ram.write_slice(&[0x0f, 0x3d], GuestAddress(CODE)).unwrap();
+    assert!(matches!(guest.run(&[]), Err(CompleteError::Undecodable { rip: CODE, .. })));
     assert_eq!(guest.cpu.regs, regs);
 }
 
@@ -357,41 +284,26 @@ fn the_instruction_is_read_from_memory_where_kvm_is_silent() {
     let mut guest = Guest::new();
     // Across a page boundary, whose second half KVM's own fetch may have missed.
     guest.cpu.regs.rip = CODE + 0xffe;
-    guest
-        .ram
-        .write_slice(&[0x0f, 0x01, 0xcb], GuestAddress(CODE + 0xffe))
-        .unwrap();
+    guest.ram.write_slice(&[0x0f, 0x01, 0xcb], GuestAddress(CODE + 0xffe)).unwrap();
     for given in [None, Some(&[0x0f, 0x01][..])] {
         guest.cpu.regs.rip = CODE + 0xffe;
         guest.cpu.regs.rflags = 2;
-        assert_eq!(
-            complete(&mut guest.cpu, &guest.ram, given).unwrap(),
-            Completion::Executed
-        );
+        assert_eq!(complete(&mut guest.cpu, &guest.ram, given).unwrap(), Completion::Executed);
         assert_eq!(guest.cpu.regs.rflags, 2 | flags::AC);
     }
     guest.cpu.regs.rip = CODE + 0xffe;
     guest.map(CODE + 0x1000, 0);
-    assert!(matches!(
-        complete(&mut guest.cpu, &guest.ram, None),
-        Err(CompleteError::Fetch { .. })
-    ));
+    assert!(matches!(complete(&mut guest.cpu, &guest.ram, None), Err(CompleteError::Fetch { .. })));
 }
 
 #[test]
 fn only_64_bit_mode_is_completed() {
     let mut guest = Guest::new();
     guest.cpu.sregs.cs.l = 0;
-    assert!(matches!(
-        guest.run(&[0xcc]),
-        Err(CompleteError::NotLongMode { .. })
-    ));
+    assert!(matches!(guest.run(&[0xcc]), Err(CompleteError::NotLongMode { .. })));
     guest.cpu.sregs.cs.l = 1;
     guest.cpu.sregs.cr0 &= !flags::CR0_PG;
-    assert!(matches!(
-        guest.run(&[0xcc]),
-        Err(CompleteError::NotLongMode { .. })
-    ));
+    assert!(matches!(guest.run(&[0xcc]), Err(CompleteError::NotLongMode { .. })));
     let report = describe_failure(&mut guest.cpu, &guest.ram, None);
     assert!(report.contains("not in long mode"), "{report}");
 }
@@ -405,36 +317,18 @@ fn the_report_has_instruction_registers_and_backtrace() {
     guest.poke(STACK + 0x40, 0);
     guest.poke(STACK + 0x48, 0xffff_ffff_8100_5678);
     guest.poke(STACK + 0x58, 0xffff_ffff_8222_0000);
-    let report = describe_failure(
-        &mut guest.cpu,
-        &guest.ram,
-        Some(&[0x66, 0x0f, 0xef, 0xc1, 0x90]),
-    );
-    assert!(
-        report.contains("instruction: pxor %xmm1,%xmm0 ([66, 0f, ef, c1])"),
-        "{report}"
-    );
+    let report = describe_failure(&mut guest.cpu, &guest.ram, Some(&[0x66, 0x0f, 0xef, 0xc1, 0x90]));
+    assert!(report.contains("instruction: pxor %xmm1,%xmm0 ([66, 0f, ef, c1])"), "{report}");
     assert!(report.contains(&format!("rip {CODE:016x}")), "{report}");
-    assert!(
-        report.contains("(frames): ffffffff81001234 ffffffff81005678\n"),
-        "{report}"
-    );
-    assert!(
-        report.contains("kernel text: ffffffff81001234 ffffffff81005678 ffffffff82220000"),
-        "{report}"
-    );
+    assert!(report.contains("(frames): ffffffff81001234 ffffffff81005678\n"), "{report}");
+    assert!(report.contains("kernel text: ffffffff81001234 ffffffff81005678 ffffffff82220000"), "{report}");
 }
 
 #[test]
 fn the_report_bears_a_stack_that_leads_nowhere() {
     let mut guest = Guest::new();
     // A frame that is its own caller, one that leaves memory, and addresses that wrap.
-    for (rbp, rsp) in [
-        (STACK, STACK),
-        (0x7fff_0000_0000, 0),
-        (u64::MAX, u64::MAX - 3),
-        (1 << 63, 1 << 63),
-    ] {
+    for (rbp, rsp) in [(STACK, STACK), (0x7fff_0000_0000, 0), (u64::MAX, u64::MAX - 3), (1 << 63, 1 << 63)] {
         guest.poke(STACK, STACK);
         (guest.cpu.regs.rbp, guest.cpu.regs.rsp) = (rbp, rsp);
         let report = describe_failure(&mut guest.cpu, &guest.ram, None);

@@ -38,9 +38,7 @@ impl Guest {
     }
 
     fn clear_area(&self, byte: u8) {
-        self.ram
-            .write_slice(&[byte; 4096], GuestAddress(DATA))
-            .unwrap();
+        self.ram.write_slice(&[byte; 4096], GuestAddress(DATA)).unwrap();
     }
 
     /// Makes the vCPU's extended state initial.
@@ -73,26 +71,12 @@ fn each_pair_carries_the_state_there_and_back() {
             let mxcsr = sse || save != XSAVEC64 && save != XSAVES64 && requested & 4 != 0;
             let expected = requested | if mxcsr { 2 } else { 0 };
             assert_eq!(int(after, 512), expected, "{save:x?} {components:x}");
-            assert_eq!(
-                after[24..28] == before[24..28],
-                mxcsr,
-                "{save:x?} {components:x}"
-            );
-            for (number, from, len) in [
-                (0, 0, 24),
-                (0, 32, 128),
-                (1, 160, 256),
-                (2, 576, 256),
-                (5, 832, 64),
-                (6, 896, 512),
-                (7, 1408, 1024),
-            ] {
+            assert_eq!(after[24..28] == before[24..28], mxcsr, "{save:x?} {components:x}");
+            for (number, from, len) in
+                [(0, 0, 24), (0, 32, 128), (1, 160, 256), (2, 576, 256), (5, 832, 64), (6, 896, 512), (7, 1408, 1024)]
+            {
                 let same = after[from..from + len] == before[from..from + len];
-                assert_eq!(
-                    same,
-                    requested & 1 << number != 0,
-                    "{save:x?} {components:x}: component {number}"
-                );
+                assert_eq!(same, requested & 1 << number != 0, "{save:x?} {components:x}: component {number}");
             }
         }
     }
@@ -155,17 +139,11 @@ fn xsaves_leaves_room_for_supervisor_state() {
     guest.cpu.xss = 1 << 11;
     guest.request(1 << 11 | 4);
     guest.executes(XSAVES64);
-    assert_eq!(
-        (guest.peek(DATA + 512), guest.peek(DATA + 520)),
-        (4, COMPACTED | 1 << 11 | 4)
-    );
+    assert_eq!((guest.peek(DATA + 512), guest.peek(DATA + 520)), (4, COMPACTED | 1 << 11 | 4));
     guest.executes(XRSTORS64);
     // State that KVM cannot set ends the VM rather than being lost.
     guest.poke(DATA + 512, 1 << 11);
-    assert!(matches!(
-        guest.run(XRSTORS64),
-        Err(CompleteError::SupervisorState { components: 0x800 })
-    ));
+    assert!(matches!(guest.run(XRSTORS64), Err(CompleteError::SupervisorState { components: 0x800 })));
     // XSAVEC does not know of it.
     guest.executes(XSAVEC64);
     assert_eq!(guest.peek(DATA + 520), COMPACTED | 4);
