@@ -1,0 +1,151 @@
+//! Devices onto their buses, their interrupts and events wired, and where they are for the guest to know.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use boot::acpi::{AcpiPlatform, MmioWindow, PowerPorts, SerialPort};
+use devices::legacy::{ACPI_PM_LEN, AcpiPm, ExitPort, I8042, Serial};
+use devices::virtio::MmioTransport;
+use devices::{Bus, BusDevice, ExitSink, GuestExit, GuestRam, InterruptLine};
+use event_manager::{EventManager, SubscriberOps};
+use kvm_ioctls::{IoEventAddress, VmFd};
+
+use super::ending::Ending;
+use super::error::{VmmError, io_error, kvm};
+use super::{Console, Subscriber};
+use crate::config::{SerialConfig, VmConfig};
+use crate::events::ExitReason;
+use crate::irq::IrqFdLine;
+
+/// First guest-physical address of the virtio-mmio windows.
+const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
+/// Length of one virtio-mmio window.
+const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Offset of QueueNotify in a window (virtio 1.3, 4.2.2).
+const QUEUE_NOTIFY: u64 = 0x50;
+pub(super) const IOAPIC_BASE: u64 = 0xfec0_0000;
+pub(super) const LAPIC_BASE: u64 = 0xfee0_0000;
+pub(super) const IOAPIC_PINS: u8 = devices::legacy::IOAPIC_PINS as u8;
+const SERIAL_GSI: u32 = 4;
+const SERIAL_PORT: u64 = 0x3f8;
+const FIRST_VIRTIO_GSI: u32 = 5;
+const I8042_PORT: u64 = 0x60;
+const EXIT_PORT: u64 = 0x600;
+/// What the exit port takes as a reset.
+const EXIT_PORT_RESET: u8 = 2;
+const ACPI_PM_PORT: u64 = 0x604;
+/// How much of the console a log keeps.
+const LOG_LIMIT: u64 = 1 << 20;
+
+/// Puts devices on their buses, wires their interrupts and events.
+pub(super) struct Assembly<'a> {
+    pub vm: &'a VmFd,
+    pub ram: &'a GuestRam,
+    pub pio: &'a Bus,
+    pub mmio: &'a Bus,
+    pub manager: &'a mut EventManager<Subscriber>,
+}
+
+impl Assembly<'_> {
+    fn line(&self, gsi: u32) -> Result<Arc<dyn InterruptLine>, VmmError> {
+        Ok(Arc::new(IrqFdLine::new(self.vm, gsi).map_err(io_error("irqfd"))?))
+    }
+
+    pub(super) fn legacy(
+        &mut self,
+        config: &VmConfig,
+        console: Option<Console>,
+        ending: &Arc<Ending>,
+    ) -> Result<(), VmmError> {
+        let for_sink = ending.clone();
+        let sink: ExitSink = Arc::new(move |exit| {
+            for_sink.report(Ok(match exit {
+                GuestExit::PowerOff => ExitReason::PowerOff,
+                GuestExit::Reset => ExitReason::Reset,
+                GuestExit::Panic => ExitReason::Panic,
+            }));
+        });
+        let console = match console {
+            Some(console) => console,
+            None => console_of(&config.serial)?,
+        };
+        let serial = Arc::new(Mutex::new(Serial::new(self.line(SERIAL_GSI)?, console.output)));
+        self.pio.insert(SERIAL_PORT, 8, serial.clone())?;
+        self.pio.insert(I8042_PORT, 5, Arc::new(Mutex::new(I8042::new(sink.clone()))))?;
+        self.pio.insert(EXIT_PORT, 1, Arc::new(Mutex::new(ExitPort::new(sink.clone()))))?;
+        self.pio.insert(ACPI_PM_PORT, ACPI_PM_LEN, Arc::new(Mutex::new(AcpiPm::new(sink))))?;
+        if let Some(input) = console.input {
+            let input = crate::console::Input::new(input, serial).map_err(io_error("console input"))?;
+            self.manager.add_subscriber(Arc::new(Mutex::new(input)));
+        }
+        Ok(())
+    }
+
+    /// Builds every configured virtio device, in the order of the device table; returns where they are.
+    pub(super) fn virtio(&mut self, config: &VmConfig) -> Result<Vec<MmioWindow>, VmmError> {
+        let built = devices::virtio::build_all(&config.devices)?;
+        let most = (u32::from(IOAPIC_PINS) - FIRST_VIRTIO_GSI) as usize;
+        if built.len() > most {
+            return Err(VmmError::TooManyDevices { asked: built.len(), most });
+        }
+        let mut windows = Vec::new();
+        for (slot, device) in built.into_iter().enumerate() {
+            let base = VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_SIZE;
+            let gsi = FIRST_VIRTIO_GSI + slot as u32;
+            let transport =
+                MmioTransport::new(self.ram.clone(), device, self.line(gsi)?).map_err(io_error("queue events"))?;
+            for (queue, event) in transport.queue_events().into_iter().enumerate() {
+                let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+                self.vm.register_ioevent(&event, &address, queue as u32).map_err(kvm("KVM_IOEVENTFD"))?;
+            }
+            let transport = Arc::new(Mutex::new(transport));
+            self.mmio.insert(base, VIRTIO_MMIO_SIZE, transport.clone() as Arc<Mutex<dyn BusDevice>>)?;
+            self.manager.add_subscriber(transport);
+            windows.push(MmioWindow { base, len: VIRTIO_MMIO_SIZE, gsi });
+        }
+        Ok(windows)
+    }
+}
+
+/// The kernel's words: its devices first, so that the user's come last and win.
+pub(super) fn command_line(config: &VmConfig, windows: &[MmioWindow]) -> String {
+    let mut words: Vec<String> =
+        windows.iter().map(|w| format!("virtio_mmio.device=4K@{:#x}:{}", w.base, w.gsi)).collect();
+    words.push(devices::virtio::table::kernel_args(&config.devices));
+    words.push(config.boot_source.boot_args.clone());
+    words.retain(|word| !word.is_empty());
+    words.join(" ")
+}
+
+/// Pins from 0 to the last that has a device.
+pub(super) fn pins_in_use(windows: &[MmioWindow]) -> u8 {
+    FIRST_VIRTIO_GSI as u8 + windows.len() as u8
+}
+
+/// The machine as kernels with ACPI see it. Ours have none and read the MP table.
+pub(super) fn acpi_platform(cpus: u8, windows: &[MmioWindow]) -> AcpiPlatform<'_> {
+    let power = PowerPorts {
+        sleep_control: ACPI_PM_PORT as u16,
+        sleep_status: ACPI_PM_PORT as u16 + 1,
+        reset: EXIT_PORT as u16,
+        reset_value: EXIT_PORT_RESET,
+    };
+    let serial = Some(SerialPort { base: SERIAL_PORT as u16, gsi: SERIAL_GSI });
+    AcpiPlatform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins: IOAPIC_PINS, serial, virtio: windows, power }
+}
+
+/// The console that a configuration's `serial` section describes.
+fn console_of(config: &SerialConfig) -> Result<Console, VmmError> {
+    Ok(match config {
+        SerialConfig::Off => Console { input: None, output: Box::new(io::sink()) },
+        SerialConfig::Stdio => {
+            use std::os::fd::AsFd;
+            let input = io::stdin().as_fd().try_clone_to_owned().map_err(io_error("stdin"))?;
+            Console { input: Some(input), output: Box::new(io::stdout()) }
+        }
+        SerialConfig::Log { path } => {
+            let file = std::fs::File::create(path).map_err(|source| VmmError::Log { path: path.clone(), source })?;
+            Console { input: None, output: Box::new(crate::console::Bounded::new(file, LOG_LIMIT)) }
+        }
+    })
+}

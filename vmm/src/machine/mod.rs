@@ -1,0 +1,236 @@
+//! The one assembly recipe, and the event loop.
+//!
+//! The order is measured: memory slots before the interrupt controller (a slot change after KVM_CREATE_IRQCHIP waits
+//! for an SRCU grace period), and the descriptor table grown before the first thread (growing it later waits for an
+//! RCU one).
+
+mod assembly;
+mod ending;
+mod error;
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::Bus;
+use devices::legacy::Ioapic;
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::complete::{self, XsaveScratch};
+use crate::config::VmConfig;
+use crate::cpuid::{self, Identity};
+use crate::events::{Event, ExitReason, Phase, monotonic_ns};
+use crate::host;
+use crate::irq::KvmRoutes;
+use crate::memory::{self, Ram};
+use crate::vcpu::{Shared, Vcpu, VcpuThread, registers};
+use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS, LAPIC_BASE};
+use ending::{Ending, EndingEvent, on_end};
+pub use error::VmmError;
+use error::{io_error, kvm};
+
+/// Three pages KVM needs on VT-x, and the identity map's one below them, out of the guest's sight (api.rst, 4.35, 4.41).
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// Descriptors to have room for before the first thread starts.
+const FD_ROOM: libc::c_int = 1023;
+
+/// Where the serial console comes from and goes to, when the process around the machine wants it otherwise than
+/// [`SerialConfig`] says.
+pub struct Console {
+    /// Input: read by the event loop when it is readable, until its end. Made non-blocking.
+    pub input: Option<OwnedFd>,
+    /// Output.
+    pub output: Box<dyn Write + Send>,
+}
+
+/// Steers a machine from another thread.
+#[derive(Clone)]
+pub struct Handle {
+    ending: Arc<Ending>,
+    vcpus: Arc<Mutex<Vec<VcpuThread>>>,
+}
+
+impl Handle {
+    /// Ends the machine with [`ExitReason::Stopped`].
+    pub fn stop(&self) {
+        self.ending.report(Ok(ExitReason::Stopped));
+    }
+
+    /// Brings all vCPUs out of the guest, and returns when they are.
+    pub fn pause(&self) {
+        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        vcpus.iter().for_each(VcpuThread::pause);
+        vcpus.iter().for_each(VcpuThread::wait_paused);
+    }
+
+    /// Lets all vCPUs run (again).
+    pub fn resume(&self) {
+        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        vcpus.iter().for_each(VcpuThread::resume);
+    }
+}
+
+type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+
+/// A machine that is built and not yet running.
+///
+/// Fields drop in order: vCPU threads end before the devices and the RAM they use go away.
+pub struct Machine {
+    handle: Handle,
+    vcpus: Vec<Vcpu>,
+    manager: EventManager<Subscriber>,
+    _vm: Arc<VmFd>,
+    _memory: Ram,
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes; `console` replaces what its `serial` section says.
+    pub fn build(
+        config: &VmConfig,
+        console: Option<Console>,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Self, VmmError> {
+        let mut phase = |phase| on_event(Event::Phase { phase, at_ns: monotonic_ns() });
+        phase(Phase::Build);
+        config.validate(host::memory_mib())?;
+        reserve_descriptors();
+        let host_kvm = host::open()?;
+        let vm = Arc::new(create_vm(&host_kvm)?);
+        let memory = Ram::new(config.machine.mem_size_mib)?;
+        memory::register(&vm, &memory)?;
+        let ram = memory.guest();
+        split_irqchip(&vm)?;
+        phase(Phase::Load);
+
+        let ending = Arc::new(Ending::new().map_err(io_error("eventfd"))?);
+        let mut manager: EventManager<Subscriber> = EventManager::new()?;
+        manager.add_subscriber(Arc::new(Mutex::new(EndingEvent::new(ending.clone()))));
+
+        let (pio, mmio) = (Bus::default(), Bus::default());
+        let ioapic = Arc::new(Mutex::new(Ioapic::new(Box::new(KvmRoutes(vm.clone())))));
+        mmio.insert(IOAPIC_BASE, 0x1000, ioapic.clone())?;
+        let mut assembly = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager };
+        assembly.legacy(config, console, &ending)?;
+        let windows = assembly.virtio(config)?;
+
+        let cmdline = assembly::command_line(config, &windows);
+        let source = boot::BootSource {
+            kernel: &config.boot_source.kernel_image_path,
+            initrd: config.boot_source.initrd_path.as_deref().map(boot::Initrd::File),
+            cmdline: &cmdline,
+            protocol: boot::Protocol::Auto,
+        };
+        let cpus = config.machine.vcpu_count;
+        // Each pin that the MP table lists costs an emulated guest kernel milliseconds: list those in use.
+        let irq_pins = assembly::pins_in_use(&windows);
+        let platform = boot::Platform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins };
+        let state = boot::load(ram, &source, &platform)?;
+        boot::acpi::write(ram, &assembly::acpi_platform(cpus, &windows))?;
+        let shared = Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic };
+        let vcpus = create_vcpus(&host_kvm, &vm, cpus, &state, &shared)?;
+        let handle = Handle { ending, vcpus: Arc::default() };
+        Ok(Machine { handle, vcpus, manager, _vm: vm, _memory: memory })
+    }
+
+    /// A handle to steer it with.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Runs it to its end, on this thread (the event loop) and one thread a vCPU.
+    pub fn run(mut self, on_event: &mut dyn FnMut(Event)) -> Result<ExitReason, VmmError> {
+        let ending = self.handle.ending.clone();
+        {
+            let mut threads = self.handle.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+            for vcpu in self.vcpus.drain(..) {
+                threads.push(vcpu.spawn(on_end(ending.clone())).map_err(io_error("vCPU thread"))?);
+            }
+        }
+        on_event(Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() });
+        self.handle.resume();
+        while !ending.is_set() {
+            match self.manager.run() {
+                Ok(_) => {}
+                Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        // Ends and joins the vCPU threads, all told before the first is waited for.
+        let threads = std::mem::take(&mut *self.handle.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
+        threads.iter().for_each(VcpuThread::stop);
+        drop(threads);
+        let (how, counts) = ending.take();
+        let reason = how?;
+        on_event(Event::Exit { reason, at_ns: monotonic_ns(), counts });
+        Ok(reason)
+    }
+}
+
+/// Grows the descriptor table while there is one thread, which is free; later it waits for an RCU grace period.
+fn reserve_descriptors() {
+    // SAFETY: plain descriptor calls; a descriptor that comes back is ours alone, and is closed at once. A limit too
+    // low for it only means that the table grows later.
+    unsafe {
+        let high = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, FD_ROOM);
+        if high >= 0 {
+            libc::close(high);
+        }
+    }
+}
+
+fn create_vm(host_kvm: &Kvm) -> Result<VmFd, VmmError> {
+    let vm = loop {
+        match host_kvm.create_vm() {
+            // A signal came while KVM waited; nothing was made.
+            Err(e) if e.errno() == libc::EINTR => continue,
+            result => break result.map_err(kvm("KVM_CREATE_VM"))?,
+        }
+    };
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_tss_address(TSS_ADDRESS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
+    Ok(vm)
+}
+
+/// LAPICs in the kernel; the IOAPIC's pins are ours (api.rst, 7.5).
+fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
+    let mut cap = kvm_enable_cap { cap: Cap::SplitIrqchip as u32, ..Default::default() };
+    cap.args[0] = u64::from(IOAPIC_PINS);
+    vm.enable_cap(&cap).map_err(kvm("KVM_CAP_SPLIT_IRQCHIP"))?;
+    if vm.check_extension_raw(KVM_CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
+        cap.args[0] = 1;
+        vm.enable_cap(&cap).map_err(kvm("KVM_CAP_EXIT_ON_EMULATION_FAILURE"))?;
+    }
+    Ok(())
+}
+
+fn create_vcpus(
+    host_kvm: &Kvm,
+    vm: &VmFd,
+    count: u8,
+    boot: &boot::CpuState,
+    shared: &Shared,
+) -> Result<Vec<Vcpu>, VmmError> {
+    let supported = host_kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    let tsc_deadline = host_kvm.check_extension(Cap::TscDeadlineTimer);
+    let create = |index: u8| {
+        let mut fd = vm.create_vcpu(u64::from(index)).map_err(kvm("KVM_CREATE_VCPU"))?;
+        let mut cpuid = supported.clone();
+        cpuid::specialise(&mut cpuid, Identity { index, count, tsc_deadline });
+        fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+        registers::set_common_state(&fd).map_err(kvm("initial vCPU state"))?;
+        if index == 0 {
+            registers::set_boot_state(&fd, boot).map_err(kvm("boot vCPU registers"))?;
+        }
+        // It pays where instructions are completed here, and costs a copy an exit where they are not.
+        if host::kind() == host::KvmKind::SoftwareNested {
+            complete::enable_register_sync(vm, &mut fd);
+        }
+        let scratch = XsaveScratch::new(vm).map_err(io_error("XSAVE buffer"))?;
+        Ok(Vcpu::new(index, fd, shared.clone(), scratch))
+    };
+    (0..count).map(create).collect()
+}
