@@ -1,0 +1,133 @@
+//! `bulkhead boot`: bare microVMs with a serial console on stdin and stdout.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use tests::terminal::Terminal;
+use tests::{Kvm, Lab, Running};
+
+use crate::lab;
+
+/// The guest kernel of this host, through `bulkhead doctor`.
+fn own_kernel(lab: &Lab) -> String {
+    let report: serde_json::Value = serde_json::from_slice(&lab.run(["doctor", "--format", "json"]).stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let kernel = checks.iter().find(|check| check["name"] == "guest kernel").unwrap();
+    kernel["detail"].as_str().unwrap().split_once(": ").unwrap().1.to_owned()
+}
+
+/// Debian's unmodified kernel and an initramfs for it, where this host's harness brings them.
+fn debians_kernel(test: &str, lab: &Lab) -> Option<(PathBuf, PathBuf)> {
+    if lab.kvm() == Kvm::SoftwareNested {
+        tests::lab::skip(test, "an unmodified kernel's system calls do not work on software-nested KVM");
+        return None;
+    }
+    let path = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let found = path("BULKHEAD_TEST_DEBIAN_KERNEL").zip(path("BULKHEAD_TEST_DEBIAN_INITRD"));
+    if found.is_none() {
+        tests::lab::skip(test, "BULKHEAD_TEST_DEBIAN_KERNEL and _INITRD are not set");
+    }
+    found
+}
+
+/// A kernel without a root file system panics: told apart from an end that the guest chose.
+#[test]
+fn a_panic_is_told() {
+    let lab = lab!("a_panic_is_told");
+    let ended = lab.run(["boot", "--kernel", &own_kernel(&lab), "--append", "loglevel=4"]);
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+    assert!(ended.text().contains("Kernel panic"), "{ended:?}");
+    assert!(
+        ended.stderr.starts_with("bulkhead: the guest kernel panicked") && ended.stderr.lines().count() == 1,
+        "{ended:?}"
+    );
+    lab.assert_clean();
+}
+
+/// On a terminal: Ctrl-A x ends the microVM, and the terminal is as it was.
+#[test]
+fn ctrl_a_x_ends_it() {
+    let lab = lab!("ctrl_a_x_ends_it");
+    let patience = lab.patience(1);
+    let mut terminal = Terminal::new();
+    let running = terminal.start(&lab.bulkhead(["boot", "--kernel", &own_kernel(&lab)]));
+    terminal.wait_for("Ctrl-A x ends", patience);
+    terminal.type_in(b"\x03\x01x");
+    assert_eq!(running.end(patience).code, Some(0));
+    assert!(terminal.is_usual());
+    lab.assert_clean();
+}
+
+/// SIGTERM ends the microVM, and the terminal is as it was.
+#[test]
+fn sigterm_ends_it() {
+    let lab = lab!("sigterm_ends_it");
+    let patience = lab.patience(1);
+    let mut terminal = Terminal::new();
+    let running = terminal.start(&lab.bulkhead(["boot", "--kernel", &own_kernel(&lab)]));
+    terminal.wait_for("Ctrl-A x ends", patience);
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.end(patience).code, Some(143));
+    assert!(terminal.is_usual());
+}
+
+/// Debian's unmodified cloud kernel, a bzImage, boots as a guest: it sees its CPUs, memory and devices.
+#[test]
+fn debians_own_kernel_boots() {
+    let lab = lab!("debians_own_kernel_boots");
+    let Some((kernel, initrd)) = debians_kernel("debians_own_kernel_boots", &lab) else { return };
+    let disk = lab.path("disk");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let (kernel, initrd, disk) =
+        (kernel.display().to_string(), initrd.display().to_string(), disk.display().to_string());
+    let arguments = [
+        "boot",
+        "--kernel",
+        &kernel,
+        "--initrd",
+        &initrd,
+        "--disk",
+        &disk,
+        "--disk",
+        &format!("{disk},ro"),
+        "--cpus",
+        "2",
+        "-m",
+        "512m",
+    ];
+    let ended = Running::start(lab.bulkhead(arguments)).end(lab.patience(8));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let text = String::from_utf8_lossy(&ended.stdout);
+    for want in ["BULKHEAD-GUEST-UP", "BULKHEAD-GUEST-DONE", "vda", "vdb"] {
+        assert!(text.contains(want), "no {want} in {text}");
+    }
+    lab.assert_clean();
+}
+
+/// Power-off, reset and panic of a guest are three things.
+#[test]
+fn ends_are_told_apart() {
+    let lab = lab!("ends_are_told_apart");
+    let Some((kernel, initrd)) = debians_kernel("ends_are_told_apart", &lab) else { return };
+    let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
+    for (end, code, word) in [("poweroff", 0, "PowerOff"), ("reboot", 0, "Reset"), ("panic", 125, "")] {
+        let end = format!("guest.quiet guest.end={end}");
+        let arguments = ["boot", "--verbose", "--kernel", &kernel, "--initrd", &initrd, "--append", &end];
+        let ended = Running::start(lab.bulkhead(arguments)).end(lab.patience(8));
+        assert_eq!(ended.code, Some(code), "{end}: {ended:?}");
+        assert!(ended.stderr.contains(word), "{end}: {ended:?}");
+    }
+    lab.assert_clean();
+}
+
+/// Ctrl-C of a shell's whole foreground group, with stdin not a terminal, ends it like SIGINT.
+#[test]
+fn sigint_without_a_terminal_ends_it() {
+    let lab = lab!("sigint_without_a_terminal_ends_it");
+    let mut command = lab.bulkhead(["boot", "--kernel", &own_kernel(&lab), "--append", "loglevel=7"]);
+    command.stdin(Stdio::null());
+    let mut running = Running::start(command);
+    running.wait_for("Linux version", lab.patience(1));
+    running.signal(rustix::process::Signal::INT);
+    assert_eq!(running.end(lab.patience(1)).code, Some(130));
+}

@@ -1,0 +1,213 @@
+//! What a command finds inside a container, and what comes out of it.
+
+use std::process::Stdio;
+
+use tests::Running;
+
+use crate::lab;
+
+/// `run` of an OCI archive: two streams, the exit code, and nothing else.
+#[test]
+fn streams_and_exit_code() {
+    let lab = lab!("streams_and_exit_code");
+    let ended = lab.shell(&[], &lab.debian(), "echo out; echo err >&2; exit 7");
+    assert_eq!((ended.code, ended.text(), ended.stderr.as_str()), (Some(7), "out\n", "err\n"));
+    lab.assert_clean();
+}
+
+/// Lines `key=value` of a script's output.
+fn facts(text: &str) -> std::collections::BTreeMap<&str, &str> {
+    text.lines().filter_map(|line| line.split_once('=')).collect()
+}
+
+/// The process is as the image and the flags say.
+#[test]
+fn the_process_is_as_image_and_flags_say() {
+    let lab = lab!("the_process_is_as_image_and_flags_say");
+    std::fs::write(lab.path("env"), "# comment\nFROM_FILE=file value\nBOTH=file\nHOSTVAR\n").unwrap();
+    let env_file = lab.path("env").display().to_string();
+    let script = r#"
+        echo "cwd=$(pwd)"; echo "uid=$(id -u)"; echo "groups=$(id -G)"; echo "home=$HOME"; echo "path=$PATH"
+        echo "hostname=$(hostname)"; echo "hostvar=$HOSTNAME"; echo "image=$BULKHEAD_IMAGE"
+        echo "file=$FROM_FILE"; echo "both=$BOTH"; echo "host=$HOSTVAR"; echo "unset=${UNSET-no}"
+        echo "pid=$$"; echo "term=${TERM-none}"; echo "umask=$(umask)"
+        echo "args=$#:$1:$2"
+        echo "stdin=$(cat | wc -c)"
+        grep -q guest.test /etc/hosts && echo hosts=yes
+        echo reopened >/dev/stdout && echo "stdout=yes"
+    "#;
+    let mut command = lab.bulkhead([
+        "run",
+        "--rm",
+        "-e",
+        "BOTH=flag",
+        "-e",
+        "HOSTVAR",
+        "-e",
+        "UNSET",
+        "--env-file",
+        &env_file,
+        "-w",
+        "/tmp/new/dir",
+        "-u",
+        "app",
+        "--hostname",
+        "guest.test",
+        "--entrypoint",
+        "sh",
+        &lab.debian(),
+        "-c",
+        script,
+        "argv0",
+        "a b",
+        "--rm",
+    ]);
+    command.env("HOSTVAR", "from the host");
+    let ended = Running::start(command).end(lab.patience(1));
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    let facts = facts(ended.text());
+    for (key, want) in [
+        ("cwd", "/tmp/new/dir"),
+        ("uid", "1000"),
+        ("groups", "1000 2000"),
+        ("home", "/home/app"),
+        ("path", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("hostname", "guest.test"),
+        ("image", "debian"),
+        ("file", "file value"),
+        ("both", "flag"),
+        ("host", "from the host"),
+        ("unset", "no"),
+        ("term", "none"),
+        ("umask", "0022"),
+        ("args", "2:a b:--rm"),
+        ("stdin", "0"),
+        ("hosts", "yes"),
+        ("stdout", "yes"),
+    ] {
+        assert_eq!(facts.get(key), Some(&want), "{key} in {}", ended.text());
+    }
+    assert!(ended.text().contains("\nreopened\n"), "{}", ended.text());
+    lab.assert_clean();
+}
+
+/// Layers lie over one another as the OCI image specification says; the image has its own working directory; the upper
+/// layer can be written to. From an OCI layout directory.
+#[test]
+fn layers_make_one_root() {
+    let lab = lab!("layers_make_one_root");
+    let script = r#"
+        echo "cwd=$(pwd)"; cd /opt/layers
+        echo "kept=$(cat kept)"; echo "replaced=$(cat replaced)"
+        echo "gone=$(ls -d removed removed-dir 2>/dev/null)"
+        echo "opaque=$(ls opaque | tr '\n' ' ')"
+        echo "file-to-dir=$(cat file-to-dir/f)"; echo "dir-to-file=$(cat dir-to-file)"
+        echo "links=$(stat -c %h link-a)"; [ link-a -ef link-b ] && echo same-inode=yes
+        echo "setuid=$(stat -c %a setuid)"; echo "sticky=$(stat -c %a sticky)"; echo "owned=$(stat -c %u:%g owned)"
+        echo "null=$(stat -c %F:%t:%T null)"; echo "fifo=$(stat -c %F fifo)"
+        echo "symlink=$(readlink symlink)"; echo "dangling=$(readlink dangling)"
+        echo "umlaut=$(cat ümläut)"; echo "long=$(cat long/*/*/*/f)"
+        echo "sparse=$(stat -c %s sparse):$(tail -c 1 sparse)"
+        echo new >kept && echo "written=$(cat kept)"; rm replaced && ls replaced 2>/dev/null || echo removable=yes
+        dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null && echo "big=$(stat -c %s /big)"
+        echo x >/dev/null && head -c 8 /dev/urandom | wc -c | sed 's/^/urandom=/'
+        echo "shm=$(echo 1 >/dev/shm/x && cat /dev/shm/x)"; echo "proc=$(cat /proc/self/comm)"
+        echo "lo=$(cat /sys/class/net/lo/operstate)"; echo "ptmx=$(stat -L -c %F /dev/ptmx)"
+        date +date=%s
+    "#;
+    let image = format!("oci:{}", lab.images("debian-oci").display());
+    let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let ended = lab.shell(&[], &image, script);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    let facts = facts(ended.text());
+    for (key, want) in [
+        ("cwd", "/srv"),
+        ("kept", "layer 1"),
+        ("replaced", "layer 2"),
+        ("gone", ""),
+        ("opaque", "new "),
+        ("file-to-dir", "layer 2"),
+        ("dir-to-file", "layer 2"),
+        ("links", "2"),
+        ("same-inode", "yes"),
+        ("setuid", "4755"),
+        ("sticky", "1777"),
+        ("owned", "1000:2000"),
+        ("null", "character special file:1:3"),
+        ("fifo", "fifo"),
+        ("symlink", "kept"),
+        ("dangling", "/nowhere"),
+        ("umlaut", "layer 2"),
+        ("long", "layer 2"),
+        ("sparse", "1048576:x"),
+        ("written", "new"),
+        ("removable", "yes"),
+        ("big", "8388608"),
+        ("urandom", "8"),
+        ("shm", "1"),
+        ("proc", "cat"),
+        ("ptmx", "character special file"),
+    ] {
+        assert_eq!(facts.get(key), Some(&want), "{key} in {}", ended.text());
+    }
+    let date: u64 = facts["date"].parse().unwrap();
+    let patience = lab.patience(1).as_secs();
+    assert!((before..before + patience).contains(&date), "the guest's clock says {date}, ours said {before}");
+    lab.assert_clean();
+}
+
+/// `--read-only`; from a docker archive. What one container wrote, the next does not see.
+#[test]
+fn a_read_only_root_cannot_be_written_to() {
+    let lab = lab!("a_read_only_root_cannot_be_written_to");
+    let image = format!("docker-archive:{}", lab.images("debian-docker.tar").display());
+    let script = "touch /x 2>/dev/null && echo written; touch /dev/shm/x && echo shm; mount -o remount,rw / 2>/dev/null && touch /x && echo remounted; ls /big 2>/dev/null; true";
+    let ended = lab.shell(&["--read-only"], &image, script);
+    assert_eq!((ended.code, ended.text()), (Some(0), "shm\n"), "{ended:?}");
+    lab.assert_clean();
+}
+
+/// Twenty megabytes through stdin and stdout, byte for byte; the command sees their end.
+#[test]
+fn a_pipe_arrives_byte_for_byte() {
+    let lab = lab!("a_pipe_arrives_byte_for_byte");
+    // Bytes that no repetition hides the loss of: a linear congruential generator (Knuth's MMIX constants).
+    let mut state = 1u64;
+    let next = |state: &mut u64| {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 56) as u8
+    };
+    let bytes: Vec<u8> = (0..20_000_000).map(|_| next(&mut state)).collect();
+    let mut command = lab.bulkhead(["run", "-i", &lab.debian(), "cat"]);
+    command.stdin(Stdio::piped());
+    let mut running = Running::start(command);
+    running.feed(bytes.clone());
+    let ended = running.end(lab.patience(8));
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    let differs = ended.stdout.iter().zip(&bytes).position(|(a, b)| a != b);
+    assert_eq!((ended.stdout.len(), differs), (bytes.len(), None));
+    lab.assert_clean();
+}
+
+/// A reader that goes away is felt inside, as by any program in a pipe: SIGPIPE.
+#[test]
+fn a_closed_stdout_ends_the_command() {
+    let lab = lab!("a_closed_stdout_ends_the_command");
+    let mut running =
+        Running::start(lab.bulkhead(["run", &lab.debian(), "sh", "-c", "echo first; cat /dev/zero; exit $?"]));
+    running.wait_for("first", lab.patience(1));
+    running.close_stdout();
+    let ended = running.end(lab.patience(1));
+    assert_eq!(ended.code, Some(141), "{}", ended.stderr);
+    lab.assert_clean();
+}
+
+/// A process that a signal ends inside is told as shells tell it. (The command itself is PID 1 of its container, as in
+/// docker: signals from inside do not end it.)
+#[test]
+fn a_signal_inside_is_128_and_its_number() {
+    let lab = lab!("a_signal_inside_is_128_and_its_number");
+    let ended = lab.shell(&[], &lab.debian(), "sh -c 'kill -SEGV $$'; echo $?; sh -c 'kill -KILL $$'; exit $?");
+    assert_eq!((ended.code, ended.text()), (Some(137), "139\n"), "{ended:?}");
+    lab.assert_clean();
+}

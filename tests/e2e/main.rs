@@ -1,0 +1,32 @@
+//! The built binary, driven as a user drives it, with real guests.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`container`] | what a command finds inside, and what comes out |
+//! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
+//! | [`interactive`] | terminals |
+//! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
+//! | [`bad_input`] | one line, the right code, nothing left |
+//! | [`bare`] | `bulkhead boot` |
+//! | [`verbs`] | images, doctor, bench |
+//!
+//! A boot costs seconds on a software-nested host, so each guest answers several questions.
+
+mod bad_input;
+mod bare;
+mod container;
+mod ending;
+mod interactive;
+mod many;
+mod verbs;
+
+/// The lab of a test, or the end of a test that cannot run here.
+macro_rules! lab {
+    ($name:expr) => {
+        match tests::Lab::open($name) {
+            Some(lab) => lab,
+            None => return,
+        }
+    };
+}
+pub(crate) use lab;

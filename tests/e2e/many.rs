@@ -1,0 +1,113 @@
+//! Several vCPUs, much memory, vector registers under preemption, ten at once.
+
+use tests::{Lab, Running};
+
+use crate::lab;
+
+/// An image with nothing but the probe (`tests/guest/probe.rs`) in it.
+fn probe_image(lab: &Lab) -> String {
+    let root = lab.path("root");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::copy(lab.guest_program(), root.join("probe")).unwrap();
+    format!("rootfs:{}", root.display())
+}
+
+/// Two vCPUs are seen as two, and both do work at the same time.
+#[test]
+fn two_vcpus_both_work() {
+    let lab = lab!("two_vcpus_both_work");
+    let script = r#"
+        echo "nproc=$(nproc)"
+        spin() { i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done; }
+        for cpu in 0 1; do taskset -c $cpu sh -c "$(declare -f spin); spin" & done; wait
+        awk '/^cpu[0-9]/ { print $1 "=" ($2 > 0 ? "worked" : "idle") }' /proc/stat
+    "#;
+    let ended = lab.run(["run", "--cpus", "2", &lab.debian(), "bash", "-c", script]);
+    assert_eq!((ended.code, ended.text()), (Some(0), "nproc=2\ncpu0=worked\ncpu1=worked\n"), "{ended:?}");
+    lab.assert_clean();
+}
+
+/// Processes that use AVX keep their registers when the kernel takes the CPU away from them, on one vCPU and on two.
+#[test]
+fn vector_registers_survive_preemption() {
+    let lab = lab!("vector_registers_survive_preemption");
+    let image = probe_image(&lab);
+    for cpus in ["1", "2"] {
+        let ended = lab.run(["run", "--cpus", cpus, &image, "/probe", "avx", "3", "4"]);
+        if ended.text().starts_with("no avx") {
+            tests::lab::skip("vector_registers_survive_preemption", "the guest's CPU has no AVX");
+            continue;
+        }
+        assert_eq!(ended.code, Some(0), "{cpus} vCPUs: {ended:?}");
+        let facts = ended.text().trim();
+        let switches: u64 = facts.rsplit_once("switches=").and_then(|(_, n)| n.parse().ok()).unwrap_or(0);
+        assert!(facts.starts_with("bad=0 ") && switches > 10, "{cpus} vCPUs: {ended:?}");
+    }
+    lab.assert_clean();
+}
+
+/// A guest with 8 GiB has 8 GiB, above the hole too; one with 64 MiB boots as well.
+#[test]
+fn memory_is_what_was_asked_for() {
+    let lab = lab!("memory_is_what_was_asked_for");
+    let image = probe_image(&lab);
+    let memory = |size: &str, patience: u32| -> u64 {
+        let command = lab.bulkhead(["run", "-m", size, &image, "/probe", "memory"]);
+        let ended = Running::start(command).end(lab.patience(patience));
+        assert_eq!(ended.code, Some(0), "{size}: {ended:?}");
+        ended.text().trim().parse().expect("a number of MiB")
+    };
+    let small = memory("64m", 1);
+    assert!((30..=64).contains(&small), "{small} MiB of 64");
+    if lab.memory_mib() < 8192 {
+        tests::lab::skip("memory_is_what_was_asked_for", "this host has less than 8 GiB");
+        return;
+    }
+    let big = memory("8g", 4);
+    assert!((7900..=8192).contains(&big), "{big} MiB of 8192");
+    lab.assert_clean();
+}
+
+/// Ten runs at once do not disturb each other.
+#[test]
+fn ten_at_once() {
+    let lab = lab!("ten_at_once");
+    let patience = lab.patience(10);
+    let start = |n: usize| {
+        let script = format!("echo out {n}; echo err {n} >&2; hostname; cat /proc/sys/kernel/random/uuid; exit {n}");
+        let name = format!("vm{n}");
+        let mut command = lab.bulkhead(["run", "-m", "96m", "--name", &name, &lab.debian(), "sh", "-c", &script]);
+        command.env("N", n.to_string());
+        Running::start(command)
+    };
+    let running: Vec<Running> = (0..10).map(start).collect();
+    let mut uuids = std::collections::BTreeSet::new();
+    for (n, running) in running.into_iter().enumerate() {
+        let ended = running.end(patience);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(n as i32), format!("err {n}\n").as_str()), "{ended:?}");
+        let rest = ended.text().strip_prefix(&format!("out {n}\nvm{n}\n")).unwrap_or_else(|| panic!("{ended:?}"));
+        uuids.insert(rest.to_owned());
+    }
+    assert_eq!(uuids.len(), 10, "guests drew the same random numbers");
+    lab.assert_clean();
+}
+
+/// A name is one microVM's at a time.
+#[test]
+fn a_name_is_used_once_at_a_time() {
+    let lab = lab!("a_name_is_used_once_at_a_time");
+    let mut first = Running::start(lab.bulkhead([
+        "run",
+        "--name",
+        "web",
+        &lab.debian(),
+        "sh",
+        "-c",
+        "echo ready; hostname; exec sleep 1000",
+    ]));
+    first.wait_for("ready\nweb\n", lab.patience(1));
+    lab.run(["run", "--name", "web", &lab.debian(), "true"]).assert_failed(125, &["web", "in use", "--name"]);
+    first.signal(rustix::process::Signal::TERM);
+    assert_eq!(first.end(lab.patience(1)).code, Some(143));
+    lab.assert_clean();
+}

@@ -1,0 +1,92 @@
+//! Images in the store, the doctor, the benchmark.
+
+use crate::lab;
+
+/// load, images, run by name, rmi.
+#[test]
+fn images_are_loaded_listed_run_and_removed() {
+    let lab = lab!("images_are_loaded_listed_run_and_removed").own_store();
+    let archive = lab.images("debian-docker.tar").display().to_string();
+    let loaded = lab.run(["load", &archive]);
+    assert_eq!((loaded.code, loaded.text()), (Some(0), "Loaded image: debian:latest\n"), "{loaded:?}");
+    let again = lab.run(["load", "--name", "mine:1", &archive]);
+    assert_eq!((again.code, again.text()), (Some(0), "Loaded image: mine:1\n"), "{again:?}");
+
+    let table = lab.run(["images"]);
+    let lines: Vec<&str> = table.text().lines().collect();
+    assert!(lines.len() == 3 && lines[0].starts_with("REPOSITORY") && lines[1].starts_with("debian "), "{table:?}");
+    let list: serde_json::Value = serde_json::from_slice(&lab.run(["images", "--format", "json"]).stdout).unwrap();
+    assert_eq!((&list[1]["name"], &list[1]["tag"]), (&"mine".into(), &"1".into()), "{list}");
+    let ids = lab.run(["images", "-q"]);
+    assert!(ids.text().lines().count() == 2 && ids.text().lines().all(|id| id.len() == 12), "{ids:?}");
+
+    let ran = lab.run(["run", "debian", "sh", "-c", "echo $BULKHEAD_IMAGE"]);
+    assert_eq!((ran.code, ran.text()), (Some(0), "debian\n"), "{ran:?}");
+
+    assert_eq!(lab.run(["rmi", "debian", "mine:1"]).text(), "Untagged: debian:latest\nUntagged: mine:1\n");
+    lab.run(["run", "debian", "true"]).assert_failed(125, &["debian", "bulkhead load"]);
+    assert_eq!(std::fs::read_dir(lab.store().join("layers")).unwrap().count(), 0);
+    lab.assert_clean();
+}
+
+/// A result whose reader is gone is no error to talk about.
+#[test]
+fn a_closed_pipe_is_quiet() {
+    let lab = lab!("a_closed_pipe_is_quiet");
+    let bulkhead = lab.bulkhead(["doctor"]);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "{ \"$0\" doctor; echo $? >&2; } | true"]).arg(bulkhead.get_program());
+    let ended = tests::Running::start(command).end(lab.patience(1));
+    // Whether the reader went away before the first byte is a race; a complaint would be a bug either way.
+    assert!(["0\n", "141\n"].contains(&ended.stderr.as_str()), "{ended:?}");
+}
+
+/// The doctor names what there is, for people and for programs.
+#[test]
+fn the_doctor_reports() {
+    let lab = lab!("the_doctor_reports");
+    let table = lab.run(["doctor"]);
+    assert_eq!((table.code, table.stderr.as_str()), (Some(0), ""), "{table:?}");
+    for word in ["KVM", "guest kernel", "image store", "Containers can run here."] {
+        assert!(table.text().contains(word), "no '{word}' in {}", table.text());
+    }
+    let report: serde_json::Value = serde_json::from_slice(&lab.run(["doctor", "--format", "json"]).stdout).unwrap();
+    assert_eq!(report["can_run"], true);
+    let names: Vec<_> = report["checks"].as_array().unwrap().iter().map(|check| &check["name"]).collect();
+    assert!(names.contains(&&"io_uring".into()) && names.contains(&&"user namespaces".into()), "{names:?}");
+    lab.assert_clean();
+}
+
+/// The null benchmark works and its memory is within bounds; its times are for an idle machine to judge.
+#[test]
+fn the_null_benchmark_measures() {
+    let lab = lab!("the_null_benchmark_measures");
+    let ended = lab.run(["bench", "null", "-n", "5", "--format", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
+    assert_eq!(report["total"]["samples"], 5);
+    assert!(report["total"]["p50_us"].as_f64().unwrap() > report["floor"]["p50_us"].as_f64().unwrap());
+    let private = report["private_kib"].as_u64().unwrap();
+    assert!((1..=2048).contains(&private), "{private} KiB of private memory beyond the guest's");
+    lab.assert_clean();
+}
+
+/// `--verbose` tells where the time went, on stderr; the phases add up.
+#[test]
+fn verbose_tells_the_phases() {
+    let lab = lab!("verbose_tells_the_phases");
+    let ended = lab.run(["run", "--verbose", &lab.debian(), "echo", "hello"]);
+    assert_eq!((ended.code, ended.text()), (Some(0), "hello\n"), "{ended:?}");
+    let number = |name: &str| -> f64 {
+        let line = ended
+            .stderr
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(name))
+            .unwrap_or_else(|| panic!("no {name}: {ended:?}"));
+        line.trim().parse().unwrap()
+    };
+    let sum: f64 = ["image", "vmm", "kernel", "init", "command", "teardown"].into_iter().map(number).sum();
+    let total = number("total");
+    assert!((sum - total).abs() < 0.01 && total > 1.0, "{sum} {total}");
+    assert!(number("kernel") > number("vmm"), "{ended:?}");
+    lab.assert_clean();
+}

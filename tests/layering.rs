@@ -1,0 +1,178 @@
+//! Which crate may import which, and other rules of the tree (docs/architecture.md, "The crates"). Reads manifests and
+//! sources; runs nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// A crate, and what of ours it may import. An arrow that is not here is a design error.
+const ARROWS: [(&str, &[&str]); 9] = [
+    ("bulkhead", &["bench", "vmm", "guest-images", "guest-protocol"]),
+    ("bench", &["vmm"]),
+    ("vmm", &["devices", "boot"]),
+    ("devices", &[]),
+    ("boot", &[]),
+    ("guest-images", &["guest-protocol"]),
+    ("guest-init", &["guest-protocol"]),
+    ("guest-protocol", &[]),
+    ("tests", &[]),
+];
+
+/// Crates that forbid `unsafe`, in every root.
+const SAFE: [&str; 5] = ["boot", "bulkhead", "bench", "guest-images", "guest-protocol"];
+
+/// A file with more lines than this besides its tests wants to be two.
+const LONG: usize = 440;
+
+struct Package {
+    dir: PathBuf,
+    ours: BTreeSet<String>,
+    all: BTreeSet<String>,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+/// The workspace's packages by name, with what they import (development dependencies apart: those ship nothing).
+fn packages() -> BTreeMap<String, Package> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).current_dir(root());
+    let output = cargo.output().expect("cargo metadata");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let list = metadata["packages"].as_array().expect("packages");
+    let name = |value: &Value| value["name"].as_str().expect("a name").to_owned();
+    let members: BTreeSet<String> = list.iter().map(name).collect();
+    list.iter()
+        .map(|package| {
+            let dependencies = package["dependencies"].as_array().expect("dependencies");
+            let all: BTreeSet<String> = dependencies.iter().filter(|d| d["kind"] != "dev").map(name).collect();
+            let ours = all.intersection(&members).cloned().collect();
+            let manifest = Path::new(package["manifest_path"].as_str().expect("a path"));
+            (name(package), Package { dir: manifest.parent().expect("a directory").to_owned(), ours, all })
+        })
+        .collect()
+}
+
+/// Rust files below `dir`, build output left out.
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.ends_with("target") {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn imports_point_one_way() {
+    let packages = packages();
+    let known: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        packages.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        known,
+        "crates of the workspace and of this test"
+    );
+    for (name, allowed) in ARROWS {
+        for import in &packages[name].ours {
+            assert!(allowed.contains(&import.as_str()), "{name} must not import {import}");
+        }
+    }
+}
+
+#[test]
+fn kvm_is_the_monitors_alone() {
+    for (name, package) in packages() {
+        for import in ["kvm-ioctls", "kvm-bindings"] {
+            assert!(name == "vmm" || !package.all.contains(import), "{name} must not import {import}");
+        }
+        let mut files = Vec::new();
+        sources(&package.dir.join("src"), &mut files);
+        for file in files.iter().filter(|_| !["vmm", "tests"].contains(&name.as_str())) {
+            let text = fs::read_to_string(file).expect("a source file");
+            assert!(!text.contains("open(\"/dev/kvm\")"), "{} opens /dev/kvm", file.display());
+        }
+    }
+}
+
+#[test]
+fn anyhow_is_the_binarys_alone() {
+    for (name, package) in packages() {
+        assert!(name == "bulkhead" || !package.all.contains("anyhow"), "{name} must not import anyhow");
+    }
+}
+
+#[test]
+fn unsafe_is_forbidden_where_nothing_needs_it() {
+    let packages = packages();
+    for name in SAFE {
+        let src = packages[name].dir.join("src");
+        let roots: Vec<_> =
+            ["lib.rs", "main.rs"].map(|file| src.join(file)).into_iter().filter(|file| file.exists()).collect();
+        assert!(!roots.is_empty(), "{name} has no root");
+        for file in roots {
+            let text = fs::read_to_string(&file).expect("a source file");
+            assert!(text.contains("#![forbid(unsafe_code)]"), "{} does not forbid unsafe code", file.display());
+        }
+    }
+}
+
+#[test]
+fn dependencies_come_from_the_one_table() {
+    for (name, package) in packages() {
+        let manifest = fs::read_to_string(package.dir.join("Cargo.toml")).expect("a manifest");
+        let mut inside = false;
+        for line in manifest.lines().map(str::trim) {
+            if let Some(section) = line.strip_prefix('[') {
+                inside = section.contains("dependencies]");
+            } else if inside && line.contains('=') && !line.starts_with('#') && !line.starts_with('"') {
+                assert!(line.contains("workspace = true"), "{name}: '{line}' is not from the workspace's table");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_crate_takes_the_workspaces_lints() {
+    for (name, package) in packages() {
+        let manifest = fs::read_to_string(package.dir.join("Cargo.toml")).expect("a manifest");
+        assert!(manifest.contains("[lints]\nworkspace = true"), "{name} does not take the workspace's lints");
+    }
+}
+
+#[test]
+fn files_stay_short() {
+    let mut long = Vec::new();
+    for package in packages().values() {
+        let mut files = Vec::new();
+        sources(&package.dir.join("src"), &mut files);
+        for file in files {
+            let text = fs::read_to_string(&file).expect("a source file");
+            let code = text.lines().take_while(|line| line.trim() != "#[cfg(test)]").count();
+            if code > LONG && !file.components().any(|part| part.as_os_str() == "tests") && !file.ends_with("tests.rs")
+            {
+                long.push(format!("{} has {code} lines", file.display()));
+            }
+        }
+    }
+    assert_eq!(long, Vec::<String>::new());
+}
+
+#[test]
+fn modules_say_what_they_are() {
+    for package in packages().values() {
+        let mut files = Vec::new();
+        sources(&package.dir.join("src"), &mut files);
+        for file in files {
+            let text = fs::read_to_string(&file).expect("a source file");
+            let tests = file.ends_with("tests.rs") || file.components().any(|part| part.as_os_str() == "tests");
+            assert!(tests || text.starts_with("//!"), "{} has no header that says what it does", file.display());
+        }
+    }
+}

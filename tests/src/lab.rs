@@ -1,0 +1,212 @@
+//! Where things are, and a place of its own for each test.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::process::{Ended, Running};
+
+/// How KVM runs guests here, as `bulkhead doctor` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kvm {
+    /// VT-x or AMD-V.
+    Hardware,
+    /// Guest kernel mode is emulated.
+    SoftwareNested,
+}
+
+/// What all tests of this process share.
+#[derive(Debug)]
+struct Site {
+    bin: PathBuf,
+    images: PathBuf,
+    guest: PathBuf,
+    scratch: PathBuf,
+    kvm: Kvm,
+    memory_mib: u64,
+}
+
+/// A first guest may take this long; all others are measured by it.
+const FIRST_GUEST: Duration = Duration::from_secs(300);
+
+static SITE: OnceLock<Result<Site, String>> = OnceLock::new();
+static GUEST_TIME: OnceLock<Duration> = OnceLock::new();
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn find_site() -> Result<Site, String> {
+    let path = |name: &str| variable(name).ok_or_else(|| format!("{name} is not set; tests/run sets it"));
+    let bin = path("BULKHEAD_BIN")?;
+    let (images, guest) = (path("BULKHEAD_TEST_IMAGES")?, path("BULKHEAD_TEST_GUEST")?);
+    for file in [&bin, &images.join("debian.tar"), &guest] {
+        if !file.exists() {
+            return Err(format!("{} is missing; tests/run makes it", file.display()));
+        }
+    }
+    let scratch = path("BULKHEAD_TEST_DIR")?;
+    let doctor = Command::new(&bin).args(["doctor", "--format", "json"]).output().map_err(|e| e.to_string())?;
+    let report: serde_json::Value =
+        serde_json::from_slice(&doctor.stdout).map_err(|e| format!("bulkhead doctor: {e}"))?;
+    if report["can_run"] != true {
+        return Err(format!("no microVM can run here: {}", report["checks"]));
+    }
+    let kvm = if report["kvm"]["kind"] == "software-nested" { Kvm::SoftwareNested } else { Kvm::Hardware };
+    let memory_mib = report["kvm"]["memory_mib"].as_u64().unwrap_or(0);
+    Ok(Site { bin, images, guest, scratch, kvm, memory_mib })
+}
+
+/// Says that a test is skipped, where the test harness does not hide it.
+pub fn skip(test: &str, reason: &str) {
+    let line = format!("SKIP {test}: {}\n", reason.replace('\n', " "));
+    std::io::stderr().write_all(line.as_bytes()).expect("stderr");
+}
+
+/// A test's place: a run directory of its own, and the store all share.
+#[derive(Debug)]
+pub struct Lab {
+    site: &'static Site,
+    dir: TempDir,
+    store: PathBuf,
+}
+
+impl Lab {
+    /// The lab for the test `name`; `None`, and a line that says why, if no guest can run here.
+    ///
+    /// # Panics
+    /// BULKHEAD_TEST_STRICT is set and no guest can run here: a run that is meant to boot guests must not pass without.
+    pub fn open(name: &str) -> Option<Lab> {
+        match SITE.get_or_init(find_site) {
+            Ok(site) => {
+                fs::create_dir_all(&site.scratch).expect("scratch directory");
+                let dir = tempfile::Builder::new().prefix("t").tempdir_in(&site.scratch).expect("scratch directory");
+                Some(Lab { site, dir, store: site.scratch.join("store") })
+            }
+            Err(reason) if std::env::var_os("BULKHEAD_TEST_STRICT").is_some() => panic!("{reason}"),
+            Err(reason) => {
+                skip(name, reason);
+                None
+            }
+        }
+    }
+
+    /// How guests run here.
+    pub fn kvm(&self) -> Kvm {
+        self.site.kvm
+    }
+
+    /// RAM of this host, MiB.
+    pub fn memory_mib(&self) -> u64 {
+        self.site.memory_mib
+    }
+
+    /// A place for the test's files; goes with the lab.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// From now on this lab has an image store of its own, with nothing in it.
+    pub fn own_store(mut self) -> Self {
+        self.store = self.path("store");
+        self
+    }
+
+    /// The image store in use.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// The Debian image as an OCI archive.
+    pub fn debian(&self) -> String {
+        format!("oci-archive:{}", self.images("debian.tar").display())
+    }
+
+    /// A file of the test images.
+    pub fn images(&self, name: &str) -> PathBuf {
+        self.site.images.join(name)
+    }
+
+    /// The static program of `tests/guest/probe.rs`.
+    pub fn guest_program(&self) -> &Path {
+        &self.site.guest
+    }
+
+    /// `bulkhead` with these arguments, this lab's directories, and nothing on stdin.
+    pub fn bulkhead<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(&self.site.bin);
+        command.args(arguments).env("BULKHEAD_RUN", self.run_dir()).env("BULKHEAD_STORE", &self.store);
+        command.env_remove("BULKHEAD_LOG").stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Where this lab's VMs have their directories.
+    pub fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// A time within which anything ends that takes as long as `guests` boots, by what the first guest took.
+    pub fn patience(&self, guests: u32) -> Duration {
+        let measure = || {
+            let began = Instant::now();
+            let command = self.bulkhead(["run", &self.debian(), "true"]);
+            let ended = Running::start(command).end(FIRST_GUEST);
+            assert_eq!(ended.code, Some(0), "the first guest: {ended:?}");
+            began.elapsed()
+        };
+        // Other tests run beside, on a machine that has other work.
+        *GUEST_TIME.get_or_init(measure) * 10 * guests + Duration::from_secs(30)
+    }
+
+    /// Runs `bulkhead` to its end.
+    pub fn run<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Ended {
+        Running::start(self.bulkhead(arguments)).end(self.patience(1))
+    }
+
+    /// Runs `bulkhead run FLAGS IMAGE sh -c SCRIPT` to its end.
+    pub fn shell(&self, flags: &[&str], image: &str, script: &str) -> Ended {
+        self.run([&["run"], flags, &[image, "sh", "-c", script]].concat())
+    }
+
+    /// What of this lab is left on the host: processes, run directories, half-done work in the store.
+    pub fn left_behind(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let mark = format!("BULKHEAD_RUN={}", self.run_dir().display());
+        for process in fs::read_dir("/proc").expect("/proc").flatten() {
+            let environ = fs::read(process.path().join("environ")).unwrap_or_default();
+            if environ.split(|&b| b == 0).any(|entry| entry == mark.as_bytes()) {
+                let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+                left.push(format!(
+                    "process {:?}: {}",
+                    process.file_name(),
+                    String::from_utf8_lossy(&command).replace('\0', " ")
+                ));
+            }
+        }
+        let names = |dir: &Path| {
+            fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        left.extend(mounts.lines().filter(|line| line.contains(&*self.run_dir().to_string_lossy())).map(str::to_owned));
+        left.extend(
+            names(&self.run_dir()).iter().filter(|path| !path.ends_with(".lock")).map(|p| p.display().to_string()),
+        );
+        if self.store.starts_with(self.dir.path()) {
+            left.extend(names(&self.store.join("tmp")).iter().map(|path| path.display().to_string()));
+        }
+        left
+    }
+
+    /// Nothing of this lab is left on the host.
+    ///
+    /// # Panics
+    /// Something is.
+    pub fn assert_clean(&self) {
+        assert_eq!(self.left_behind(), Vec::<String>::new());
+    }
+}
