@@ -1,0 +1,49 @@
+# The two commands are `make run` and `make test`; the others are for development. See README.md.
+
+IMAGE_DIR := $(or $(BULKHEAD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bulkhead)/run-image
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BULKHEAD := $(TARGET)/release/bulkhead
+# Seconds for each fuzz target.
+FUZZ_SECONDS := 60
+
+.PHONY: run test build install kernel image bench fuzz clean
+
+# Install what is missing, build everything, make a Debian image, run a command of it in a microVM of its own.
+run: build kernel image
+	$(BULKHEAD) doctor
+	$(BULKHEAD) run --verbose oci-archive:$(IMAGE_DIR)/debian.tar \
+	    sh -c 'echo "Hello from $$(. /etc/os-release; echo "$$PRETTY_NAME") on Linux $$(uname -r), $$(nproc) CPU"'
+
+# Everything that is checked, on this machine's KVM and on an emulated AMD-V host. The last line counts.
+test:
+	tests/install test
+	tests/run
+
+build: install
+	cargo build --release --locked --package bulkhead
+
+install:
+	tests/install
+
+# The guest kernel for the kind of KVM that this host has.
+kernel: build
+	guest-images/kernel/build.sh --flavour "$$($(BULKHEAD) doctor --format json | jq -r 'if .kvm.kind == "software-nested" then "nested" else "hardware" end')"
+
+image: install
+	tests/images/debian.sh $(IMAGE_DIR)
+
+# The cost of a microVM that does nothing.
+bench: build
+	$(BULKHEAD) bench null -n 500
+
+# Each fuzz target for FUZZ_SECONDS. Needs a nightly toolchain and cargo-fuzz (`cargo install cargo-fuzz`).
+fuzz:
+	cargo +nightly fuzz --version
+	set -e; for target in $$(cargo +nightly fuzz list); do \
+	    echo "== $$target"; cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+	done
+
+# Build products; not the caches of kernels and images.
+clean:
+	cargo clean
+	rm -rf fuzz/target
