@@ -284,7 +284,7 @@ fn a_second_cpu_that_rewrites_rings_mid_request_harms_nobody() {
         let scribbler = std::thread::spawn(move || {
             for value in (0u64..).take_while(|_| !stopped.load(Ordering::Relaxed)) {
                 // Flags, lengths, addresses and indices, between sound and not.
-                let word = [0x0000_0001_0000_0200, 0x0001_0003_0000_0200, 0x0001_0001_ffff_ffff][value as usize % 3];
+                let word = [0x0000_0001_0000_0200u64, 0x0001_0003_0000_0200, 0x0001_0001_ffff_ffff][value as usize % 3];
                 mem.write_obj(word, GuestAddress(table + 8)).unwrap();
                 mem.write_obj([DATA, 0x8000_0000][value as usize % 2], GuestAddress(table)).unwrap();
                 mem.store((value % 3) as u16, GuestAddress(available + 2), Ordering::Relaxed).unwrap();

@@ -1,0 +1,45 @@
+//! Block requests of any kind, as chains of any shape: each is answered, or the device asks for a reset.
+
+#![no_main]
+
+mod device;
+
+use std::cell::RefCell;
+
+use device::{Input, machine, recovers};
+use devices::virtio::testing::{Driver, NEEDS_RESET, Part, RUNNING};
+use libfuzzer_sys::fuzz_target;
+
+thread_local! {
+    static MACHINE: RefCell<(Driver, tempfile::TempDir)> = RefCell::new(machine("blk"));
+}
+
+fuzz_target!(|data: &[u8]| {
+    MACHINE.with_borrow_mut(|(driver, _)| {
+        let mut input = Input(data);
+        driver.bring_up(input.u64());
+        let running = driver.status() == RUNNING;
+        let mut offered = 0;
+        while !input.is_empty() && running {
+            let mut header = [0; 16];
+            header[0] = input.byte() % 16;
+            header[8..].copy_from_slice(&(input.u64() >> (input.byte() & 63)).to_le_bytes());
+            let shape = input.byte();
+            let (head, tail) = header.split_at(usize::from(shape & 15) + 1);
+            let data = input.bytes(usize::from(shape) * 8);
+            let room = u32::from(input.u16());
+            let parts = [Part::Read(head), Part::Read(tail), Part::Read(data), Part::Write(room), Part::Write(1)];
+            let skip = usize::from(shape >> 6 == 3);
+            offered += usize::from(driver.add(0, &parts[..parts.len() - skip]).is_some());
+            if shape & 16 != 0 {
+                driver.kick(0);
+                assert!(driver.settle());
+            }
+        }
+        driver.kick(0);
+        assert!(driver.settle());
+        let answered = std::iter::from_fn(|| driver.used(0)).count();
+        assert!(!running || answered == offered || driver.status() & NEEDS_RESET != 0);
+        recovers(driver);
+    });
+});
