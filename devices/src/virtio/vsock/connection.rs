@@ -10,7 +10,6 @@
 //! has room for. End of data travels as a shutdown behind the data. A connection that the host closed is kept until the
 //! guest agrees: a reset would cost the guest what it has not read yet.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
@@ -21,10 +20,11 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::super::chain::Buffers;
 use super::super::iovec::{Direction, Target, transfer};
+use super::backlog::Backlog;
 use super::packet::*;
 
 /// Bytes from the guest that may wait for the host: the credit the guest gets.
-pub const BACKLOG: u32 = 128 << 10;
+pub const BACKLOG_MOST: u32 = 128 << 10;
 /// Most bytes of one packet to the guest.
 const MOST: usize = 64 << 10;
 /// Longest greeting: `CONNECT 4294967295\n` and some air.
@@ -82,7 +82,7 @@ pub struct Connection {
     pub queued: bool,
 
     /// Bytes from the guest that the socket did not take yet.
-    backlog: VecDeque<u8>,
+    backlog: Backlog,
     /// Bytes taken from the guest, passed to the host, and told to the guest as passed; all wrap.
     received: u32,
     forwarded: u32,
@@ -120,7 +120,7 @@ impl Connection {
             key,
             phase,
             queued: false,
-            backlog: VecDeque::new(),
+            backlog: Backlog::default(),
             received: 0,
             forwarded: 0,
             told: 0,
@@ -218,7 +218,7 @@ impl Connection {
     fn close_write(&mut self) {
         self.write_closed = true;
         self.forwarded = self.received;
-        self.backlog = VecDeque::new();
+        self.backlog.clear();
     }
 
     /// The socket has changed. Sends what it takes now.
@@ -237,34 +237,25 @@ impl Connection {
     /// Moves the backlog into the socket, and the end of the guest's data behind it.
     fn flush(&mut self) {
         while self.writable && !self.backlog.is_empty() {
-            let (front, _) = self.backlog.as_slices();
-            match rustix::net::send(&self.stream, front, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(sent) => {
-                    self.backlog.drain(..sent.min(self.backlog.len()));
-                    self.forwarded = self.forwarded.wrapping_add(sent as u32);
-                }
+            match self.backlog.send(&self.stream) {
+                Ok(sent) => self.forwarded = self.forwarded.wrapping_add(sent),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => self.writable = false,
                 Err(_) => self.close_write(),
             }
         }
-        if self.backlog.is_empty() {
-            if self.backlog.capacity() > 0 {
-                self.backlog = VecDeque::new();
-            }
-            if self.guest_shut & SHUTDOWN_SEND != 0 && !self.write_shut {
-                self.write_shut = true;
-                // Fails only where the peer is gone already.
-                let _ = self.stream.shutdown(Shutdown::Write);
-            }
+        if self.backlog.is_empty() && self.guest_shut & SHUTDOWN_SEND != 0 && !self.write_shut {
+            self.write_shut = true;
+            // Fails only where the peer is gone already.
+            let _ = self.stream.shutdown(Shutdown::Write);
         }
         self.offer_credit();
     }
 
     /// Tells the guest of room once it believes in less than half of it.
     fn offer_credit(&mut self) {
-        let believed = BACKLOG.wrapping_sub(self.received.wrapping_sub(self.told));
-        if self.forwarded != self.told && believed < BACKLOG / 2 {
+        let believed = BACKLOG_MOST.wrapping_sub(self.received.wrapping_sub(self.told));
+        if self.forwarded != self.told && believed < BACKLOG_MOST / 2 {
             self.owes_update = true;
         }
     }
@@ -275,7 +266,7 @@ impl Connection {
         let waiting = self.received.wrapping_sub(self.forwarded);
         if self.phase != Phase::Established
             || self.guest_shut & SHUTDOWN_SEND != 0
-            || len > BACKLOG - waiting.min(BACKLOG)
+            || len > BACKLOG_MOST - waiting.min(BACKLOG_MOST)
         {
             return Err(Violation);
         }
@@ -294,20 +285,7 @@ impl Connection {
             }
         }
         if !self.write_closed {
-            for slice in data.slices() {
-                let start = self.backlog.len();
-                self.backlog.resize(start + slice.len(), 0);
-                // `resize` may wrap around within the ring, so the new bytes are in one piece or two.
-                let (front, back) = self.backlog.as_mut_slices();
-                let in_front = front.len().saturating_sub(start);
-                if in_front > 0 {
-                    slice.copy_to(&mut front[start..]);
-                }
-                let skip = start.saturating_sub(front.len());
-                if let Ok(rest) = slice.offset(in_front) {
-                    rest.copy_to(&mut back[skip..]);
-                }
-            }
+            self.backlog.append(data);
         }
         self.offer_credit();
         Ok(())
@@ -385,7 +363,7 @@ impl Connection {
             src_port: self.key.host_port,
             dst_port: self.key.guest_port,
             kind: STREAM,
-            buf_alloc: BACKLOG,
+            buf_alloc: BACKLOG_MOST,
             fwd_cnt: self.forwarded,
             ..Header::default()
         };

@@ -2,6 +2,7 @@
 //!
 //! - [`host`]: configuration, the listening socket, outgoing connections;
 //! - [`connection`]: one stream, its flow control and its end;
+//! - [`backlog`]: bytes on their way to the host;
 //! - [`packet`]: the header;
 //! - this file: the device: which packet belongs to which connection, and whose turn it is.
 //!
@@ -9,6 +10,7 @@
 //! remembered in its connection until the guest has room. Connections take turns, one packet each. Packets that belong to
 //! nobody are answered with resets; when too many of those wait for the guest, its packets wait, too (5.10.6.1.1).
 
+mod backlog;
 mod connection;
 mod host;
 mod packet;

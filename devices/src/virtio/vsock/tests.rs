@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::connection::BACKLOG;
+use super::connection::BACKLOG_MOST;
 use super::*;
 use crate::virtio::testing::{Driver, NEEDS_RESET, Part, RUNNING};
 
@@ -211,7 +211,7 @@ fn twenty_megabytes_each_way_arrive_byte_for_byte() {
             assert_eq!(header.op, OP_CREDIT_UPDATE);
             forwarded = header.fwd_cnt;
         }
-        let len = (BACKLOG - (sent - forwarded)).min(60_000).min(data.len() as u32 - sent);
+        let len = (BACKLOG_MOST - (sent - forwarded)).min(60_000).min(data.len() as u32 - sent);
         if len == 0 {
             guest.driver.wait_a_moment();
             continue;
