@@ -461,3 +461,42 @@ fn a_guest_restored_elsewhere_hears_that_its_connections_are_gone() {
     let done = guest.driver.used(EVENT).unwrap();
     assert_eq!((done.written, done.data), (4, vec![0; 4]));
 }
+
+#[test]
+fn what_a_guest_sent_before_it_closed_arrives_at_a_slow_reader() {
+    for abrupt in [false, true] {
+        let mut guest = Guest::new(8);
+        let mut host = guest.connected(9, 1024);
+        // Until the socket is full and so is the backlog.
+        let (mut sent, mut forwarded) = (Vec::new(), 0);
+        loop {
+            while let Some((header, _)) = guest.poll() {
+                forwarded = header.fwd_cnt;
+            }
+            let len = (BACKLOG_MOST - (sent.len() as u32 - forwarded)).min(50_000);
+            if len == 0 {
+                break;
+            }
+            let chunk = pattern(len as usize);
+            guest.send(op(OP_RW, 9, 1024), &chunk);
+            sent.extend(chunk);
+        }
+        if abrupt {
+            guest.send(op(OP_RST, 9, 1024), &[]);
+        } else {
+            guest.send(Header { flags: SHUTDOWN_BOTH, ..op(OP_SHUTDOWN, 9, 1024) }, &[]);
+            guest.expect(OP_RST);
+        }
+        // The port is free at once.
+        let _again = guest.connected(9, 1024);
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            host.read_to_end(&mut all).unwrap();
+            all
+        });
+        while !reader.is_finished() {
+            guest.driver.wait_a_moment();
+        }
+        assert!(reader.join().unwrap() == sent, "abrupt {abrupt}");
+    }
+}
