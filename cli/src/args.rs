@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmm::config::BootProtocol;
 
 use crate::failure::sanitize;
 use crate::size;
@@ -135,6 +136,9 @@ pub struct Boot {
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+    /// How to enter the kernel: `auto` and `linux64` by its 64-bit entry, `pvh` by the entry of its PVH note
+    #[arg(long, value_name = "PROTOCOL", default_value = "auto", value_parser = protocol)]
+    pub protocol: BootProtocol,
     /// Disk, raw; the first is /dev/vda in the guest
     #[arg(long, value_name = "FILE[,ro]", value_parser = disk)]
     pub disk: Vec<Disk>,
@@ -146,6 +150,15 @@ pub struct Boot {
     /// Give the guest a vsock device whose host side is this unix socket
     #[arg(long, value_name = "SOCKET")]
     pub vsock: Option<PathBuf>,
+}
+
+fn protocol(text: &str) -> Result<BootProtocol, String> {
+    match text {
+        "auto" => Ok(BootProtocol::Auto),
+        "linux64" => Ok(BootProtocol::Linux64),
+        "pvh" => Ok(BootProtocol::Pvh),
+        _ => Err("neither auto nor linux64 nor pvh".into()),
+    }
 }
 
 /// A disk of `boot`.

@@ -44,6 +44,17 @@ fn a_panic_is_told() {
     lab.assert_clean();
 }
 
+/// The PVH entry of the same kernel gets as far.
+#[test]
+fn a_kernel_is_entered_by_its_pvh_note() {
+    let lab = lab!("a_kernel_is_entered_by_its_pvh_note");
+    let kernel = own_kernel(&lab);
+    let ended = lab.run(["boot", "--kernel", &kernel, "--protocol", "pvh", "--cpus", "2", "--append", "loglevel=4"]);
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+    assert!(ended.text().contains("Unable to mount root fs"), "{ended:?}");
+    lab.assert_clean();
+}
+
 /// On a terminal: Ctrl-A x ends the microVM, and the terminal is as it was.
 #[test]
 fn ctrl_a_x_ends_it() {

@@ -42,6 +42,32 @@ pub struct BootSource {
     /// The kernel's command line; the virtio-mmio devices are put in front of it.
     #[serde(default)]
     pub boot_args: String,
+    /// How to enter the kernel (ours; not in Firecracker's file).
+    #[serde(default)]
+    pub protocol: BootProtocol,
+}
+
+/// How to enter the kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootProtocol {
+    /// As the file wants it.
+    #[default]
+    Auto,
+    /// By the 64-bit entry of the Linux boot protocol.
+    Linux64,
+    /// By the PVH entry that an ELF note names.
+    Pvh,
+}
+
+impl From<BootProtocol> for boot::Protocol {
+    fn from(protocol: BootProtocol) -> Self {
+        match protocol {
+            BootProtocol::Auto => boot::Protocol::Auto,
+            BootProtocol::Linux64 => boot::Protocol::Linux64,
+            BootProtocol::Pvh => boot::Protocol::Pvh,
+        }
+    }
 }
 
 /// vCPUs and memory.

@@ -130,6 +130,7 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
             kernel_image_path: args.kernel.clone(),
             initrd_path: args.initrd.clone(),
             boot_args: words.collect::<Vec<_>>().join(" "),
+            protocol: args.protocol,
         },
         machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
         serial: SerialConfig::Stdio,

@@ -7,14 +7,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use guest_images::kernel::{self, KernelKind};
 use guest_images::{ImageRef, PreparedImage, ProcessDefaults, Store};
 use guest_protocol::{End, Layer, LayerFs, Names, Process, Root, Start};
 use serde_json::json;
-use vmm::config::{BootSource, MachineConfig, SerialConfig, VmConfig};
+use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
 use vmm::events::monotonic_ns;
 use vmm::host::{self, KvmKind};
 
@@ -37,6 +37,8 @@ const EXTENT_ALIGN: u64 = 4096;
 pub const EXIT_PORT: &str = "bulkhead.exit=0x600";
 /// For kernels that bring no command line of their own.
 pub const USUAL_CMDLINE: &str = "quiet reboot=k panic=-1";
+/// How long a VM that lost its connection may take to be gone before it counts as alive.
+const GRACE: Duration = Duration::from_secs(1);
 /// How many of the guest console's last lines `--verbose` shows after a failure.
 const CONSOLE_TAIL: usize = 20;
 
@@ -91,16 +93,9 @@ fn end(
 ) -> (Result<session::Outcome, Failure>, Option<u64>) {
     match result {
         Ok(outcome) => (Ok(outcome), monitor.stop().run_at),
-        Err(SessionError::VmEnded(before)) => {
-            let why = match monitor.wait() {
-                Ok(_) => anyhow!("the microVM ended by itself before {before}; --verbose may tell more"),
-                Err(error @ MonitorError::Guest(_)) => {
-                    anyhow!("{error} before {before}; run with --verbose --append console=ttyS0 to see why")
-                }
-                Err(error) => error.into(),
-            };
-            (Err(why.into()), None)
-        }
+        Err(SessionError::VmEnded(before)) => (Err(died(monitor, before)), None),
+        // A dying VM closes its connections before its process is gone.
+        Err(SessionError::GuestClosed) if monitor.ends_within(GRACE) => (Err(died(monitor, "the process did")), None),
         Err(SessionError::Interrupted(signal)) => {
             drop(monitor);
             (Err(Failure::silent(SessionError::Interrupted(signal).exit_code())), None)
@@ -109,6 +104,17 @@ fn end(
             drop(monitor);
             (Err(Failure::with_code(error.exit_code(), error)), None)
         }
+    }
+}
+
+/// Why the VM ended `before` something that should have come first.
+fn died(monitor: Monitor, before: &str) -> Failure {
+    match monitor.wait() {
+        Ok(_) => anyhow!("the microVM ended by itself before {before}; --verbose may tell more").into(),
+        Err(error @ MonitorError::Guest(_)) => {
+            anyhow!("{error} before {before}; run with --verbose --append console=ttyS0 to see why").into()
+        }
+        Err(error) => error.into(),
     }
 }
 
@@ -124,6 +130,7 @@ fn machine(args: &Run) -> anyhow::Result<VmConfig> {
             kernel_image_path: kernel.path,
             initrd_path: None,
             boot_args: words.collect::<Vec<_>>().join(" "),
+            protocol: BootProtocol::Auto,
         },
         machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
         serial: SerialConfig::Off,
