@@ -41,7 +41,7 @@ const FD_ROOM: libc::c_int = 1023;
 /// Where the serial console comes from and goes to, when the process around the machine wants it otherwise than
 /// [`SerialConfig`] says.
 pub struct Console {
-    /// Input: read by the event loop when it is readable, until its end. Made non-blocking.
+    /// Input: read by the event loop when it is readable, until its end.
     pub input: Option<OwnedFd>,
     /// Output.
     pub output: Box<dyn Write + Send>,
@@ -78,7 +78,7 @@ type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 
 /// A machine that is built and not yet running.
 ///
-/// Fields drop in order: vCPU threads end before the devices and the RAM they use go away.
+/// Fields drop in order, after the vCPU threads have ended: devices go before the RAM they use.
 pub struct Machine {
     handle: Handle,
     vcpus: Vec<Vcpu>,
@@ -164,14 +164,24 @@ impl Machine {
                 Err(e) => return Err(e.into()),
             }
         }
-        // Ends and joins the vCPU threads, all told before the first is waited for.
-        let threads = std::mem::take(&mut *self.handle.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
-        threads.iter().for_each(VcpuThread::stop);
-        drop(threads);
+        self.end_vcpus();
         let (how, counts) = ending.take();
         let reason = how?;
         on_event(Event::Exit { reason, at_ns: monotonic_ns(), counts });
         Ok(reason)
+    }
+
+    /// Ends and joins the vCPU threads, all told before the first is waited for.
+    fn end_vcpus(&self) {
+        let threads = std::mem::take(&mut *self.handle.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
+        threads.iter().for_each(VcpuThread::stop);
+    }
+}
+
+impl Drop for Machine {
+    /// Handles may outlive the machine; its vCPUs must not outlive its memory, whatever way it ended.
+    fn drop(&mut self) {
+        self.end_vcpus();
     }
 }
 
