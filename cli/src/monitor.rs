@@ -9,7 +9,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -145,6 +147,14 @@ impl Monitor {
     /// Becomes readable when the process has ended.
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Waits for the process to end, no longer than `patience`; says whether it did.
+    pub fn ends_within(&self, patience: Duration) -> bool {
+        let timeout = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        // Cut short by a signal it may say no too early, which costs nothing but a less telling error.
+        matches!(poll(&mut fds, Some(&timeout)), Ok(1..))
     }
 
     /// Ends the process from any thread, through a copy of [`Monitor::ended`].

@@ -48,9 +48,10 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let command = args.image_and_command.split_off(1);
     let image: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
     let io = Io::inherit(args.interactive, args.tty)?;
+    // First what nothing works without, before anything is read or written.
+    drop(host::open()?);
     let mut config = machine(&args)?;
     config.validate(host::memory_mib())?;
-    drop(host::open()?);
 
     let store = Store::open(paths::store())?;
     let prepared = store.prepare(&image, &mut Progress::new(talk))?;
