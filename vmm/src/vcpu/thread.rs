@@ -19,6 +19,9 @@ use super::kick;
 use crate::complete::{self, KvmVcpu, XsaveScratch};
 use crate::events::{Counts, ExitReason};
 
+/// Stack of a vCPU thread. Small, so that no host backs it with a 2 MiB page.
+const STACK: usize = 256 << 10;
+
 /// What all vCPUs of a machine share.
 #[derive(Clone)]
 pub struct Shared {
@@ -60,7 +63,7 @@ impl Vcpu {
         let control = Arc::new(Control::default());
         let name = format!("vcpu{}", self.index);
         let for_thread = control.clone();
-        let join = thread::Builder::new().name(name).spawn(move || {
+        let join = thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
             let mut vcpu = self;
             let ended = vcpu.live(&for_thread);
             for_thread.ended();
