@@ -36,7 +36,7 @@ pub enum RunDirError {
     InUse(String),
     /// Not a name.
     #[error(
-        "the name '{0}' is not one: letters, digits, '_', '.' and '-', up to {MAX_NAME}, the first a letter or digit"
+        "--name '{0}' is not a name: letters, digits, '_', '.' and '-', up to {MAX_NAME}, the first a letter or digit"
     )]
     BadName(String),
     /// Sockets in it would have paths that are too long.

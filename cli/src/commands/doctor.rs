@@ -200,8 +200,13 @@ fn features(host: &Host) -> Vec<Check> {
         Some("0") => (true, "for root, and for kernel faults through /dev/userfaultfd"),
         Some(_) => (true, "for everybody"),
     };
-    let lsm = host.read("/sys/kernel/security/lsm").unwrap_or_default();
-    let landlock = lsm.split(',').any(|name| name == "landlock");
+    let landlock = match host.read("/sys/kernel/security/lsm") {
+        Some(list) if list.split(',').any(|name| name == "landlock") => (true, "active", ""),
+        Some(_) => {
+            (false, "not among the active security modules", "boot the host with lsm=landlock,… (Linux 5.13 and later)")
+        }
+        None => (false, "not to be told without securityfs", "sudo mount -t securityfs none /sys/kernel/security"),
+    };
     let seccomp = host.read("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     let cgroups =
         host.read("/proc/mounts").unwrap_or_default().lines().any(|line| line.split(' ').nth(2) == Some("cgroup2"));
@@ -231,13 +236,7 @@ fn features(host: &Host) -> Vec<Check> {
         if cgroups { "mounted" } else { "not mounted" },
         "boot with systemd.unified_cgroup_hierarchy=1",
     ));
-    let fix = "boot the host with lsm=landlock,… (Linux 5.13 and later)";
-    list.push(check(
-        "Landlock",
-        landlock,
-        if landlock { "active" } else { "not among the active security modules" },
-        fix,
-    ));
+    list.push(check("Landlock", landlock.0, landlock.1, landlock.2));
     list.push(check("seccomp", seccomp.contains("errno"), seccomp, "a host kernel with CONFIG_SECCOMP_FILTER"));
     list.push(check(
         "huge pages",
