@@ -151,7 +151,10 @@ impl Monitor {
 
     /// Waits for the process to end, no longer than `patience`; says whether it did.
     pub fn ends_within(&self, patience: Duration) -> bool {
-        let timeout = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
+        let timeout = Timespec {
+            tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: patience.subsec_nanos().into(),
+        };
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         // Cut short by a signal it may say no too early, which costs nothing but a less telling error.
         matches!(poll(&mut fds, Some(&timeout)), Ok(1..))

@@ -35,8 +35,7 @@ fn ctrl_c_reaches_the_command() {
     let lab = lab!("ctrl_c_reaches_the_command");
     let patience = lab.patience(1);
     let mut terminal = Terminal::new();
-    let running =
-        terminal.start(&lab.bulkhead(["run", "-it", &lab.debian(), "sh", "-c", "echo ready; sleep 1000"]));
+    let running = terminal.start(&lab.bulkhead(["run", "-it", &lab.debian(), "sh", "-c", "echo ready; sleep 1000"]));
     terminal.wait_for("ready", patience);
     terminal.type_in(b"\x03");
     assert_eq!(running.end(patience).code, Some(130));

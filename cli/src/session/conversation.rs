@@ -287,7 +287,7 @@ impl Conversation<'_> {
         if let (true, Some(stdin)) = (self.streams.io.terminal, &self.streams.io.stdin) {
             self.raw = Some(RawMode::enter(stdin).map_err(host("put the terminal into raw mode"))?);
         }
-        self.streams.start_input()?;
+        self.streams.flow()?;
         self.resize()
     }
 

@@ -38,6 +38,10 @@ pub(super) struct Streams<'a> {
     /// Which output has ended: one byte each. The threads have the other end.
     ended: UnixStream,
     ended_sender: UnixStream,
+    /// Connected before the process was known to run: no byte moves before the terminal is in its mode.
+    held: Vec<(StreamKind, UnixStream)>,
+    /// The process runs.
+    flowing: bool,
 }
 
 impl<'a> Streams<'a> {
@@ -47,7 +51,17 @@ impl<'a> Streams<'a> {
         let outputs = kinds.iter().map(|&kind| Output { kind, attached: false }).collect();
         let (ended, ended_sender) = UnixStream::pair()?;
         ended.set_nonblocking(true)?;
-        Ok(Self { io, listener, unnamed: Vec::new(), outputs, input: None, ended, ended_sender })
+        Ok(Self {
+            io,
+            listener,
+            unnamed: Vec::new(),
+            outputs,
+            input: None,
+            ended,
+            ended_sender,
+            held: Vec::new(),
+            flowing: false,
+        })
     }
 
     /// Adds what the streams wait for, to be followed by [`Self::step`].
@@ -82,8 +96,18 @@ impl<'a> Streams<'a> {
         Ok(())
     }
 
-    /// From now on what the user types or pipes in goes to the process.
-    pub(super) fn start_input(&mut self) -> Result<(), SessionError> {
+    /// The process runs: from now on bytes move, those of the input first, so that no key typed at what the process shows
+    /// is lost.
+    pub(super) fn flow(&mut self) -> Result<(), SessionError> {
+        self.flowing = true;
+        self.start_input()?;
+        for (kind, connection) in std::mem::take(&mut self.held) {
+            self.start_output(kind, connection)?;
+        }
+        Ok(())
+    }
+
+    fn start_input(&self) -> Result<(), SessionError> {
         match (&self.input, &self.io.stdin) {
             (Some(connection), Some(stdin)) => connection
                 .try_clone()
@@ -145,6 +169,9 @@ impl<'a> Streams<'a> {
                 return Err(SessionError::Unexpected("second stream of a kind"));
             }
             self.input = Some(connection.try_clone().map_err(&failed)?);
+            if self.flowing {
+                self.start_input()?;
+            }
             if kind == StreamKind::Stdin {
                 return Ok(());
             }
@@ -154,15 +181,22 @@ impl<'a> Streams<'a> {
             return Err(SessionError::Unexpected("stream"));
         };
         output.attached = true;
-        let sink = if kind == StreamKind::Stderr { &self.io.stderr } else { &self.io.stdout };
-        self.start_output(kind, connection, sink).map_err(&failed)
+        if self.flowing {
+            return self.start_output(kind, connection);
+        }
+        self.held.push((kind, connection));
+        Ok(())
     }
 
-    fn start_output(&self, kind: StreamKind, connection: UnixStream, sink: &OwnedFd) -> std::io::Result<()> {
-        let sender = self.ended_sender.try_clone()?;
-        pump::output(connection, sink.try_clone()?, move || {
-            // Whoever listened may be gone; there is room for three bytes.
-            let _ = rustix::io::write(&sender, &[kind as u8]);
-        })
+    fn start_output(&self, kind: StreamKind, connection: UnixStream) -> Result<(), SessionError> {
+        let sink: &OwnedFd = if kind == StreamKind::Stderr { &self.io.stderr } else { &self.io.stdout };
+        let start = || {
+            let sender = self.ended_sender.try_clone()?;
+            pump::output(connection, sink.try_clone()?, move || {
+                // Whoever listened may be gone; there is room for three bytes.
+                let _ = rustix::io::write(&sender, &[kind as u8]);
+            })
+        };
+        start().map_err(host("attach a stream"))
     }
 }
