@@ -35,8 +35,9 @@ fn ctrl_c_reaches_the_command() {
     let lab = lab!("ctrl_c_reaches_the_command");
     let patience = lab.patience(1);
     let mut terminal = Terminal::new();
-    let running = terminal.start(&lab.bulkhead(["run", "-it", &lab.debian(), "sh", "-c", "echo ready; sleep 1000"]));
-    terminal.wait_for("ready", patience);
+    // A program that neither handles nor blocks the signal: a shell blocks it for a moment around each fork.
+    let running = terminal.start(&lab.bulkhead(["run", "-it", &lab.debian(), "tail", "-f", "/etc/os-release"]));
+    terminal.wait_for("PRETTY_NAME", patience);
     terminal.type_in(b"\x03");
     assert_eq!(running.end(patience).code, Some(130));
     assert!(terminal.is_usual());
