@@ -35,8 +35,10 @@ fn vector_registers_survive_preemption() {
     for cpus in ["1", "2"] {
         let ended = lab.run(["run", "--cpus", cpus, &image, "/probe", "avx", "3", "4"]);
         if ended.text().starts_with("no avx") {
-            tests::lab::skip("vector_registers_survive_preemption", "the guest's CPU has no AVX");
-            continue;
+            // QEMU's TCG takes a nested guest's XSETBV without telling the KVM around it, so CPUID leaf 0xD keeps the size of
+            // the first state, and the guest's kernel, finding that inconsistent, turns XSAVE off.
+            let reason = "the guest has no AVX: its kernel turned XSAVE off, as it does on the emulated host";
+            return tests::lab::skip("vector_registers_survive_preemption", reason);
         }
         assert_eq!(ended.code, Some(0), "{cpus} vCPUs: {ended:?}");
         let facts = ended.text().trim();
