@@ -196,6 +196,7 @@ fn attend(control: &mut Control, running: &mut Running, streams: &mut Streams) -
                 Some(Step::More) | None => {}
             }
         }
+        running.look_again();
         if ready.process && ended.is_none() {
             ended = Some((running.wait(), clock_ns(Clock::Monotonic)));
             streams.process_ended();
@@ -217,8 +218,9 @@ fn wait(control: &Control, running: &Running, ended: bool, streams: &Streams) ->
     let process = if ended { idle() } else { PollFd::from_borrowed_fd(running.end_event(), PollFlags::IN) };
     let [first, second, third] = streams.flows.each_ref().map(|flow| flow.as_ref().map_or_else(idle, Flow::interest));
     let mut fds = [PollFd::new(control, PollFlags::IN), process, first, second, third];
+    let timeout = if ended { None } else { running.look_again_in() };
     // It fails only when interrupted or short of memory: then nothing is ready, and the next turn tries again.
-    let _ = poll(&mut fds, None);
+    let _ = poll(&mut fds, timeout.as_ref());
     let [control, process, flows @ ..] = fds.map(|fd| !fd.revents().is_empty());
     Ready { control, process, flows }
 }

@@ -3,13 +3,14 @@
 use crate::environment::{c_strings, candidates, complete, get};
 use crate::failure::{Failure, Reason};
 use crate::root;
-use crate::sys::{self, Child, StringList};
+use crate::sys::{self, Child, Clock, StringList, clock_ns};
 use crate::user::{self, User};
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_protocol::{ExitStatus, FailureKind, Process};
+use rustix::event::Timespec;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{CWD, Mode, OFlags, fchown, openat, stat};
 use rustix::io::{self, Errno};
@@ -52,6 +53,7 @@ pub struct Running {
     child: Child,
     /// The signal in whose name it was killed.
     killed_as: Option<u8>,
+    watch: Watch,
 }
 
 /// All that is prepared before the child is there: it shares our memory and only makes system calls.
@@ -115,7 +117,7 @@ pub fn start(
     let child = sys::spawn(|| failed = Some(become_process(&plan)))
         .map_err(|error| Failure::errno(FailureKind::Guest, "starting a process", error))?;
     match failed {
-        None => Ok(Running { child, killed_as: None }),
+        None => Ok(Running { child, killed_as: None, watch: Watch::default() }),
         Some((step, error)) => {
             let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
             Err(explain(step, error, command, &plan.paths))
@@ -253,25 +255,61 @@ impl Running {
     ///
     /// To PID 1 of a PID namespace the kernel delivers only what it has a handler for. Any other process would have been ended
     /// by the signal, and that is what the sender wants: so it is ended, and its exit status says by which signal.
+    /// One that blocks the signal for a moment, as shells do around each fork, is judged when it does no longer.
     /// One that has a handler and loses it to `execve` in that very moment does not notice; the sender can repeat it.
     pub fn signal(&mut self, signal: u8) {
         let Some(named) = Signal::from_named_raw(i32::from(signal)) else {
             return;
         };
-        if ends_by_default(named) && self.is_default(signal) {
-            self.killed_as.get_or_insert(signal);
-            let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
-        } else {
-            // It may have ended meanwhile: then there is nobody to tell.
-            let _ = pidfd_send_signal(&self.child.pidfd, named);
+        let ends = ends_by_default(named);
+        match disposition(signal) {
+            Disposition::Default if ends => return self.end_as(signal),
+            Disposition::Blocked { .. } if ends => self.watch.add(signal),
+            _ => {}
         }
+        // It may have ended meanwhile: then there is nobody to tell.
+        let _ = pidfd_send_signal(&self.child.pidfd, named);
     }
 
     /// The terminal has sent `signal` to its foreground group: sees to it that it has its effect on the process.
     pub fn signalled_by_terminal(&mut self, signal: u8, group: i32) {
-        if group == self.child.pid.as_raw_nonzero().get() && self.is_default(signal) {
-            self.signal(signal);
+        if group != self.child.pid.as_raw_nonzero().get() {
+            return;
         }
+        match disposition(signal) {
+            Disposition::Default => self.end_as(signal),
+            Disposition::Blocked { .. } => self.watch.add(signal),
+            Disposition::Other => {}
+        }
+    }
+
+    /// When to call [`Self::look_again`], if at all.
+    #[must_use]
+    pub fn look_again_in(&self) -> Option<Timespec> {
+        self.watch.delay()
+    }
+
+    /// Judges the signals that the process blocked when they were sent. The kernel has thrown away those that it blocks no
+    /// longer and does not handle. Does nothing before it is time.
+    pub fn look_again(&mut self) {
+        if !self.watch.is_due() {
+            return;
+        }
+        for signal in self.watch.signals() {
+            match disposition(signal) {
+                Disposition::Blocked { pending: true } => continue,
+                Disposition::Default => self.end_as(signal),
+                Disposition::Blocked { pending: false } | Disposition::Other => {}
+            }
+            self.watch.remove(signal);
+        }
+        self.watch.wait_longer();
+    }
+
+    /// Ends it, as `signal` would have ended any other process.
+    fn end_as(&mut self, signal: u8) {
+        self.killed_as.get_or_insert(signal);
+        let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
     }
 
     /// How it ended; waits until it has.
@@ -296,14 +334,81 @@ impl Running {
             None => ExitStatus::Code(u8::MAX),
         }
     }
+}
 
-    /// Whether the process neither handles nor ignores nor blocks the signal. If it cannot be told: no.
-    fn is_default(&self, signal: u8) -> bool {
-        let mut text = [0; 4096];
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let read = openat(CWD, "/proc/1/status", flags, Mode::empty()).and_then(|file| io::read(file, &mut text[..]));
-        read.ok().and_then(|count| text.get(..count)).and_then(|status| has_default(status, signal)).unwrap_or(false)
+/// Signals that PID 1 blocked when they were sent to it. No event tells when it unblocks them, so that is looked for at
+/// growing intervals, for as long as they are pending.
+#[derive(Debug, Default)]
+struct Watch {
+    /// Bit n - 1 is signal n.
+    signals: u64,
+    /// Between two looks, in nanoseconds.
+    interval_ns: u64,
+    /// When to look next (CLOCK_MONOTONIC).
+    due_ns: u64,
+}
+
+impl Watch {
+    const FIRST_NS: u64 = 2_000_000;
+    const LONGEST_NS: u64 = 256_000_000;
+
+    fn add(&mut self, signal: u8) {
+        self.signals |= bit(signal).unwrap_or(0);
+        self.look_in(Self::FIRST_NS);
     }
+
+    fn remove(&mut self, signal: u8) {
+        self.signals &= !bit(signal).unwrap_or(0);
+    }
+
+    fn wait_longer(&mut self) {
+        self.look_in((self.interval_ns * 2).min(Self::LONGEST_NS));
+    }
+
+    fn look_in(&mut self, interval_ns: u64) {
+        self.interval_ns = interval_ns;
+        self.due_ns = clock_ns(Clock::Monotonic).saturating_add(interval_ns);
+    }
+
+    fn signals(&self) -> impl Iterator<Item = u8> + use<> {
+        let signals = self.signals;
+        (1..=64).filter(move |&signal| bit(signal).is_some_and(|bit| signals & bit != 0))
+    }
+
+    fn is_due(&self) -> bool {
+        self.signals != 0 && clock_ns(Clock::Monotonic) >= self.due_ns
+    }
+
+    fn delay(&self) -> Option<Timespec> {
+        if self.signals == 0 {
+            return None;
+        }
+        let left = self.due_ns.saturating_sub(clock_ns(Clock::Monotonic)).min(Self::LONGEST_NS);
+        Some(Timespec { tv_sec: 0, tv_nsec: i64::try_from(left).unwrap_or(0) })
+    }
+}
+
+/// What a signal does to the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disposition {
+    /// It neither handles nor ignores nor blocks it.
+    Default,
+    /// It blocks it for now.
+    Blocked {
+        /// One has been sent and not been delivered.
+        pending: bool,
+    },
+    /// It handles or ignores it, or that cannot be told.
+    Other,
+}
+
+/// What `signal` does to PID 1 of the container.
+fn disposition(signal: u8) -> Disposition {
+    let mut text = [0; 4096];
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let read = openat(CWD, "/proc/1/status", flags, Mode::empty()).and_then(|file| io::read(file, &mut text[..]));
+    let status = read.ok().and_then(|count| text.get(..count));
+    status.and_then(|status| parse_disposition(status, signal)).unwrap_or(Disposition::Other)
 }
 
 /// Signals whose default is to end the process.
@@ -321,16 +426,25 @@ fn ends_by_default(signal: Signal) -> bool {
     !harmless.contains(&signal)
 }
 
-/// What /proc/PID/status says of a signal: not caught, ignored or blocked. `None` if it does not say.
-fn has_default(status: &[u8], signal: u8) -> Option<bool> {
+/// What /proc/PID/status says of a signal. `None` if it does not say.
+fn parse_disposition(status: &[u8], signal: u8) -> Option<Disposition> {
     let text = core::str::from_utf8(status).ok()?;
-    let mask = |key: &str| {
+    let bit = bit(signal)?;
+    let has = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-        u64::from_str_radix(line.trim(), 16).ok()
+        u64::from_str_radix(line.trim(), 16).ok().map(|mask| mask & bit != 0)
     };
-    let any = mask("SigBlk:")? | mask("SigIgn:")? | mask("SigCgt:")?;
-    let bit = 1u64.checked_shl(u32::from(signal.checked_sub(1)?))?;
-    Some(any & bit == 0)
+    let (blocked, ignored, caught) = (has("SigBlk:")?, has("SigIgn:")?, has("SigCgt:")?);
+    Some(match (ignored, blocked, caught) {
+        (true, ..) | (false, false, true) => Disposition::Other,
+        (false, true, _) => Disposition::Blocked { pending: has("ShdPnd:")? || has("SigPnd:")? },
+        (false, false, false) => Disposition::Default,
+    })
+}
+
+/// A signal's place in the kernel's masks.
+fn bit(signal: u8) -> Option<u64> {
+    1u64.checked_shl(u32::from(signal.checked_sub(1)?))
 }
 
 #[cfg(test)]
@@ -339,13 +453,36 @@ mod tests {
 
     #[test]
     fn signal_masks_are_read() {
-        let status = b"Name:\tsh\nSigQ:\t0/1\nSigPnd:\t0000000000000000\nSigBlk:\t0000000000000001\n\
-            SigIgn:\t0000000000000002\nSigCgt:\t0000000000004000\n";
-        for (signal, expected) in [(1, Some(false)), (2, Some(false)), (15, Some(false)), (9, Some(true)), (0, None)] {
-            assert_eq!(has_default(status, signal), expected, "{signal}");
+        let status = b"Name:\tsh\nSigQ:\t0/1\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000000020\n\
+            SigBlk:\t0000000000000031\nSigIgn:\t0000000000000012\nSigCgt:\t0000000000004020\n";
+        let blocked = |pending| Some(Disposition::Blocked { pending });
+        for (signal, expected) in [
+            (1, blocked(false)),
+            (2, Some(Disposition::Other)),
+            (5, Some(Disposition::Other)),
+            (6, blocked(true)),
+            (9, Some(Disposition::Default)),
+            (15, Some(Disposition::Other)),
+            (0, None),
+        ] {
+            assert_eq!(parse_disposition(status, signal), expected, "{signal}");
         }
-        assert_eq!(has_default(b"SigBlk:\t00\nSigIgn:\tzz\n", 1), None);
-        assert_eq!(has_default(&[0xff], 1), None);
+        assert_eq!(parse_disposition(b"SigBlk:\t00\nSigIgn:\tzz\nSigCgt:\t00\n", 1), None);
+        assert_eq!(parse_disposition(&[0xff], 1), None);
+    }
+
+    #[test]
+    fn watched_signals_are_looked_at_less_and_less_often() {
+        let mut watch = Watch::default();
+        assert!(watch.delay().is_none() && !watch.is_due());
+        [15, 64, 0].into_iter().for_each(|signal| watch.add(signal));
+        assert_eq!(watch.signals().collect::<Vec<_>>(), [15, 64]);
+        let intervals: Vec<_> = (0..20).map(|_| (watch.interval_ns, watch.wait_longer()).0).collect();
+        assert!(intervals.is_sorted() && intervals[0] == Watch::FIRST_NS && intervals[19] == Watch::LONGEST_NS);
+        assert!(watch.delay().is_some());
+        watch.remove(15);
+        watch.remove(64);
+        assert!(watch.delay().is_none());
     }
 
     #[test]

@@ -80,8 +80,22 @@ impl Host {
         std::fs::create_dir(&scratch).unwrap();
         // What whoever runs the tests has left open is not the guest's.
         let close = r#"for fd in /proc/$$/fd/*; do fd=${fd##*/}; [ $fd -gt 2 ] && eval "exec $fd>&-"; done; exec "$@""#;
+        // Nor are the signals that they ignore, as a background job of a shell does: PID 1 of a machine ignores none.
         let guest = Command::new("bash")
-            .args(["-c", close, "bash", "unshare", "--mount", "--uts", "--ipc", "--net", "--propagation", "private"])
+            .args([
+                "-c",
+                close,
+                "bash",
+                "env",
+                "--default-signal",
+                "unshare",
+                "--mount",
+                "--uts",
+                "--ipc",
+                "--net",
+                "--propagation",
+                "private",
+            ])
             // Its end is the end of all it has started, as a machine's is.
             .args(["--pid", "--fork", "--kill-child"])
             .arg(std::env::current_exe().unwrap())
@@ -382,6 +396,28 @@ fn signals_end_the_process_or_reach_its_handler() {
         host.signal(signal);
     }
     assert_eq!(host.exit_status(), ExitStatus::Code(4));
+}
+
+/// Blocks a signal until it is pending, then for a moment no longer than a look at it, then not at all.
+const BLOCKING: &str = "use POSIX; $| = 1; my ($set, $old) = map { POSIX::SigSet->new } 1..2; $set->addset($ARGV[0]); \
+    sigprocmask(SIG_BLOCK, $set); print qq(ready\\n); \
+    do { select undef, undef, undef, 0.01; sigpending($old) } until $old->ismember($ARGV[0]); \
+    sigprocmask(SIG_UNBLOCK, $set); exec qw(sleep 1000)";
+
+#[test]
+fn a_signal_that_is_blocked_for_a_moment_ends_the_process_all_the_same() {
+    let Some(mut host) = Host::new() else { return };
+    host.send(&HostMessage::Start(Box::new(start(process(&["perl", "-e", BLOCKING, "15"])))));
+    let [mut stdout, _stderr] = [StreamKind::Stdout, StreamKind::Stderr].map(|kind| host.stream(kind));
+    host.started();
+    expect(&mut stdout, "ready");
+    host.signal(15);
+    assert_eq!(host.exit_status(), ExitStatus::Signal(15));
+
+    let Some((host, mut stream)) = on_terminal(&["perl", "-e", BLOCKING, "2"]) else { return };
+    expect(&mut stream, "ready");
+    stream.write_all(b"\x03").unwrap();
+    assert_eq!(host.exit_status(), ExitStatus::Signal(2));
 }
 
 #[test]
