@@ -31,5 +31,6 @@ pub mod guest;
 pub mod process;
 pub mod relay;
 pub mod root;
+pub mod signals;
 pub mod sys;
 pub mod user;
