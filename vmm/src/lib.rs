@@ -11,9 +11,11 @@
 //! | [`complete`] | instructions that a software-nested KVM cannot emulate |
 //! | [`machine`] | the one assembly recipe, and the event loop |
 //! | [`events`] | what a machine tells the process around it |
+//! | [`api`] | the control socket |
 //!
 //! It does not parse command lines, know about container images, or talk to a terminal.
 
+pub mod api;
 pub mod complete;
 pub mod config;
 mod console;

@@ -1,0 +1,84 @@
+//! What the control socket needs of a machine: the seam between it and [`crate::machine`], so that it can be tested
+//! without one.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use crate::config::VmConfig;
+use crate::machine::VmmError;
+
+/// Whether a machine's vCPUs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmState {
+    /// They do.
+    Running,
+    /// They are all out of the guest, and stay there until the machine is resumed.
+    Paused,
+}
+
+/// How much of the memory a snapshot holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// All of it.
+    #[default]
+    Full,
+    /// What changed since the last snapshot of this machine, or the one that it was restored from.
+    Diff,
+}
+
+/// A snapshot to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotRequest {
+    /// The snapshot's directory. Its parent exists; it does not.
+    pub path: PathBuf,
+    /// How much of the memory it holds.
+    pub kind: SnapshotKind,
+}
+
+/// What making a snapshot came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SnapshotReport {
+    /// Bytes written to storage.
+    pub bytes: u64,
+    /// For how long the vCPUs were out of the guest because of it, in nanoseconds; 0 if the machine was paused before.
+    pub pause_ns: u64,
+}
+
+/// A change to a device of a machine that is there already.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceUpdate {
+    /// Key of the device's section ([`devices::virtio::DeviceKind::config_key`]).
+    pub section: &'static str,
+    /// Its id within the section.
+    pub id: String,
+    /// The members of its configuration to replace.
+    pub changes: Map<String, Value>,
+}
+
+/// A machine that has been started, seen from the control socket.
+///
+/// All calls come on the event loop's thread, which is also the thread that devices are worked on: while a call runs, no
+/// device does. A call that fails leaves the machine as it was.
+pub trait Vm: Send {
+    /// Whether it runs.
+    fn state(&self) -> VmState;
+
+    /// What it is made of, updates included.
+    fn config(&self) -> &VmConfig;
+
+    /// Brings all vCPUs out of the guest, and returns when they are. Nothing happens to one that is paused.
+    fn pause(&mut self) -> Result<(), VmmError>;
+
+    /// Lets all vCPUs run. Nothing happens to one that runs.
+    fn resume(&mut self) -> Result<(), VmmError>;
+
+    /// Makes a snapshot. A machine that runs is paused for it, and runs again afterwards, also when it failed.
+    fn snapshot(&mut self, request: &SnapshotRequest) -> Result<SnapshotReport, VmmError>;
+
+    /// Replaces what is behind a device, between two of the guest's requests.
+    fn update_device(&mut self, update: &DeviceUpdate) -> Result<(), VmmError>;
+
+    /// Ends the machine as soon as the call has returned to the event loop.
+    fn stop(&mut self);
+}
