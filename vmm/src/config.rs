@@ -132,20 +132,18 @@ pub enum ConfigError {
     },
 }
 
-impl VmConfig {
-    /// Parses a configuration file's text.
-    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        Ok(serde_json::from_str(text)?)
+impl ConfigError {
+    /// A top-level key that no device has.
+    pub fn unknown_key(key: &str) -> Self {
+        let known = devices::virtio::DEVICES.iter().map(|kind| kind.config_key).collect::<Vec<_>>().join(", ");
+        ConfigError::UnknownKey { key: key.to_owned(), known }
     }
+}
 
-    /// Checks everything that can be checked without touching the host; `host_mib` is the host's RAM in MiB.
+impl MachineConfig {
+    /// Checks that it can be had; `host_mib` is the host's RAM in MiB.
     pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
-        let known = || devices::virtio::DEVICES.iter().map(|kind| kind.config_key);
-        if let Some(key) = self.devices.keys().find(|key| !known().any(|k| k == key.as_str())) {
-            let known = known().collect::<Vec<_>>().join(", ");
-            return Err(ConfigError::UnknownKey { key: key.clone(), known });
-        }
-        let MachineConfig { vcpu_count, mem_size_mib } = self.machine;
+        let MachineConfig { vcpu_count, mem_size_mib } = *self;
         if !(1..=MAX_VCPUS).contains(&vcpu_count) {
             return Err(ConfigError::Vcpus(vcpu_count));
         }
@@ -156,6 +154,22 @@ impl VmConfig {
             return Err(ConfigError::MemoryTooLarge { asked: mem_size_mib, host: host_mib });
         }
         Ok(())
+    }
+}
+
+impl VmConfig {
+    /// Parses a configuration file's text.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// Checks everything that can be checked without touching the host; `host_mib` is the host's RAM in MiB.
+    pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
+        let known = |key: &str| devices::virtio::DEVICES.iter().any(|kind| kind.config_key == key);
+        if let Some(key) = self.devices.keys().find(|key| !known(key)) {
+            return Err(ConfigError::unknown_key(key));
+        }
+        self.machine.validate(host_mib)
     }
 }
 
