@@ -17,8 +17,11 @@ pub const MIN_MEMORY_MIB: u64 = 16;
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct VmConfig {
     /// What it boots.
-    #[serde(rename = "boot-source")]
-    pub boot_source: BootSource,
+    #[serde(rename = "boot-source", default, skip_serializing_if = "Option::is_none")]
+    pub boot_source: Option<BootSource>,
+    /// What it goes on from, instead of booting (ours; not in Firecracker's file).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotSource>,
     /// Its vCPUs and memory.
     #[serde(rename = "machine-config", default)]
     pub machine: MachineConfig,
@@ -28,6 +31,24 @@ pub struct VmConfig {
     /// Device sections by their key in the device table.
     #[serde(flatten)]
     pub devices: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A snapshot to go on from.
+///
+/// The machine is the snapshot's: its CPUs, memory and devices. Device sections given beside it replace those of the
+/// snapshot, to give the same devices other files; the console is as the `serial` section beside it says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotSource {
+    /// The snapshot's directory.
+    pub path: PathBuf,
+    /// Go on at once; otherwise the machine stays paused until it is told to.
+    #[serde(default = "yes")]
+    pub resume: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Kernel, initrd and command line.
@@ -109,13 +130,18 @@ pub enum ConfigError {
     #[error("machine configuration: {0}")]
     Json(#[from] serde_json::Error),
     /// A top-level key that no device has.
-    #[error("machine configuration: unknown key '{key}'; the keys are boot-source, machine-config, serial, {known}")]
+    #[error(
+        "machine configuration: unknown key '{key}'; the keys are boot-source, snapshot, machine-config, serial, {known}"
+    )]
     UnknownKey {
         /// The key.
         key: String,
         /// The device keys there are.
         known: String,
     },
+    /// Nothing to run.
+    #[error("machine configuration: one of boot-source and snapshot is needed")]
+    NoSource,
     /// vCPU count out of range.
     #[error("machine-config: vcpu_count {0} is not between 1 and {MAX_VCPUS}")]
     Vcpus(u8),
@@ -132,18 +158,30 @@ pub enum ConfigError {
     },
 }
 
-impl ConfigError {
-    /// A top-level key that no device has.
-    pub fn unknown_key(key: &str) -> Self {
-        let known = devices::virtio::DEVICES.iter().map(|kind| kind.config_key).collect::<Vec<_>>().join(", ");
-        ConfigError::UnknownKey { key: key.to_owned(), known }
+impl VmConfig {
+    /// Parses a configuration file's text.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        Ok(serde_json::from_str(text)?)
     }
-}
 
-impl MachineConfig {
-    /// Checks that it can be had; `host_mib` is the host's RAM in MiB.
+    /// The machine of a snapshot, as `self`, which names the snapshot, changes it.
+    pub fn over(self, saved: VmConfig) -> VmConfig {
+        let mut devices = saved.devices;
+        devices.extend(self.devices);
+        VmConfig { boot_source: None, snapshot: self.snapshot, machine: saved.machine, serial: self.serial, devices }
+    }
+
+    /// Checks everything that can be checked without touching the host; `host_mib` is the host's RAM in MiB.
     pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
-        let MachineConfig { vcpu_count, mem_size_mib } = *self;
+        let known = || devices::virtio::DEVICES.iter().map(|kind| kind.config_key);
+        if let Some(key) = self.devices.keys().find(|key| !known().any(|k| k == key.as_str())) {
+            let known = known().collect::<Vec<_>>().join(", ");
+            return Err(ConfigError::UnknownKey { key: key.clone(), known });
+        }
+        if self.boot_source.is_some() == self.snapshot.is_some() {
+            return Err(ConfigError::NoSource);
+        }
+        let MachineConfig { vcpu_count, mem_size_mib } = self.machine;
         if !(1..=MAX_VCPUS).contains(&vcpu_count) {
             return Err(ConfigError::Vcpus(vcpu_count));
         }
@@ -154,22 +192,6 @@ impl MachineConfig {
             return Err(ConfigError::MemoryTooLarge { asked: mem_size_mib, host: host_mib });
         }
         Ok(())
-    }
-}
-
-impl VmConfig {
-    /// Parses a configuration file's text.
-    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        Ok(serde_json::from_str(text)?)
-    }
-
-    /// Checks everything that can be checked without touching the host; `host_mib` is the host's RAM in MiB.
-    pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
-        let known = |key: &str| devices::virtio::DEVICES.iter().any(|kind| kind.config_key == key);
-        if let Some(key) = self.devices.keys().find(|key| !known(key)) {
-            return Err(ConfigError::unknown_key(key));
-        }
-        self.machine.validate(host_mib)
     }
 }
 
@@ -201,6 +223,23 @@ mod tests {
         let again = VmConfig::from_json(&serde_json::to_string(&config).unwrap()).unwrap();
         assert_eq!(config, again);
         assert!(config.devices.contains_key("entropy"));
+    }
+
+    #[test]
+    fn a_snapshot_brings_its_machine_and_takes_other_files() {
+        let saved = r#"{ "boot-source": { "kernel_image_path": "/k" }, "machine-config": { "mem_size_mib": 256 },
+                         "entropy": {}, "drives": [1], "serial": { "mode": "stdio" } }"#;
+        let text = r#"{ "snapshot": { "path": "/s" }, "drives": [2] }"#;
+        let config = VmConfig::from_json(text).unwrap().over(VmConfig::from_json(saved).unwrap());
+        config.validate(1024).unwrap();
+        assert_eq!((config.machine.mem_size_mib, &config.serial), (256, &SerialConfig::Off));
+        assert_eq!((config.devices.len(), &config.devices["drives"]), (2, &serde_json::json!([2])));
+        assert!(config.snapshot.is_some_and(|snapshot| snapshot.resume));
+        let both = r#"{ "snapshot": { "path": "/s" }, "boot-source": { "kernel_image_path": "/k" } }"#;
+        for text in ["{}", both] {
+            let error = VmConfig::from_json(text).unwrap().validate(1024);
+            assert!(matches!(error, Err(ConfigError::NoSource)), "{text}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Leaf numbers and fields: SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E; Linux `Documentation/virt/kvm/x86/cpuid.rst`.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use serde::{Deserialize, Serialize};
 
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -76,6 +77,85 @@ fn set(word: &mut u32, bit: u32, on: bool) {
     if on { *word |= bit } else { *word &= !bit }
 }
 
+/// A processor model, as leaves 0 and 1 tell it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Twelve characters.
+    pub vendor: String,
+    /// Family, model and stepping, as in EAX of leaf 1.
+    pub signature: u32,
+}
+
+impl Model {
+    /// The model of whoever has these leaves.
+    pub fn of(leaves: &[kvm_cpuid_entry2]) -> Self {
+        let leaf = |function| leaves.iter().find(|entry| entry.function == function).copied().unwrap_or_default();
+        let vendor = leaf(0);
+        let bytes = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat();
+        Model { vendor: String::from_utf8_lossy(&bytes).into_owned(), signature: leaf(1).eax }
+    }
+
+    /// The model of this host's processor.
+    pub fn host() -> Self {
+        let leaf = |function| {
+            let result = std::arch::x86_64::__cpuid(function);
+            kvm_cpuid_entry2 {
+                function,
+                eax: result.eax,
+                ebx: result.ebx,
+                ecx: result.ecx,
+                edx: result.edx,
+                ..Default::default()
+            }
+        };
+        Model::of(&[leaf(0), leaf(1)])
+    }
+}
+
+impl std::fmt::Display for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:#x}", self.vendor, self.signature)
+    }
+}
+
+/// Words of CPUID that are nothing but feature bits: leaf, subleaf, and which of EAX, EBX, ECX, EDX.
+const FEATURES: [(u32, u32, usize); 10] = [
+    (0x1, 0, 2),
+    (0x1, 0, 3),
+    (0x7, 0, 1),
+    (0x7, 0, 2),
+    (0x7, 0, 3),
+    (0xd, 0, 0),
+    (0xd, 1, 0),
+    (0x8000_0001, 0, 2),
+    (0x8000_0001, 0, 3),
+    (0x8000_0008, 0, 1),
+];
+
+/// The first feature that a guest has been told of and that `supported` lacks, by leaf, register and bit.
+pub fn missing_feature(guest: &[kvm_cpuid_entry2], supported: &[kvm_cpuid_entry2]) -> Option<String> {
+    let word = |leaves: &[kvm_cpuid_entry2], (function, index, register): (u32, u32, usize)| {
+        let leaf = leaves.iter().find(|entry| entry.function == function && entry.index == index);
+        leaf.map_or(0, |leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx][register])
+    };
+    FEATURES.iter().find_map(|&place| {
+        // What `specialise` adds is there whatever KVM says; OSXSAVE and OSPKE follow the guest's own CR4.
+        let ours = match place {
+            (0x1, 0, 2) => HYPERVISOR | TSC_DEADLINE | X2APIC | 1 << 27,
+            (0x1, 0, 3) => HTT,
+            (0x7, 0, 2) => 1 << 4,
+            _ => 0,
+        };
+        let missing = word(guest, place) & !word(supported, place) & !ours;
+        let (function, index, register) = place;
+        (missing != 0).then(|| {
+            let register = ["EAX", "EBX", "ECX", "EDX"][register];
+            format!("CPUID {function:#x}.{index} {register} bit {}", missing.trailing_zeros())
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +196,25 @@ mod tests {
         assert_eq!(specialised(leaf(0x8000_001e, 0, 0), 1, 2).eax, 1);
         assert_eq!(specialised(leaf(0x8000_001d, 3, 0x163), 0, 4).eax >> 14 & 0xfff, 3);
         assert_eq!(specialised(leaf(0x8000_001d, 0, 0x121), 0, 4).eax >> 14 & 0xfff, 0);
+    }
+
+    #[test]
+    fn a_missing_feature_is_named() {
+        let guest = kvm_cpuid_entry2 { ebx: 0b1010, ..leaf(7, 0, 0) };
+        let less = kvm_cpuid_entry2 { ebx: 0b0010, ..leaf(7, 0, 0) };
+        assert_eq!(missing_feature(&[guest], &[guest]), None);
+        assert_eq!(missing_feature(&[less], &[guest]), None);
+        assert_eq!(missing_feature(&[guest], &[less]).as_deref(), Some("CPUID 0x7.0 EBX bit 3"));
+        assert_eq!(missing_feature(&[guest], &[]).as_deref(), Some("CPUID 0x7.0 EBX bit 1"));
+        let ours = kvm_cpuid_entry2 { ecx: HYPERVISOR | TSC_DEADLINE | X2APIC, edx: HTT, ..leaf(1, 0, 0) };
+        assert_eq!(missing_feature(&[ours], &[leaf(1, 0, 0)]), None);
+    }
+
+    #[test]
+    fn a_model_is_its_vendor_and_signature() {
+        let vendor = kvm_cpuid_entry2 { ebx: 0x6874_7541, edx: 0x6974_6e65, ecx: 0x444d_4163, ..leaf(0, 0, 0) };
+        let model = Model::of(&[vendor, leaf(1, 0, 0xa20f12)]);
+        assert_eq!(model.to_string(), "AuthenticAMD 0xa20f12");
+        assert_ne!(Model::host().signature, 0);
     }
 }

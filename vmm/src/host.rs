@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The device every KVM user opens.
 pub const DEV_KVM: &str = "/dev/kvm";
@@ -13,7 +13,7 @@ pub const DEV_KVM: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
 
 /// How KVM runs a guest here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KvmKind {
     /// Intel VT-x.

@@ -10,6 +10,7 @@
 //! | [`vcpu`] | vCPU threads: run loop, pause/resume, exits |
 //! | [`complete`] | instructions that a software-nested KVM cannot emulate |
 //! | [`machine`] | the one assembly recipe, and the event loop |
+//! | [`snapshot`] | a machine's state and memory, into files and back |
 //! | [`events`] | what a machine tells the process around it |
 //! | [`api`] | the control socket |
 //!
@@ -25,6 +26,7 @@ pub mod host;
 pub mod irq;
 pub mod machine;
 pub mod memory;
+pub mod snapshot;
 pub mod vcpu;
 
 pub use config::VmConfig;

@@ -1,8 +1,11 @@
 //! Guest RAM and its KVM memory slots.
 //!
-//! RAM is anonymous, private, and not reserved: a page costs nothing before the guest touches it.
+//! RAM is private and not reserved: anonymous, so that a page costs nothing before the guest touches it; or a private view
+//! of a snapshot's file, so that a page costs nothing before the guest changes it.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 
 use devices::GuestRam;
 use kvm_bindings::kvm_userspace_memory_region;
@@ -45,17 +48,32 @@ struct Mapping {
 
 // SAFETY: the pointer is only an address to unmap, by whoever drops it last.
 unsafe impl Send for Mapping {}
+// SAFETY: nothing is done through a shared reference.
+unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `Mapping::new`, belongs to it alone, and is no longer used: `Ram` says so.
+        // SAFETY: the range was mapped by a constructor, belongs to it alone, and is no longer used: `Ram` says so.
         unsafe { libc::munmap(self.start.cast(), self.len) };
     }
 }
 
 impl Mapping {
+    /// Maps `len` bytes, a multiple of the page size, of `file` from `offset` on. What is written stays in this process.
+    fn of_file(len: usize, file: &File, offset: u64) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let mapped = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), offset) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Mapping { start: mapped.cast(), len })
+    }
+
     /// Maps `len` bytes, a multiple of the page size, at an address that is a multiple of [`ALIGNMENT`].
-    fn new(len: usize) -> io::Result<Self> {
+    fn anonymous(len: usize) -> io::Result<Self> {
         let total = len.checked_add(ALIGNMENT).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -89,14 +107,28 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// Maps `mib` MiB of RAM laid out around the hole below 4 GiB.
+    /// Maps `mib` MiB of RAM, all zeros, laid out around the hole below 4 GiB.
     pub fn new(mib: u64) -> Result<Self, MemoryError> {
+        Self::map(mib, &mut |len, _| Mapping::anonymous(len))
+    }
+
+    /// Maps `mib` MiB of RAM with the content of `file`, region after region.
+    ///
+    /// A file that somebody cuts short afterwards ends this process with SIGBUS when the guest uses what is missing.
+    pub fn of_file(mib: u64, file: &File) -> Result<Self, MemoryError> {
+        Self::map(mib, &mut |len, offset| Mapping::of_file(len, file, offset))
+    }
+
+    /// `map` gets the length of each region and its place among all of RAM.
+    fn map(mib: u64, map: &mut dyn FnMut(usize, u64) -> io::Result<Mapping>) -> Result<Self, MemoryError> {
         let failed = |problem: String| MemoryError::Map { mib, problem };
         let mut mappings = Vec::new();
         let mut regions = Vec::new();
+        let mut offset = 0;
         for (start, len) in boot::layout::ram_regions(mib << 20)? {
-            let mapping = Mapping::new(len as usize).map_err(|e| failed(e.to_string()))?;
-            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let mapping = map(len as usize, offset).map_err(|e| failed(e.to_string()))?;
+            offset += len;
+            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
             // SAFETY: the mapping is `len` bytes long, readable and writable, and outlives the region, as `Ram` says.
             let region = unsafe { MmapRegion::build_raw(mapping.start, mapping.len, protection, flags) };
             let region = region.map_err(|e| failed(e.to_string()))?;

@@ -1,11 +1,13 @@
 //! Machines of a few instructions on this host's own KVM: how they end, and that they can always be stopped.
 
-use std::path::PathBuf;
+mod support;
+
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use vmm::{Event, ExitReason, Machine, VmConfig, VmmError};
+use support::{Kernel, no_kvm};
+use vmm::{Event, ExitReason, Machine, VmmError};
 
 /// mov $value, %al; mov $0x600, %dx; out %al, (%dx); hlt; jmp to the hlt.
 fn exit_with(value: u8) -> Vec<u8> {
@@ -22,44 +24,6 @@ const VECTOR: &[u8] = &[0xc5, 0xfc, 0x58, 0xc0];
 
 /// Long enough for anything here, on any machine: only a hang takes it.
 const HANG: Duration = Duration::from_secs(60);
-
-struct Kernel(tempfile::TempDir);
-
-impl Kernel {
-    /// An ELF file with `code` at 1 MiB.
-    fn new(code: &[u8]) -> Self {
-        const BASE: u64 = 0x10_0000;
-        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-        let words = |file: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|w| file.extend(w.to_le_bytes()));
-        words(&mut file, &[BASE, 64, 0]);
-        file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0]);
-        words(&mut file, &[120, BASE, BASE, code.len() as u64, code.len() as u64, 1]);
-        file.extend(code);
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("kernel"), file).unwrap();
-        Kernel(dir)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("kernel")
-    }
-
-    fn machine(&self, vcpus: u8) -> Machine {
-        let json = serde_json::json!({ "boot-source": { "kernel_image_path": self.path() },
-                                       "machine-config": { "vcpu_count": vcpus, "mem_size_mib": 32 } });
-        let config = VmConfig::from_json(&json.to_string()).unwrap();
-        Machine::build(&config, None, &mut |_| {}).unwrap()
-    }
-}
-
-/// No KVM here, said loudly.
-fn no_kvm(test: &str) -> bool {
-    let problem = vmm::host::open().err();
-    if let Some(problem) = &problem {
-        eprintln!("SKIP {test}: {problem}");
-    }
-    problem.is_some()
-}
 
 /// Runs a machine to its end on a thread of its own; panics if it hangs.
 fn run(machine: Machine) -> Result<ExitReason, VmmError> {

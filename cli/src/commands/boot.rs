@@ -126,12 +126,13 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
     devices.insert("entropy".into(), json!({}));
     let words = ["console=ttyS0", USUAL_CMDLINE, EXIT_PORT].into_iter().chain(args.append.iter().map(String::as_str));
     Ok(VmConfig {
-        boot_source: BootSource {
+        snapshot: None,
+        boot_source: Some(BootSource {
             kernel_image_path: args.kernel.clone(),
             initrd_path: args.initrd.clone(),
             boot_args: words.collect::<Vec<_>>().join(" "),
             protocol: args.protocol,
-        },
+        }),
         machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
         serial: SerialConfig::Stdio,
         devices,
@@ -153,8 +154,8 @@ mod tests {
         let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b --append loglevel=7 --append init=/x -m 64m --cpus 2";
         let Verb::Boot(args) = Cli::parse_from(line.split(' ')).verb else { panic!("not boot") };
         let config = config(&args).unwrap();
-        assert!(config.boot_source.boot_args.ends_with(" loglevel=7 init=/x"));
-        assert!(config.boot_source.boot_args.starts_with("console=ttyS0 quiet"));
+        let boot_args = &config.boot_source.as_ref().unwrap().boot_args;
+        assert!(boot_args.ends_with(" loglevel=7 init=/x") && boot_args.starts_with("console=ttyS0 quiet"));
         assert_eq!((config.machine.mem_size_mib, config.machine.vcpu_count), (64, 2));
         assert_eq!(config.devices["drives"][0]["is_read_only"], true);
         assert_eq!(config.devices["drives"][1]["path_on_host"], "/b");

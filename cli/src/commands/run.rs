@@ -64,12 +64,14 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let start = start(&args, command, &prepared, &name)?;
     fs::write(&initrd, guest_images::initramfs::cpio(guest_images::INIT))
         .with_context(|| format!("write {}", initrd.display()))?;
-    config.boot_source.initrd_path = Some(initrd);
+    if let Some(source) = &mut config.boot_source {
+        tracing::info!("kernel {}: {}", source.kernel_image_path.display(), source.boot_args);
+        source.initrd_path = Some(initrd);
+    }
     config.serial = SerialConfig::Log { path: log.clone() };
     config.devices.insert("drives".into(), drives(&prepared)?);
     config.devices.insert("vsock".into(), json!({ "guest_cid": 3, "uds_path": uds }));
     config.devices.insert("entropy".into(), json!({}));
-    tracing::info!("kernel {}: {}", config.boot_source.kernel_image_path.display(), config.boot_source.boot_args);
     let session = Session::listen(&uds)?;
     let monitor = Monitor::start(&serde_json::to_string(&config)?, Console::None, talk.verbose)?;
 
@@ -127,12 +129,13 @@ fn machine(args: &Run) -> anyhow::Result<VmConfig> {
     };
     let words = [kernel.cmdline.as_str(), EXIT_PORT].into_iter().chain(args.append.iter().map(String::as_str));
     Ok(VmConfig {
-        boot_source: BootSource {
+        snapshot: None,
+        boot_source: Some(BootSource {
             kernel_image_path: kernel.path,
             initrd_path: None,
             boot_args: words.collect::<Vec<_>>().join(" "),
             protocol: BootProtocol::Auto,
-        },
+        }),
         machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
         serial: SerialConfig::Off,
         devices: serde_json::Map::new(),

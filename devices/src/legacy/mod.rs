@@ -11,4 +11,4 @@ pub use acpi_pm::{ACPI_PM_LEN, AcpiPm};
 pub use exit_port::ExitPort;
 pub use i8042::I8042;
 pub use ioapic::{IOAPIC_PINS, Ioapic, IoapicState, MsiMessage, RouteSink};
-pub use serial::Serial;
+pub use serial::{Serial, SerialState};

@@ -6,7 +6,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use vm_superio::serial::SerialEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{SerialEvents, SerialState as UartState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -48,6 +49,30 @@ impl SerialEvents for Room {
     }
 }
 
+/// The registers of a port and the input that the guest has not read, as plain data.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialState {
+    /// Divisor latch, low byte first.
+    pub baud_divisor: [u8; 2],
+    /// Interrupt enable register.
+    pub interrupt_enable: u8,
+    /// Interrupt identification register.
+    pub interrupt_identification: u8,
+    /// Line control register.
+    pub line_control: u8,
+    /// Line status register.
+    pub line_status: u8,
+    /// Modem control register.
+    pub modem_control: u8,
+    /// Modem status register.
+    pub modem_status: u8,
+    /// Scratch register.
+    pub scratch: u8,
+    /// At most 64 bytes.
+    pub input: Vec<u8>,
+}
+
 /// The port: eight byte-wide registers.
 pub struct Serial {
     uart: Uart<Line, Room, Output>,
@@ -59,6 +84,42 @@ impl Serial {
     /// Interrupts go to `line`, output to `output`, which may block or fail without harm to the guest.
     pub fn new(line: Arc<dyn InterruptLine>, output: Box<dyn Write + Send>) -> Self {
         Serial { uart: Uart::with_events(Line(line), Room::default(), Output::new(output)), loopback: false }
+    }
+
+    /// A port that goes on where another was; `None` if `state` is none that a port can be in.
+    pub fn restore(state: SerialState, line: Arc<dyn InterruptLine>, output: Box<dyn Write + Send>) -> Option<Self> {
+        let loopback = state.modem_control & LOOPBACK != 0;
+        let [baud_divisor_low, baud_divisor_high] = state.baud_divisor;
+        let state = UartState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.input,
+        };
+        let uart = Uart::from_state(&state, Line(line), Room::default(), Output::new(output)).ok()?;
+        Some(Serial { uart, loopback })
+    }
+
+    /// Its state. What it has put out is not part of it: that is on its way to the writer.
+    pub fn save(&self) -> SerialState {
+        let state = self.uart.state();
+        SerialState {
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+        }
     }
 
     /// Bytes of input that fit now.
@@ -171,6 +232,21 @@ mod tests {
         }
         assert_eq!((read(&mut serial, 5) & 1, serial.room()), (0, 64));
         event.read().unwrap();
+    }
+
+    #[test]
+    fn a_restored_port_goes_on() {
+        let mut serial = Serial::new(Arc::new(Count::default()), Box::new(io::sink()));
+        serial.write(0x3f8, 1, &[1]);
+        serial.write(0x3f8, 7, &[0x5a]);
+        serial.enqueue(b"abc");
+        let state = serial.save();
+        let line = Arc::new(Count::default());
+        let mut again = Serial::restore(state.clone(), line.clone(), Box::new(io::sink())).unwrap();
+        assert_eq!((again.save(), line.0.load(Ordering::Relaxed) > 0), (state.clone(), true));
+        assert_eq!((read(&mut again, 7), read(&mut again, 0), again.room()), (0x5a, b'a', 62));
+        let full = SerialState { input: vec![0; 65], ..state };
+        assert!(Serial::restore(full, line, Box::new(io::sink())).is_none());
     }
 
     #[test]

@@ -27,11 +27,8 @@ pub const KIND: DeviceKind = DeviceKind {
         *section = serde_json::json!({});
         Ok(())
     },
-    id_key: None,
-    swappable: &[],
-    check,
     build: |section| {
-        check(section)?;
+        let _: Config = serde_json::from_value(section.clone()).map_err(DeviceError::section("entropy"))?;
         Ok(vec![Box::new(Rng)])
     },
     kernel_args: |_| None,
@@ -43,11 +40,6 @@ pub const KIND: DeviceKind = DeviceKind {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {}
-
-fn check(section: &Value) -> Result<(), DeviceError> {
-    let Config {} = serde_json::from_value(section.clone()).map_err(DeviceError::section("entropy"))?;
-    Ok(())
-}
 
 /// The device. It has no state.
 struct Rng;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use boot::acpi::{AcpiPlatform, MmioWindow, PowerPorts, SerialPort};
-use devices::legacy::{ACPI_PM_LEN, AcpiPm, ExitPort, I8042, Serial};
+use devices::legacy::{ACPI_PM_LEN, AcpiPm, ExitPort, I8042, Serial, SerialState};
 use devices::virtio::MmioTransport;
 use devices::{Bus, BusDevice, ExitSink, GuestExit, GuestRam, InterruptLine};
 use event_manager::{EventManager, SubscriberOps};
@@ -13,9 +13,10 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use super::ending::Ending;
 use super::error::{VmmError, io_error, kvm};
 use super::{Console, Subscriber};
-use crate::config::{SerialConfig, VmConfig};
+use crate::config::{BootSource, SerialConfig, VmConfig};
 use crate::events::ExitReason;
 use crate::irq::IrqFdLine;
+use crate::snapshot::SnapshotError;
 
 /// First guest-physical address of the virtio-mmio windows.
 const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
@@ -37,6 +38,9 @@ const ACPI_PM_PORT: u64 = 0x604;
 /// How much of the console a log keeps.
 const LOG_LIMIT: u64 = 1 << 20;
 
+/// Transports in order of their windows.
+pub(super) type Transports = Vec<Arc<Mutex<MmioTransport>>>;
+
 /// Puts devices on their buses, wires their interrupts and events.
 pub(super) struct Assembly<'a> {
     pub vm: &'a VmFd,
@@ -55,8 +59,9 @@ impl Assembly<'_> {
         &mut self,
         config: &VmConfig,
         console: Option<Console>,
+        saved: Option<&SerialState>,
         ending: &Arc<Ending>,
-    ) -> Result<(), VmmError> {
+    ) -> Result<Arc<Mutex<Serial>>, VmmError> {
         let for_sink = ending.clone();
         let sink: ExitSink = Arc::new(move |exit| {
             for_sink.report(Ok(match exit {
@@ -69,26 +74,35 @@ impl Assembly<'_> {
             Some(console) => console,
             None => console_of(&config.serial)?,
         };
-        let serial = Arc::new(Mutex::new(Serial::new(self.line(SERIAL_GSI)?, console.output)));
+        let line = self.line(SERIAL_GSI)?;
+        let serial = match saved {
+            None => Serial::new(line, console.output),
+            Some(state) => Serial::restore(state.clone(), line, console.output).ok_or(SnapshotError::Record {
+                record: "serial",
+                problem: "not a state that a port can be in".into(),
+            })?,
+        };
+        let serial = Arc::new(Mutex::new(serial));
         self.pio.insert(SERIAL_PORT, 8, serial.clone())?;
         self.pio.insert(I8042_PORT, 5, Arc::new(Mutex::new(I8042::new(sink.clone()))))?;
         self.pio.insert(EXIT_PORT, 1, Arc::new(Mutex::new(ExitPort::new(sink.clone()))))?;
         self.pio.insert(ACPI_PM_PORT, ACPI_PM_LEN, Arc::new(Mutex::new(AcpiPm::new(sink))))?;
         if let Some(input) = console.input {
-            let input = crate::console::Input::new(input, serial).map_err(io_error("console input"))?;
+            let input = crate::console::Input::new(input, serial.clone()).map_err(io_error("console input"))?;
             self.manager.add_subscriber(Arc::new(Mutex::new(input)));
         }
-        Ok(())
+        Ok(serial)
     }
 
-    /// Builds every configured virtio device, in the order of the device table; returns where they are.
-    pub(super) fn virtio(&mut self, config: &VmConfig) -> Result<Vec<MmioWindow>, VmmError> {
+    /// Builds every configured virtio device, in the order of the device table; returns them and where they are.
+    pub(super) fn virtio(&mut self, config: &VmConfig) -> Result<(Transports, Vec<MmioWindow>), VmmError> {
         let built = devices::virtio::build_all(&config.devices)?;
         let most = (u32::from(IOAPIC_PINS) - FIRST_VIRTIO_GSI) as usize;
         if built.len() > most {
             return Err(VmmError::TooManyDevices { asked: built.len(), most });
         }
         let mut windows = Vec::new();
+        let mut transports = Vec::new();
         for (slot, device) in built.into_iter().enumerate() {
             let base = VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_SIZE;
             let gsi = FIRST_VIRTIO_GSI + slot as u32;
@@ -100,19 +114,20 @@ impl Assembly<'_> {
             }
             let transport = Arc::new(Mutex::new(transport));
             self.mmio.insert(base, VIRTIO_MMIO_SIZE, transport.clone() as Arc<Mutex<dyn BusDevice>>)?;
-            self.manager.add_subscriber(transport);
+            self.manager.add_subscriber(transport.clone());
+            transports.push(transport);
             windows.push(MmioWindow { base, len: VIRTIO_MMIO_SIZE, gsi });
         }
-        Ok(windows)
+        Ok((transports, windows))
     }
 }
 
 /// The kernel's words: its devices first, so that the user's come last and win.
-pub(super) fn command_line(config: &VmConfig, windows: &[MmioWindow]) -> String {
+pub(super) fn command_line(config: &VmConfig, kernel: &BootSource, windows: &[MmioWindow]) -> String {
     let mut words: Vec<String> =
         windows.iter().map(|w| format!("virtio_mmio.device=4K@{:#x}:{}", w.base, w.gsi)).collect();
     words.push(devices::virtio::table::kernel_args(&config.devices));
-    words.push(config.boot_source.boot_args.clone());
+    words.push(kernel.boot_args.clone());
     words.retain(|word| !word.is_empty());
     words.join(" ")
 }

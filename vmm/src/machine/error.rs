@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::config::ConfigError;
 use crate::host::HostError;
 use crate::memory::MemoryError;
+use crate::snapshot::SnapshotError;
 use crate::vcpu::VcpuError;
 
 /// A machine that could not be built, or broke.
@@ -40,6 +41,9 @@ pub enum VmmError {
     /// Two devices at one address: a mistake in this file.
     #[error("device addresses: {0}")]
     Bus(#[from] devices::BusError),
+    /// A snapshot that cannot be taken or gone on from.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A KVM call failed.
     #[error("{call}: {source}")]
     Kvm {

@@ -7,29 +7,37 @@
 mod assembly;
 mod ending;
 mod error;
+mod handle;
+mod restore;
+mod save;
 
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use boot::acpi::MmioWindow;
 use devices::Bus;
-use devices::legacy::Ioapic;
+use devices::legacy::{Ioapic, Serial};
+use devices::virtio::MmioTransport;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::complete::{self, XsaveScratch};
-use crate::config::VmConfig;
+use crate::config::{ConfigError, VmConfig};
 use crate::cpuid::{self, Identity};
 use crate::events::{Event, ExitReason, Phase, monotonic_ns};
 use crate::host;
 use crate::irq::KvmRoutes;
 use crate::memory::{self, Ram};
-use crate::vcpu::{Shared, Vcpu, VcpuThread, registers};
+use crate::snapshot;
+use crate::vcpu::{Shared, Vcpu, registers};
 use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS, LAPIC_BASE};
 use ending::{Ending, EndingEvent, on_end};
 pub use error::VmmError;
 use error::{io_error, kvm};
+pub use handle::{Handle, RunState};
 
 /// Three pages KVM needs on VT-x, and the identity map's one below them, out of the guest's sight (api.rst, 4.35, 4.41).
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -46,34 +54,8 @@ pub struct Console {
     pub output: Box<dyn Write + Send>,
 }
 
-/// Steers a machine from another thread.
-#[derive(Clone)]
-pub struct Handle {
-    ending: Arc<Ending>,
-    vcpus: Arc<Mutex<Vec<VcpuThread>>>,
-}
-
-impl Handle {
-    /// Ends the machine with [`ExitReason::Stopped`].
-    pub fn stop(&self) {
-        self.ending.report(Ok(ExitReason::Stopped));
-    }
-
-    /// Brings all vCPUs out of the guest, and returns when they are.
-    pub fn pause(&self) {
-        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-        vcpus.iter().for_each(VcpuThread::pause);
-        vcpus.iter().for_each(VcpuThread::wait_paused);
-    }
-
-    /// Lets all vCPUs run (again).
-    pub fn resume(&self) {
-        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-        vcpus.iter().for_each(VcpuThread::resume);
-    }
-}
-
-type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+/// Where [`Machine`]s put what their event loop waits for.
+pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 
 /// A machine that is built and not yet running.
 ///
@@ -81,9 +63,23 @@ type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 pub struct Machine {
     handle: Handle,
     vcpus: Vec<Vcpu>,
+    resume: bool,
     manager: EventManager<Subscriber>,
-    _vm: Arc<VmFd>,
-    _memory: Ram,
+    _parts: Arc<Parts>,
+}
+
+/// What a machine is made of, besides its vCPUs. Fields drop in order.
+struct Parts {
+    /// With the device sections and the size that it has, whatever it came from.
+    config: VmConfig,
+    transports: Vec<Arc<Mutex<MmioTransport>>>,
+    serial: Arc<Mutex<Serial>>,
+    ioapic: Arc<Mutex<Ioapic>>,
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    memory: Ram,
+    /// What `memory` is a private view of, if it came from a snapshot.
+    base: Option<File>,
 }
 
 impl Machine {
@@ -93,46 +89,58 @@ impl Machine {
         console: Option<Console>,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Self, VmmError> {
+        Self::build_on(EventManager::new()?, config, console, on_event)
+    }
+
+    /// As [`Machine::build`], on an event loop that others wait on as well.
+    pub fn build_on(
+        mut manager: EventManager<Subscriber>,
+        config: &VmConfig,
+        console: Option<Console>,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Self, VmmError> {
         let mut phase = |phase| on_event(Event::Phase { phase, at_ns: monotonic_ns() });
         phase(Phase::Build);
         config.validate(host::memory_mib())?;
+        let source = config.snapshot.as_ref();
+        let saved = source.map(|source| snapshot::files::open(&source.path)).transpose()?;
+        let (config, saved, base) = match saved {
+            Some((saved, memory)) => (config.clone().over(saved.config.clone()), Some(saved), Some(memory)),
+            None => (config.clone(), None, None),
+        };
+        config.validate(host::memory_mib())?;
         reserve_descriptors();
         let host_kvm = host::open()?;
+        if let Some(saved) = &saved {
+            restore::check_host(saved, &host_kvm)?;
+        }
         let vm = Arc::new(create_vm(&host_kvm)?);
-        let memory = Ram::new(config.machine.mem_size_mib)?;
+        let mib = config.machine.mem_size_mib;
+        let memory = base.as_ref().map_or_else(|| Ram::new(mib), |file| Ram::of_file(mib, file))?;
         memory::register(&vm, &memory)?;
         let ram = memory.guest();
         split_irqchip(&vm)?;
         phase(Phase::Load);
 
         let ending = Arc::new(Ending::new().map_err(io_error("eventfd"))?);
-        let mut manager: EventManager<Subscriber> = EventManager::new()?;
         manager.add_subscriber(Arc::new(Mutex::new(EndingEvent::new(ending.clone()))));
 
         let (pio, mmio) = (Bus::default(), Bus::default());
         let ioapic = Arc::new(Mutex::new(Ioapic::new(Box::new(KvmRoutes(vm.clone())))));
         mmio.insert(IOAPIC_BASE, 0x1000, ioapic.clone())?;
         let mut assembly = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager };
-        assembly.legacy(config, console, &ending)?;
-        let windows = assembly.virtio(config)?;
-
-        let cmdline = assembly::command_line(config, &windows);
-        let source = boot::BootSource {
-            kernel: &config.boot_source.kernel_image_path,
-            initrd: config.boot_source.initrd_path.as_deref().map(boot::Initrd::File),
-            cmdline: &cmdline,
-            protocol: config.boot_source.protocol.into(),
+        let serial = assembly.legacy(&config, console, saved.as_ref().map(|saved| &saved.serial), &ending)?;
+        let (transports, windows) = assembly.virtio(&config)?;
+        let shared = Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone() };
+        let resume = config.snapshot.as_ref().is_none_or(|source| source.resume);
+        let parts = Parts { config, transports, serial, ioapic, kvm: host_kvm, vm, memory, base };
+        let vcpus = match &saved {
+            Some(saved) => restore::restore(&parts, saved, &shared)?,
+            None => boot_vcpus(&parts, &windows, &shared)?,
         };
-        let cpus = config.machine.vcpu_count;
-        // Each pin that the MP table lists costs an emulated guest kernel milliseconds: list those in use.
-        let irq_pins = assembly::pins_in_use(&windows);
-        let platform = boot::Platform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins };
-        let state = boot::load(ram, &source, &platform)?;
-        boot::acpi::write(ram, &assembly::acpi_platform(cpus, &windows))?;
-        let shared = Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic };
-        let vcpus = create_vcpus(&host_kvm, &vm, cpus, &state, &shared)?;
-        let handle = Handle { ending, vcpus: Arc::default() };
-        Ok(Machine { handle, vcpus, manager, _vm: vm, _memory: memory })
+        let parts = Arc::new(parts);
+        let handle = Handle::new(ending, Arc::downgrade(&parts));
+        Ok(Machine { handle, vcpus, resume, manager, _parts: parts })
     }
 
     /// A handle to steer it with.
@@ -143,14 +151,10 @@ impl Machine {
     /// Runs it to its end, on this thread (the event loop) and one thread a vCPU.
     pub fn run(mut self, on_event: &mut dyn FnMut(Event)) -> Result<ExitReason, VmmError> {
         let ending = self.handle.ending.clone();
-        {
-            let mut threads = self.handle.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-            for vcpu in self.vcpus.drain(..) {
-                threads.push(vcpu.spawn(on_end(ending.clone())).map_err(io_error("vCPU thread"))?);
-            }
-        }
+        let threads = self.vcpus.drain(..).map(|vcpu| vcpu.spawn(on_end(ending.clone())));
+        let threads = threads.collect::<Result<_, _>>().map_err(io_error("vCPU thread"))?;
         on_event(Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() });
-        self.handle.resume();
+        self.handle.give_threads(threads, self.resume);
         while !ending.is_set() {
             match self.manager.run() {
                 Ok(_) => {}
@@ -158,24 +162,18 @@ impl Machine {
                 Err(e) => return Err(e.into()),
             }
         }
-        self.end_vcpus();
+        self.handle.end_threads();
         let (how, counts) = ending.take();
         let reason = how?;
         on_event(Event::Exit { reason, at_ns: monotonic_ns(), counts });
         Ok(reason)
-    }
-
-    /// Ends and joins the vCPU threads, all told before the first is waited for.
-    fn end_vcpus(&self) {
-        let threads = std::mem::take(&mut *self.handle.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
-        threads.iter().for_each(VcpuThread::stop);
     }
 }
 
 impl Drop for Machine {
     /// Handles may outlive the machine; its vCPUs must not outlive its memory, whatever way it ended.
     fn drop(&mut self) {
-        self.end_vcpus();
+        self.handle.end_threads();
     }
 }
 
@@ -217,31 +215,54 @@ fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
     Ok(())
 }
 
-fn create_vcpus(
-    host_kvm: &Kvm,
-    vm: &VmFd,
-    count: u8,
-    boot: &boot::CpuState,
-    shared: &Shared,
-) -> Result<Vec<Vcpu>, VmmError> {
-    // On a thread beside KVM_CREATE_VM this is not free: that call takes 0.4 ms longer in a process of two threads.
-    let supported = host_kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-    let tsc_deadline = host_kvm.check_extension(Cap::TscDeadlineTimer);
-    let create = |index: u8| {
-        let mut fd = vm.create_vcpu(u64::from(index)).map_err(kvm("KVM_CREATE_VCPU"))?;
-        let mut cpuid = supported.clone();
-        cpuid::specialise(&mut cpuid, Identity { index, count, tsc_deadline });
-        fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
-        registers::set_common_state(&fd).map_err(kvm("initial vCPU state"))?;
-        if index == 0 {
-            registers::set_boot_state(&fd, boot).map_err(kvm("boot vCPU registers"))?;
-        }
-        // It pays where instructions are completed here, and costs a copy an exit where they are not.
-        if host::kind() == host::KvmKind::SoftwareNested {
-            complete::enable_register_sync(vm, &mut fd);
-        }
-        let scratch = XsaveScratch::new(vm).map_err(io_error("XSAVE buffer"))?;
-        Ok(Vcpu::new(index, fd, shared.clone(), scratch))
+/// Loads the kernel, and makes vCPUs of which the first is about to enter it.
+fn boot_vcpus(parts: &Parts, windows: &[MmioWindow], shared: &Shared) -> Result<Vec<Vcpu>, VmmError> {
+    let config = &parts.config;
+    let kernel = config.boot_source.as_ref().ok_or(ConfigError::NoSource)?;
+    let cmdline = assembly::command_line(config, kernel, windows);
+    let source = boot::BootSource {
+        kernel: &kernel.kernel_image_path,
+        initrd: kernel.initrd_path.as_deref().map(boot::Initrd::File),
+        cmdline: &cmdline,
+        protocol: kernel.protocol.into(),
     };
-    (0..count).map(create).collect()
+    let cpus = config.machine.vcpu_count;
+    // Each pin that the MP table lists costs an emulated guest kernel milliseconds: list those in use.
+    let irq_pins = assembly::pins_in_use(windows);
+    let platform = boot::Platform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins };
+    let state = boot::load(parts.memory.guest(), &source, &platform)?;
+    boot::acpi::write(parts.memory.guest(), &assembly::acpi_platform(cpus, windows))?;
+    // On a thread beside KVM_CREATE_VM this is not free: that call takes 0.4 ms longer in a process of two threads.
+    let supported = parts.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    let tsc_deadline = parts.kvm.check_extension(Cap::TscDeadlineTimer);
+    let create = |index: u8| {
+        create_vcpu(parts, index, shared, |fd, _| {
+            let mut cpuid = supported.clone();
+            cpuid::specialise(&mut cpuid, Identity { index, count: cpus, tsc_deadline });
+            fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+            registers::set_common_state(fd).map_err(kvm("initial vCPU state"))?;
+            if index == 0 {
+                registers::set_boot_state(fd, &state).map_err(kvm("boot vCPU registers"))?;
+            }
+            Ok(())
+        })
+    };
+    (0..cpus).map(create).collect()
+}
+
+/// A vCPU whose state `set` sets.
+fn create_vcpu(
+    parts: &Parts,
+    index: u8,
+    shared: &Shared,
+    set: impl FnOnce(&mut VcpuFd, &mut XsaveScratch) -> Result<(), VmmError>,
+) -> Result<Vcpu, VmmError> {
+    let mut fd = parts.vm.create_vcpu(u64::from(index)).map_err(kvm("KVM_CREATE_VCPU"))?;
+    let mut scratch = XsaveScratch::new(&parts.vm).map_err(io_error("XSAVE buffer"))?;
+    set(&mut fd, &mut scratch)?;
+    // It pays where instructions are completed here, and costs a copy an exit where they are not.
+    if host::kind() == host::KvmKind::SoftwareNested {
+        complete::enable_register_sync(&parts.vm, &mut fd);
+    }
+    Ok(Vcpu::new(index, fd, shared.clone(), scratch))
 }

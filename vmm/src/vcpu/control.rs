@@ -2,6 +2,21 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::thread::Vcpu;
+
+/// Work that only the vCPU's own thread can do, while the vCPU is out of the guest.
+pub type Task = Box<dyn FnOnce(&mut Vcpu) + Send>;
+
+/// What a thread is to do next.
+pub enum Order {
+    /// Run the guest.
+    Run,
+    /// Do this, then ask again.
+    Do(Task),
+    /// End.
+    End,
+}
+
 /// What a vCPU should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
@@ -14,22 +29,21 @@ pub enum Target {
 }
 
 /// Shared between a vCPU thread and whoever steers it. One lock, never held across KVM_RUN or another lock.
-#[derive(Debug)]
 pub struct Control {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Debug, Clone, Copy)]
 struct State {
     target: Target,
     /// What the thread has reached.
     reached: Target,
+    task: Option<Task>,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        let state = State { target: Target::Paused, reached: Target::Paused };
+        let state = State { target: Target::Paused, reached: Target::Paused, task: None };
         Control { state: Mutex::new(state), changed: Condvar::new() }
     }
 }
@@ -49,8 +63,17 @@ impl Control {
         self.lock().target
     }
 
-    /// For the thread: waits until it should run (true) or end (false), and lets others know that it is paused meanwhile.
-    pub fn wait_to_run(&self) -> bool {
+    /// Has the thread do `task` when it is paused. A task that it cannot do any more is dropped.
+    pub fn give(&self, task: Task) {
+        let mut state = self.lock();
+        if state.target != Target::Stopped {
+            state.task = Some(task);
+        }
+        self.changed.notify_all();
+    }
+
+    /// For the thread: waits until there is something to do, and lets others know that it is paused meanwhile.
+    pub fn wait_for_order(&self) -> Order {
         let mut state = self.lock();
         loop {
             if state.reached != state.target {
@@ -58,10 +81,14 @@ impl Control {
                 self.changed.notify_all();
             }
             match state.target {
-                Target::Running => return true,
-                Target::Stopped => return false,
-                Target::Paused => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Target::Running => return Order::Run,
+                Target::Stopped => return Order::End,
+                Target::Paused => {}
             }
+            if let Some(task) = state.task.take() {
+                return Order::Do(task);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -70,6 +97,7 @@ impl Control {
         let mut state = self.lock();
         state.target = Target::Stopped;
         state.reached = Target::Stopped;
+        state.task = None;
         self.changed.notify_all();
     }
 
@@ -100,7 +128,7 @@ mod tests {
         let steps = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let (c, s) = (control.clone(), steps.clone());
         let thread = thread::spawn(move || {
-            while c.wait_to_run() {
+            while let Order::Run = c.wait_for_order() {
                 s.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                 thread::yield_now();
             }
@@ -121,11 +149,31 @@ mod tests {
     }
 
     #[test]
+    fn tasks_are_for_paused_threads_and_dropped_by_ended_ones() {
+        let control = Control::default();
+        let (done, was_done) = std::sync::mpsc::channel::<()>();
+        let task = |done: &std::sync::mpsc::Sender<()>| -> Task {
+            let done = done.clone();
+            Box::new(move |_| done.send(()).unwrap())
+        };
+        control.set(Target::Running);
+        control.give(task(&done));
+        assert!(matches!(control.wait_for_order(), Order::Run));
+        control.set(Target::Paused);
+        assert!(matches!(control.wait_for_order(), Order::Do(_)));
+        control.give(task(&done));
+        control.ended();
+        control.give(task(&done));
+        drop(done);
+        assert!(was_done.recv().is_err());
+    }
+
+    #[test]
     fn nothing_leads_out_of_stopped() {
         let control = Control::default();
         control.set(Target::Stopped);
         control.set(Target::Running);
         assert_eq!(control.target(), Target::Stopped);
-        assert!(!control.wait_to_run());
+        assert!(matches!(control.wait_for_order(), Order::End));
     }
 }

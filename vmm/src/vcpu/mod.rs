@@ -16,8 +16,10 @@ mod control;
 mod exits;
 mod kick;
 pub mod registers;
+pub mod state;
 mod thread;
 
-pub use control::{Control, Target};
+pub use control::{Control, Order, Target, Task};
 pub use exits::{Ended, VcpuError};
+pub use state::SavedVcpu;
 pub use thread::{Shared, Vcpu, VcpuThread};

@@ -1,8 +1,7 @@
 //! One vCPU and the thread that runs it.
 
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
 use devices::legacy::Ioapic;
@@ -13,9 +12,10 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
-use super::control::{Control, Target};
+use super::control::{Control, Order, Target};
 use super::exits::{Ended, VcpuError};
 use super::kick;
+use super::state::{SavedVcpu, StateError};
 use crate::complete::{self, KvmVcpu, XsaveScratch};
 use crate::events::{Counts, ExitReason};
 
@@ -74,7 +74,15 @@ impl Vcpu {
 
     fn live(&mut self, control: &Control) -> Ended {
         let _armed = kick::Armed::new(self.fd.get_kvm_run());
-        while control.wait_to_run() {
+        loop {
+            match control.wait_for_order() {
+                Order::Run => {}
+                Order::Do(task) => {
+                    task(self);
+                    continue;
+                }
+                Order::End => return Ended::Stopped,
+            }
             // Cleared before the look at the control block that follows a kick, so that no kick is lost.
             self.fd.set_kvm_immediate_exit(0);
             if control.target() != Target::Running {
@@ -87,8 +95,13 @@ impl Vcpu {
                     Next::End(ended) => return ended,
                 }
             }
+            // So that the guest's watchdogs do not count the pause; refused where the guest has no kvm-clock.
+            let _ = self.fd.kvmclock_ctrl();
         }
-        Ended::Stopped
+    }
+
+    fn save(&mut self, msrs: &[u32]) -> Result<SavedVcpu, StateError> {
+        SavedVcpu::save(&mut self.fd, &mut self.scratch, msrs)
     }
 
     /// Runs the guest up to its next exit, and handles that.
@@ -196,6 +209,15 @@ impl VcpuThread {
     /// Waits until the vCPU is out of the guest.
     pub fn wait_paused(&self) {
         self.control.wait_out_of_guest();
+    }
+
+    /// The state of the vCPU, which must be paused; `msrs` are those to save. `None` if it has ended.
+    pub fn save(&self, msrs: &Arc<Vec<u32>>) -> Option<Result<SavedVcpu, StateError>> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let msrs = msrs.clone();
+        // The receiver waits for nothing else, so there is always room.
+        self.control.give(Box::new(move |vcpu| drop(sender.send(vcpu.save(&msrs)))));
+        receiver.recv().ok()
     }
 
     /// Asks the thread to end; dropping `self` waits for it.

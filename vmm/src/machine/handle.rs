@@ -1,0 +1,117 @@
+//! Steering a machine from another thread, or from its own event loop.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::Parts;
+use super::ending::Ending;
+use crate::config::VmConfig;
+use crate::events::ExitReason;
+use crate::snapshot::SnapshotError;
+use crate::vcpu::VcpuThread;
+
+/// What a machine's vCPUs are doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    /// They run, or wait for an interrupt.
+    Running,
+    /// They are out of the guest until [`Handle::resume`].
+    Paused,
+    /// There are none any more.
+    Ended,
+}
+
+/// A machine's vCPU threads. One lock, taken before any transport's.
+pub(super) struct Threads {
+    pub list: Vec<VcpuThread>,
+    pub state: RunState,
+}
+
+impl Threads {
+    pub(super) fn pause(&mut self) {
+        self.list.iter().for_each(VcpuThread::pause);
+        self.list.iter().for_each(VcpuThread::wait_paused);
+    }
+
+    pub(super) fn resume(&mut self) {
+        self.list.iter().for_each(VcpuThread::resume);
+    }
+}
+
+/// Steers a machine. May outlive it; then nothing has an effect any more.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) ending: Arc<Ending>,
+    threads: Arc<Mutex<Threads>>,
+    parts: Weak<Parts>,
+}
+
+impl Handle {
+    pub(super) fn new(ending: Arc<Ending>, parts: Weak<Parts>) -> Self {
+        let threads = Threads { list: Vec::new(), state: RunState::Paused };
+        Handle { ending, threads: Arc::new(Mutex::new(threads)), parts }
+    }
+
+    /// Ends the machine with [`ExitReason::Stopped`].
+    pub fn stop(&self) {
+        self.ending.report(Ok(ExitReason::Stopped));
+    }
+
+    /// Brings all vCPUs out of the guest, and returns when they are.
+    pub fn pause(&self) {
+        let mut threads = self.threads();
+        if threads.state == RunState::Running {
+            threads.pause();
+            threads.state = RunState::Paused;
+        }
+    }
+
+    /// Lets all vCPUs run (again).
+    pub fn resume(&self) {
+        let mut threads = self.threads();
+        if threads.state == RunState::Paused {
+            threads.resume();
+            threads.state = RunState::Running;
+        }
+    }
+
+    /// What its vCPUs are doing.
+    pub fn state(&self) -> RunState {
+        self.threads().state
+    }
+
+    /// What it is made of.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Ended`].
+    pub fn config(&self) -> Result<VmConfig, SnapshotError> {
+        Ok(self.parts()?.config.clone())
+    }
+
+    pub(super) fn parts(&self) -> Result<Arc<Parts>, SnapshotError> {
+        self.parts.upgrade().ok_or(SnapshotError::Ended)
+    }
+
+    pub(super) fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on there is something to steer: at once, if `resume` says so or somebody was earlier to resume it.
+    pub(super) fn give_threads(&self, list: Vec<VcpuThread>, resume: bool) {
+        let mut threads = self.threads();
+        threads.list = list;
+        if resume || threads.state == RunState::Running {
+            threads.resume();
+            threads.state = RunState::Running;
+        }
+    }
+
+    /// Ends and joins the vCPU threads, all told before the first is waited for.
+    pub(super) fn end_threads(&self) {
+        let list = {
+            let mut threads = self.threads();
+            threads.state = RunState::Ended;
+            std::mem::take(&mut threads.list)
+        };
+        list.iter().for_each(VcpuThread::stop);
+    }
+}
