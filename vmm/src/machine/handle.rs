@@ -1,6 +1,6 @@
 //! Steering a machine from another thread, or from its own event loop.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Parts;
 use super::ending::Ending;
@@ -24,6 +24,8 @@ pub enum RunState {
 pub(super) struct Threads {
     pub list: Vec<VcpuThread>,
     pub state: RunState,
+    /// The list is there, or will never be.
+    started: bool,
 }
 
 impl Threads {
@@ -41,14 +43,14 @@ impl Threads {
 #[derive(Clone)]
 pub struct Handle {
     pub(super) ending: Arc<Ending>,
-    threads: Arc<Mutex<Threads>>,
+    threads: Arc<(Mutex<Threads>, Condvar)>,
     parts: Weak<Parts>,
 }
 
 impl Handle {
     pub(super) fn new(ending: Arc<Ending>, parts: Weak<Parts>) -> Self {
-        let threads = Threads { list: Vec::new(), state: RunState::Paused };
-        Handle { ending, threads: Arc::new(Mutex::new(threads)), parts }
+        let threads = Threads { list: Vec::new(), state: RunState::Paused, started: false };
+        Handle { ending, threads: Arc::new((Mutex::new(threads), Condvar::new())), parts }
     }
 
     /// Ends the machine with [`ExitReason::Stopped`].
@@ -92,17 +94,26 @@ impl Handle {
     }
 
     pub(super) fn threads(&self) -> MutexGuard<'_, Threads> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, once there are threads or there is nothing to wait for any more.
+    pub(super) fn started_threads(&self) -> MutexGuard<'_, Threads> {
+        let (_, started) = &*self.threads;
+        let waited = started.wait_while(self.threads(), |threads| !threads.started);
+        waited.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on there is something to steer: at once, if `resume` says so or somebody was earlier to resume it.
     pub(super) fn give_threads(&self, list: Vec<VcpuThread>, resume: bool) {
         let mut threads = self.threads();
         threads.list = list;
+        threads.started = true;
         if resume || threads.state == RunState::Running {
             threads.resume();
             threads.state = RunState::Running;
         }
+        self.threads.1.notify_all();
     }
 
     /// Ends and joins the vCPU threads, all told before the first is waited for.
@@ -110,6 +121,8 @@ impl Handle {
         let list = {
             let mut threads = self.threads();
             threads.state = RunState::Ended;
+            threads.started = true;
+            self.threads.1.notify_all();
             std::mem::take(&mut threads.list)
         };
         list.iter().for_each(VcpuThread::stop);

@@ -30,7 +30,7 @@ impl Handle {
         let unfinished = Unfinished::create(&request.path)?;
         let mut pause_ns = 0;
         let result = {
-            let mut threads = self.threads();
+            let mut threads = self.started_threads();
             match threads.state {
                 RunState::Ended => return Err(SnapshotError::Ended),
                 RunState::Paused => parts.save(&threads, &unfinished),
