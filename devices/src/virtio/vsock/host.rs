@@ -5,7 +5,6 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Vsock;
+use crate::listener::{Access, Listener};
 use crate::virtio::VirtioDevice;
 use crate::virtio::table::{DeviceError, DeviceKind};
 
@@ -101,70 +101,35 @@ fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     Ok(vec![Box::new(Vsock::new(config.guest_cid, endpoint).map_err(host("watch"))?)])
 }
 
-/// The listening socket. Its file goes away with it.
+/// The listening socket and the place of those that the guest connects to.
 pub struct Endpoint {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the file, so that nobody else's is removed.
-    file: (u64, u64),
+    listener: Listener,
 }
 
 impl Endpoint {
     /// Binds `path`, in place of a socket file that nobody listens on any more.
     pub fn bind(path: PathBuf) -> io::Result<Self> {
-        let listener = match UnixListener::bind(&path) {
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-                remove_stale(&path)?;
-                UnixListener::bind(&path)?
-            }
-            result => result?,
-        };
-        listener.set_nonblocking(true)?;
-        let file = std::fs::symlink_metadata(&path)?;
-        Ok(Endpoint { listener, path, file: (file.dev(), file.ino()) })
+        Ok(Endpoint { listener: Listener::bind(path, Access::Umask)? })
     }
 
     /// The socket, for epoll.
     pub fn listener(&self) -> &UnixListener {
-        &self.listener
+        self.listener.socket()
     }
 
     /// The next host program that has connected.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.listener.accept()?;
-        stream.set_nonblocking(true)?;
-        Ok(stream)
+        self.listener.accept()
     }
 
     /// Connects to whoever listens for host port `port`. Does not wait: a full queue there is a refusal.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let mut path = OsString::from(&self.path);
+        let mut path = OsString::from(self.listener.path());
         path.push(format!("_{port}"));
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(Path::new(&path))?)?;
         Ok(socket.into())
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file) {
-            // Nothing else can be done about a file that does not go.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Removes a socket file that refuses connections.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is not a socket"));
-    }
-    match UnixStream::connect(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Err(e) => Err(e),
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
     }
 }
 
@@ -212,17 +177,5 @@ mod tests {
         std::fs::write(&path, "precious").unwrap();
         assert!(error(section).contains("not a socket"));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    }
-
-    #[test]
-    fn a_file_that_is_not_ours_survives_us() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let endpoint = Endpoint::bind(path.clone()).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let other = UnixListener::bind(&path).unwrap();
-        drop(endpoint);
-        assert!(path.exists());
-        drop(other);
     }
 }
