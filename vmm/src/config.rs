@@ -158,6 +158,31 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// A top-level key that no device has.
+    pub fn unknown_key(key: &str) -> Self {
+        let known = devices::virtio::DEVICES.iter().map(|kind| kind.config_key).collect::<Vec<_>>().join(", ");
+        ConfigError::UnknownKey { key: key.to_owned(), known }
+    }
+}
+
+impl MachineConfig {
+    /// Checks that it can be had; `host_mib` is the host's RAM in MiB.
+    pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
+        let MachineConfig { vcpu_count, mem_size_mib } = *self;
+        if !(1..=MAX_VCPUS).contains(&vcpu_count) {
+            return Err(ConfigError::Vcpus(vcpu_count));
+        }
+        if mem_size_mib < MIN_MEMORY_MIB {
+            return Err(ConfigError::MemoryTooSmall(mem_size_mib));
+        }
+        if mem_size_mib > host_mib {
+            return Err(ConfigError::MemoryTooLarge { asked: mem_size_mib, host: host_mib });
+        }
+        Ok(())
+    }
+}
+
 impl VmConfig {
     /// Parses a configuration file's text.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
@@ -173,25 +198,14 @@ impl VmConfig {
 
     /// Checks everything that can be checked without touching the host; `host_mib` is the host's RAM in MiB.
     pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
-        let known = || devices::virtio::DEVICES.iter().map(|kind| kind.config_key);
-        if let Some(key) = self.devices.keys().find(|key| !known().any(|k| k == key.as_str())) {
-            let known = known().collect::<Vec<_>>().join(", ");
-            return Err(ConfigError::UnknownKey { key: key.clone(), known });
+        let known = |key: &str| devices::virtio::DEVICES.iter().any(|kind| kind.config_key == key);
+        if let Some(key) = self.devices.keys().find(|key| !known(key)) {
+            return Err(ConfigError::unknown_key(key));
         }
         if self.boot_source.is_some() == self.snapshot.is_some() {
             return Err(ConfigError::NoSource);
         }
-        let MachineConfig { vcpu_count, mem_size_mib } = self.machine;
-        if !(1..=MAX_VCPUS).contains(&vcpu_count) {
-            return Err(ConfigError::Vcpus(vcpu_count));
-        }
-        if mem_size_mib < MIN_MEMORY_MIB {
-            return Err(ConfigError::MemoryTooSmall(mem_size_mib));
-        }
-        if mem_size_mib > host_mib {
-            return Err(ConfigError::MemoryTooLarge { asked: mem_size_mib, host: host_mib });
-        }
-        Ok(())
+        self.machine.validate(host_mib)
     }
 }
 

@@ -27,8 +27,11 @@ pub const KIND: DeviceKind = DeviceKind {
         *section = serde_json::json!({});
         Ok(())
     },
+    id_key: None,
+    swappable: &[],
+    check,
     build: |section| {
-        let _: Config = serde_json::from_value(section.clone()).map_err(DeviceError::section("entropy"))?;
+        check(section)?;
         Ok(vec![Box::new(Rng)])
     },
     kernel_args: |_| None,
@@ -40,6 +43,11 @@ pub const KIND: DeviceKind = DeviceKind {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {}
+
+fn check(section: &Value) -> Result<(), DeviceError> {
+    let Config {} = serde_json::from_value(section.clone()).map_err(DeviceError::section("entropy"))?;
+    Ok(())
+}
 
 /// The device. It has no state.
 struct Rng;

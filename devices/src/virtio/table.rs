@@ -27,6 +27,12 @@ pub struct DeviceKind {
     pub help: &'static str,
     /// Parses a flag's value and adds what it says to the section, which is `null` at first.
     pub parse_flag: fn(&str, &mut Value) -> Result<(), DeviceError>,
+    /// In a section that is a list: the member of each device that tells it from the others.
+    pub id_key: Option<&'static str>,
+    /// Members of a device's configuration that can change while a machine runs, by a new device in place of the old one.
+    pub swappable: &'static [&'static str],
+    /// Checks a section without touching the host.
+    pub check: fn(&Value) -> Result<(), DeviceError>,
     /// Builds the devices of a section, opening what they need of the host.
     pub build: fn(&Value) -> Built,
     /// Words that the section adds to the kernel's command line.

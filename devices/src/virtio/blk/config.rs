@@ -23,6 +23,9 @@ pub const KIND: DeviceKind = DeviceKind {
     flag_syntax: "FILE[,ro]",
     help: "a raw disk image as /dev/vda, /dev/vdb, ... in the order given; ro: read-only",
     parse_flag,
+    id_key: Some("drive_id"),
+    swappable: &["path_on_host", "extents"],
+    check: |section| parse(section).and_then(|drives| check(&drives)),
     build,
     kernel_args,
     syscalls: &[libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_fdatasync],
@@ -46,6 +49,25 @@ struct Drive {
     /// The kernel is told to mount it as its root.
     #[serde(default)]
     is_root_device: bool,
+    /// As in files for Firecracker. Both are the same here: a flush is always done, and a guest that does not flush gets
+    /// its writes flushed one by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cache_type: Option<CacheType>,
+    /// As in files for Firecracker. Not seen from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    io_engine: Option<IoEngine>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+enum CacheType {
+    Unsafe,
+    Writeback,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+enum IoEngine {
+    Sync,
+    Async,
 }
 
 fn invalid(reason: String) -> DeviceError {
@@ -72,25 +94,36 @@ fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
     Ok(())
 }
 
-fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
-    let drives = parse(section)?;
+/// What can be told without opening anything.
+fn check(drives: &[Drive]) -> Result<(), DeviceError> {
     if drives.iter().filter(|drive| drive.is_root_device).count() > 1 {
         return Err(invalid("more than one drive is the root device".into()));
     }
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, drive) in drives.iter().enumerate() {
-        if drives[..index].iter().any(|other| other.drive_id == drive.drive_id) {
-            return Err(invalid(format!("two drives have the drive_id '{}'", drive.drive_id)));
+        let id = &drive.drive_id;
+        if drives[..index].iter().any(|other| other.drive_id == *id) {
+            return Err(invalid(format!("two drives have the drive_id '{id}'")));
         }
-        devices.push(Box::new(open(drive)?));
+        if drive.path_on_host.is_some() != drive.extents.is_empty() {
+            return Err(invalid(format!("drive '{id}' needs either path_on_host or extents")));
+        }
+        if !drive.extents.is_empty() && drive.is_read_only == Some(false) {
+            return Err(invalid(format!("drive '{id}' has extents, so it cannot be writable")));
+        }
     }
-    Ok(devices)
+    Ok(())
+}
+
+fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let drives = parse(section)?;
+    check(&drives)?;
+    drives.iter().map(|drive| Ok(Box::new(open(drive)?) as Box<dyn VirtioDevice>)).collect()
 }
 
 fn open(drive: &Drive) -> Result<Blk, DeviceError> {
     let id = &drive.drive_id;
-    let (backend, read_only): (Box<dyn Backend>, bool) = match (&drive.path_on_host, drive.extents.as_slice()) {
-        (Some(path), []) => {
+    let (backend, read_only): (Box<dyn Backend>, bool) = match &drive.path_on_host {
+        Some(path) => {
             let read_only = drive.is_read_only.unwrap_or(false);
             let (file, len) = open_file(path, !read_only)?;
             if len % SECTOR != 0 {
@@ -98,15 +131,11 @@ fn open(drive: &Drive) -> Result<Blk, DeviceError> {
             }
             (Box::new(RawFile { file, len }), read_only)
         }
-        (None, [_, ..]) if drive.is_read_only == Some(false) => {
-            return Err(invalid(format!("drive '{id}' has extents, so it cannot be writable")));
-        }
-        (None, paths @ [_, ..]) => {
-            let files = paths.iter().map(|path| open_file(path, false)).collect::<Result<_, _>>()?;
+        None => {
+            let files = drive.extents.iter().map(|path| open_file(path, false)).collect::<Result<_, _>>()?;
             let extents = Extents::new(files).ok_or_else(|| invalid(format!("drive '{id}' is too large")))?;
             (Box::new(extents), true)
         }
-        _ => return Err(invalid(format!("drive '{id}' needs either path_on_host or extents"))),
     };
     Ok(Blk::new(backend, read_only, id))
 }
@@ -184,6 +213,16 @@ mod tests {
         }
         let twice = json!([{ "drive_id": "a", "path_on_host": file }, { "drive_id": "a", "path_on_host": file }]);
         assert!(error(twice).contains("two drives"));
+    }
+
+    #[test]
+    fn what_means_nothing_here_is_taken_from_files_for_firecracker() {
+        let drive = |key: &str, value: &str| json!([{ "drive_id": "a", "path_on_host": "/a", key: value }]);
+        for (key, value) in [("cache_type", "Unsafe"), ("cache_type", "Writeback"), ("io_engine", "Async")] {
+            (KIND.check)(&drive(key, value)).unwrap();
+        }
+        assert!((KIND.check)(&drive("cache_type", "Sloppy")).unwrap_err().to_string().contains("Sloppy"));
+        assert!((KIND.check)(&drive("partuuid", "x")).unwrap_err().to_string().contains("partuuid"));
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub const KIND: DeviceKind = DeviceKind {
     flag_syntax: "PATH[,cid=N]",
     help: "sockets between host and guest, through the unix socket PATH; the guest's context id N is 3 unless given",
     parse_flag,
+    id_key: None,
+    swappable: &[],
+    check: |section| parse(section).map(drop),
     build,
     kernel_args: |_| None,
     syscalls: &[
@@ -86,7 +89,7 @@ fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
     Ok(())
 }
 
-fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+fn parse(section: &Value) -> Result<Config, DeviceError> {
     let config: Config = serde_json::from_value(section.clone()).map_err(DeviceError::section(SECTION))?;
     if !(FIRST_CID..=LAST_CID).contains(&config.guest_cid) {
         return Err(invalid(format!("guest_cid {} is not between {FIRST_CID} and {LAST_CID}", config.guest_cid)));
@@ -96,6 +99,11 @@ fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
         let path = config.uds_path.display();
         return Err(invalid(format!("uds_path {path} is longer than {most} bytes; choose a shorter directory")));
     }
+    Ok(config)
+}
+
+fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let config = parse(section)?;
     let host = |what: &str| DeviceError::host(SECTION, format!("{what} {}", config.uds_path.display()));
     let endpoint = Endpoint::bind(config.uds_path.clone()).map_err(host("listen on"))?;
     Ok(vec![Box::new(Vsock::new(config.guest_cid, endpoint).map_err(host("watch"))?)])
