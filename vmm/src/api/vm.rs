@@ -30,7 +30,7 @@ pub enum SnapshotKind {
 /// A snapshot to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotRequest {
-    /// The snapshot's directory. Its parent exists; it does not.
+    /// The snapshot's directory.
     pub path: PathBuf,
     /// How much of the memory it holds.
     pub kind: SnapshotKind,
@@ -65,7 +65,7 @@ pub trait Vm: Send {
     fn state(&self) -> VmState;
 
     /// What it is made of, updates included.
-    fn config(&self) -> &VmConfig;
+    fn config(&self) -> VmConfig;
 
     /// Brings all vCPUs out of the guest, and returns when they are. Nothing happens to one that is paused.
     fn pause(&mut self) -> Result<(), VmmError>;
