@@ -5,7 +5,8 @@
 //! - [`registers`](self): this file, the window as the driver sees it;
 //! - [`status`]: the status machine as a table;
 //! - [`events`]: kicks and device descriptors on the event loop;
-//! - [`state`]: saved state.
+//! - [`state`]: saved state;
+//! - [`swap`]: another device in the place of the one there is.
 //!
 //! The driver's accesses come on vCPU threads and only set things up; queues are worked on by the event loop alone.
 //! Both take the one lock around the transport, the loop once per event.
@@ -13,6 +14,7 @@
 mod events;
 mod state;
 mod status;
+mod swap;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -92,10 +94,13 @@ pub struct MmioTransport {
     kicks: Vec<Arc<EventFd>>,
     interrupt_status: u32,
     config_generation: u32,
-    /// Tells the event loop that `fds_wanted` may have changed.
+    /// Tells the event loop that the descriptors to watch may have changed.
     control: EventFd,
     fds: Vec<DeviceFd>,
-    fds_watched: bool,
+    /// What of `fds` the loop watches.
+    watched: Vec<DeviceFd>,
+    /// Devices that were replaced while the loop watched their descriptors.
+    retired: Vec<Box<dyn VirtioDevice>>,
 }
 
 impl MmioTransport {
@@ -121,7 +126,8 @@ impl MmioTransport {
             config_generation: 0,
             control: event()?,
             fds: device.fds(),
-            fds_watched: false,
+            watched: Vec::new(),
+            retired: Vec::new(),
             device,
         };
         transport.forget_driver();

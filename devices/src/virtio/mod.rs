@@ -27,7 +27,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 pub use mmio::MmioTransport;
-pub use table::{DEVICES, DeviceError, DeviceKind, build_all, kernel_args};
+pub use table::{DEVICES, DeviceError, DeviceKind, build_all, kernel_args, place};
 
 use crate::GuestRam;
 use queue::{RingError, VirtQueue};

@@ -101,6 +101,27 @@ pub fn build_all(sections: &Map<String, Value>) -> Built {
     Ok(devices)
 }
 
+/// The place of a device among those that [`build_all`] makes of these sections. `id` matters in sections that are lists.
+pub fn place(sections: &Map<String, Value>, section: &str, id: &str) -> Option<usize> {
+    let mut before = 0;
+    for kind in DEVICES {
+        let devices = match (sections.get(kind.config_key), kind.id_key) {
+            (None, _) => continue,
+            (Some(Value::Array(list)), Some(id_key)) => {
+                let same = |device: &Value| device.get(id_key).and_then(Value::as_str) == Some(id);
+                if let Some(index) = list.iter().position(same).filter(|_| kind.config_key == section) {
+                    return Some(before + index);
+                }
+                list.len()
+            }
+            _ if kind.config_key == section => return Some(before),
+            _ => 1,
+        };
+        before += devices;
+    }
+    None
+}
+
 /// What the sections add to the kernel's command line.
 pub fn kernel_args(sections: &Map<String, Value>) -> String {
     let words = |kind: &DeviceKind| sections.get(kind.config_key).and_then(kind.kernel_args);
@@ -138,5 +159,26 @@ mod tests {
         let mut names: Vec<_> = built.iter().map(|device| device.info().name).collect();
         names.dedup();
         assert_eq!(names, DEVICES.iter().map(|kind| kind.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_device_is_found_at_the_place_it_is_built_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, [0; 512]).unwrap();
+            path
+        };
+        let sections = serde_json::json!({
+            "vsock": { "guest_cid": 3, "uds_path": dir.path().join("s") }, "entropy": {},
+            "drives": [{ "drive_id": "a", "path_on_host": file("a") }, { "drive_id": "b", "path_on_host": file("b") }],
+        });
+        let sections = sections.as_object().unwrap();
+        let built = build_all(sections).unwrap();
+        for (section, id, name) in [("entropy", "", "rng"), ("vsock", "", "vsock"), ("drives", "a", "blk")] {
+            assert_eq!(built[place(sections, section, id).unwrap()].info().name, name);
+        }
+        assert_eq!(place(sections, "drives", "b"), Some(built.len() - 1));
+        assert_eq!((place(sections, "drives", "c"), place(sections, "nets", "a")), (None, None));
     }
 }

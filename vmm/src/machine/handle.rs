@@ -86,7 +86,7 @@ impl Handle {
     /// # Errors
     /// [`SnapshotError::Ended`].
     pub fn config(&self) -> Result<VmConfig, SnapshotError> {
-        Ok(self.parts()?.config.clone())
+        Ok(self.parts()?.config())
     }
 
     pub(super) fn parts(&self) -> Result<Arc<Parts>, SnapshotError> {

@@ -10,11 +10,12 @@ mod error;
 mod handle;
 mod restore;
 mod save;
+mod update;
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use boot::acpi::MmioWindow;
 use devices::Bus;
@@ -70,8 +71,8 @@ pub struct Machine {
 
 /// What a machine is made of, besides its vCPUs. Fields drop in order.
 struct Parts {
-    /// With the device sections and the size that it has, whatever it came from.
-    config: VmConfig,
+    /// With the device sections and the size that it has, whatever it came from. The last lock to take.
+    config: Mutex<VmConfig>,
     transports: Vec<Arc<Mutex<MmioTransport>>>,
     serial: Arc<Mutex<Serial>>,
     ioapic: Arc<Mutex<Ioapic>>,
@@ -80,6 +81,16 @@ struct Parts {
     memory: Ram,
     /// What `memory` is a private view of, if it came from a snapshot.
     base: Option<File>,
+}
+
+impl Parts {
+    fn config(&self) -> VmConfig {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_config(&self, config: VmConfig) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
 }
 
 impl Machine {
@@ -133,6 +144,7 @@ impl Machine {
         let (transports, windows) = assembly.virtio(&config)?;
         let shared = Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone() };
         let resume = config.snapshot.as_ref().is_none_or(|source| source.resume);
+        let config = Mutex::new(config);
         let parts = Parts { config, transports, serial, ioapic, kvm: host_kvm, vm, memory, base };
         let vcpus = match &saved {
             Some(saved) => restore::restore(&parts, saved, &shared)?,
@@ -217,7 +229,7 @@ fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
 
 /// Loads the kernel, and makes vCPUs of which the first is about to enter it.
 fn boot_vcpus(parts: &Parts, windows: &[MmioWindow], shared: &Shared) -> Result<Vec<Vcpu>, VmmError> {
-    let config = &parts.config;
+    let config = &parts.config();
     let kernel = config.boot_source.as_ref().ok_or(ConfigError::NoSource)?;
     let cmdline = assembly::command_line(config, kernel, windows);
     let source = boot::BootSource {

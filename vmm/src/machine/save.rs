@@ -71,7 +71,7 @@ impl Parts {
                 taken_at_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
                 memory_id,
             },
-            config: VmConfig { snapshot: None, ..self.config.clone() },
+            config: VmConfig { snapshot: None, ..self.config() },
             vcpus: self.save_vcpus(threads)?,
             clock: self.clock()?,
             ioapic,

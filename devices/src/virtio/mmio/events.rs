@@ -19,17 +19,19 @@ impl MmioTransport {
     }
 
     fn update_watched(&mut self, ops: &mut EventOps) {
-        let wanted = self.status.is_live();
-        if wanted == self.fds_watched {
+        let wanted = if self.status.is_live() { self.fds.as_slice() } else { &[] };
+        if wanted == self.watched && self.retired.is_empty() {
             return;
         }
-        self.fds_watched = wanted;
-        for &DeviceFd { fd, token } in &self.fds {
-            if wanted {
-                self.watch(ops, fd, DEVICE_TOKEN | u32::from(token));
-            } else if let Err(e) = ops.remove(Events::empty_raw(fd)) {
+        for DeviceFd { fd, .. } in std::mem::take(&mut self.watched) {
+            if let Err(e) = ops.remove(Events::empty_raw(fd)) {
                 tracing::error!(device = self.info.name, "event cannot be removed: {e:?}");
             }
+        }
+        self.retired.clear();
+        self.watched = if self.status.is_live() { self.fds.clone() } else { Vec::new() };
+        for DeviceFd { fd, token } in &self.watched {
+            self.watch(ops, *fd, DEVICE_TOKEN | u32::from(*token));
         }
     }
 

@@ -422,3 +422,69 @@ fn lying_state_is_refused_and_leaves_nothing() {
         assert_eq!(serde_json::to_value(other.save()).unwrap(), before, "{at}");
     }
 }
+
+#[test]
+fn a_device_is_replaced_while_the_driver_goes_on() {
+    let first = Echo::new();
+    let (old_event, old_quiesced) = (first.event.clone(), first.quiesced.clone());
+    let mut driver = Driver::start(Box::new(first));
+    driver.request(0, &[Part::Read(b"before")]);
+    let mut second = Echo::new();
+    second.config = *b"second";
+    let (event, count) = (second.event.clone(), second.fd_events.clone());
+    let generation = driver.get(0xfc);
+    driver.lock().replace(Box::new(second)).unwrap();
+    assert_eq!(old_quiesced.load(std::sync::atomic::Ordering::Relaxed), 1);
+    // The driver learns of it, and keeps its queues.
+    assert_eq!((driver.get(0x60) & 2, driver.get(0xfc)), (2, generation + 1));
+    assert_eq!(driver.get(0x100), u32::from_le_bytes(*b"seco"));
+    assert_eq!(driver.request(0, &[Part::Read(b"after")]).written, 5);
+    // The new device's descriptor is watched; the old one's is closed, and nobody misses it.
+    event.write(1).unwrap();
+    assert!(driver.settle());
+    assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(Arc::strong_count(&old_event), 1, "the old device is gone");
+    driver.reset();
+    driver.bring_up(u64::MAX);
+    driver.request(0, &[Part::Read(b"again")]);
+}
+
+#[test]
+fn a_device_that_is_not_running_is_replaced_quietly() {
+    let mut driver = Driver::new(Box::new(Echo::new()));
+    let mut second = Echo::new();
+    second.config = *b"second";
+    driver.lock().replace(Box::new(second)).unwrap();
+    assert_eq!((driver.interrupts(), driver.get(0x60)), (0, 0));
+    driver.bring_up(u64::MAX);
+    assert_eq!(driver.get(0x100), u32::from_le_bytes(*b"seco"));
+    driver.request(0, &[Part::Read(b"x")]);
+}
+
+#[test]
+fn another_kind_of_device_is_no_replacement() {
+    struct Other;
+    impl VirtioDevice for Other {
+        fn info(&self) -> DeviceInfo {
+            DeviceInfo { name: "echo", id: 42, features: 3, queue_sizes: &[16, 8] }
+        }
+        fn activate(&mut self, _: u64) -> Result<(), DeviceFault> {
+            Ok(())
+        }
+        fn process_queue(&mut self, _: usize, _: &mut Io) -> Result<(), DeviceFault> {
+            Ok(())
+        }
+        fn quiesce(&mut self, _: &mut Io, _: bool) -> Result<(), DeviceFault> {
+            Ok(())
+        }
+        fn save(&self) -> serde_json::Value {
+            serde_json::Value::Null
+        }
+        fn load(&mut self, _: &serde_json::Value) -> Result<(), StateError> {
+            Ok(())
+        }
+    }
+    let mut driver = Driver::start(Box::new(Echo::new()));
+    assert!(driver.lock().replace(Box::new(Other)).is_err());
+    assert_eq!(driver.request(0, &[Part::Read(b"still")]).written, 5);
+}

@@ -1,0 +1,29 @@
+//! Another device behind the same window, while the driver goes on: how a disk gets another file.
+
+use super::*;
+
+impl MmioTransport {
+    /// Puts `device` in the place of the one there is, between two of the driver's requests: those in flight come to
+    /// their end first. It must be of the same kind and offer what the driver was offered. The driver is told that the
+    /// configuration has changed. After an error nothing has.
+    pub fn replace(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), StateError> {
+        let info = device.info();
+        if info != self.info {
+            let reason = format!("it cannot be replaced by another kind of device ({info:?})");
+            return Err(StateError { device: self.info.name, reason });
+        }
+        if self.status.was_activated() {
+            self.with_device(|device, io| device.quiesce(io, true));
+        }
+        self.fds = device.fds();
+        // Its descriptors stay open until the loop has stopped watching them.
+        self.retired.push(std::mem::replace(&mut self.device, device));
+        if self.status.is_live() {
+            self.activate();
+            self.config_generation = self.config_generation.wrapping_add(1);
+            self.interrupt(CONFIG_CHANGE);
+        }
+        signal(&self.control);
+        Ok(())
+    }
+}

@@ -1,0 +1,49 @@
+//! A device's host side changed while its machine is there.
+
+use std::sync::PoisonError;
+
+use devices::virtio::{DEVICES, DeviceError, place};
+use serde_json::Value;
+
+use super::error::VmmError;
+use super::handle::Handle;
+use crate::api::DeviceUpdate;
+use crate::snapshot::SnapshotError;
+
+impl Handle {
+    /// Gives a device another host side: builds it anew with the changes, and puts it in the place of the old one between
+    /// two of the guest's requests. A snapshot that is taken later knows the new one. After an error nothing has changed.
+    pub fn update_device(&self, update: &DeviceUpdate) -> Result<(), VmmError> {
+        let parts = self.parts()?;
+        // Held to the end, so that a snapshot sees a device and its configuration that belong together.
+        let _threads = self.threads();
+        let invalid = |reason: String| VmmError::Device(DeviceError::Invalid { section: update.section, reason });
+        let missing = || invalid(format!("there is no device '{}'", update.id));
+        let mut config = parts.config();
+        let kind = DEVICES.iter().find(|kind| kind.config_key == update.section).ok_or_else(missing)?;
+        let index = place(&config.devices, update.section, &update.id).ok_or_else(missing)?;
+        let section = config.devices.get_mut(update.section).ok_or_else(missing)?;
+        let device = match (section, kind.id_key) {
+            (Value::Array(list), Some(key)) => {
+                list.iter_mut().find(|device| device.get(key).and_then(Value::as_str) == Some(&update.id))
+            }
+            (section, _) => Some(section),
+        };
+        let device = device.and_then(Value::as_object_mut).ok_or_else(missing)?;
+        for (key, value) in &update.changes {
+            if value.is_null() {
+                device.remove(key);
+            } else {
+                device.insert(key.clone(), value.clone());
+            }
+        }
+        let alone: Value = device.clone().into();
+        let alone = if kind.id_key.is_some() { Value::Array(vec![alone]) } else { alone };
+        let built = (kind.build)(&alone)?.pop().ok_or_else(missing)?;
+        let transport = parts.transports.get(index).ok_or_else(|| VmmError::from(SnapshotError::Ended))?;
+        let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
+        transport.replace(built).map_err(|e| invalid(format!("'{}': {}", update.id, e.reason)))?;
+        parts.set_config(config);
+        Ok(())
+    }
+}
