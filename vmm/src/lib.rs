@@ -13,6 +13,7 @@
 //! | [`snapshot`] | a machine's state and memory, into files and back |
 //! | [`events`] | what a machine tells the process around it |
 //! | [`api`] | the control socket |
+//! | [`session`] | a machine's process: configuration, control socket, machine, signals |
 //!
 //! It does not parse command lines, know about container images, or talk to a terminal.
 
@@ -26,6 +27,8 @@ pub mod host;
 pub mod irq;
 pub mod machine;
 pub mod memory;
+pub mod session;
+mod signals;
 pub mod snapshot;
 pub mod vcpu;
 

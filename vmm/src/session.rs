@@ -1,0 +1,211 @@
+//! The life of a machine's process: a configuration comes from a file or over the control socket, the machine runs, and
+//! its end is the session's.
+//!
+//! ```text
+//!   configuration ──────────────┐                          ┌─ the machine ends ─► reason
+//!                               ▼                          │
+//!   control socket ─ waits ─► builds ─► the machine's loop ┼─ signal ───────────► reason, signal
+//!        ▲                      │       (devices, console, │
+//!        └── it cannot be built ┘        control, signals) └─ "stop" ───────────► reason
+//! ```
+//!
+//! Each attempt to build gets an event loop of its own, on which the control socket and the signals are, too: what a
+//! failed one has subscribed goes with it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use event_manager::{EventManager, SubscriberOps};
+
+use crate::api::draft::DraftError;
+use crate::api::http::Response;
+use crate::api::live::Live;
+use crate::api::metrics::MetricsError;
+use crate::api::{Controller, Draft, Server};
+use crate::config::VmConfig;
+use crate::events::{Event, ExitReason, Phase};
+use crate::host;
+use crate::machine::{Machine, Subscriber, VmmError};
+use crate::signals::Signals;
+
+/// What a session is to do.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What the machine is called.
+    pub id: String,
+    /// Where the control socket is to be.
+    pub socket: Option<PathBuf>,
+    /// What is known of the machine.
+    pub draft: Draft,
+    /// Build and run it at once; otherwise a client of the control socket does.
+    pub start: bool,
+}
+
+/// A session that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The control socket cannot be had.
+    #[error("control socket {path}: {source}")]
+    Socket {
+        /// Where it was to be.
+        path: PathBuf,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// Signals cannot be waited for.
+    #[error("signals: {0}")]
+    Signals(std::io::Error),
+    /// The configuration cannot be built.
+    #[error(transparent)]
+    Draft(#[from] DraftError),
+    /// The metrics file.
+    #[error("metrics: {0}")]
+    Metrics(#[from] MetricsError),
+    /// The machine could not be built, or broke.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// How the machine ended; [`ExitReason::Stopped`] if there was none.
+    pub reason: ExitReason,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+}
+
+/// Runs a session on this thread, to its end. To be called before other threads start.
+pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, SessionError> {
+    let signals = Arc::new(Mutex::new(Signals::new(Box::new(|| ())).map_err(SessionError::Signals)?));
+    let mut controller = Controller::new(options.id, options.draft, host::memory_mib())?;
+    if options.start {
+        controller.start()?;
+    }
+    let control = match options.socket {
+        None => Control::Alone(Box::new(controller)),
+        Some(path) => {
+            let server = Server::bind(path.clone(), controller);
+            Control::Served(Arc::new(Mutex::new(server.map_err(|source| SessionError::Socket { path, source })?)))
+        }
+    };
+    let mut session = Session { control, signals };
+    let ended = session.run(options.start, on_event);
+    let signal = lock(&session.signals).came();
+    Ok(Ended { reason: ended?, signal })
+}
+
+/// Who makes the machine: a file alone, or clients.
+enum Control {
+    Alone(Box<Controller>),
+    Served(Arc<Mutex<Server<Controller>>>),
+}
+
+impl Control {
+    fn with<T>(&mut self, work: impl FnOnce(&mut Controller) -> T) -> T {
+        match self {
+            Control::Alone(controller) => work(controller),
+            Control::Served(server) => work(lock(server).handler_mut()),
+        }
+    }
+
+    /// Answers the client that waits for its machine.
+    fn answer(&self, response: &Response) {
+        if let Control::Served(server) = self {
+            lock(server).answer(response);
+        }
+    }
+}
+
+struct Session {
+    control: Control,
+    signals: Arc<Mutex<Signals>>,
+}
+
+impl Session {
+    /// `insist`: a machine that cannot be built at first is the end.
+    fn run(&mut self, insist: bool, on_event: &mut dyn FnMut(Event)) -> Result<ExitReason, VmmError> {
+        let mut insist = insist;
+        loop {
+            let Some(config) = self.wait_for_launch()? else {
+                return Ok(ExitReason::Stopped);
+            };
+            match self.build(&config, on_event) {
+                Ok(machine) => return self.live(machine, config, on_event),
+                Err(error) if insist => return Err(error),
+                Err(error) => self.refuse(&error),
+            }
+            insist = false;
+        }
+    }
+
+    fn refuse(&mut self, error: &VmmError) {
+        self.control.with(Controller::failed);
+        self.control.answer(&Response::fault(400, &error.to_string()));
+    }
+
+    /// An event loop with everything on it that there is besides a machine.
+    fn event_loop(&self) -> Result<EventManager<Subscriber>, VmmError> {
+        let mut manager: EventManager<Subscriber> = EventManager::new()?;
+        manager.add_subscriber(self.signals.clone());
+        if let Control::Served(server) = &self.control {
+            manager.add_subscriber(server.clone());
+        }
+        Ok(manager)
+    }
+
+    /// The machine that is wanted next; none if the end is wanted instead.
+    fn wait_for_launch(&mut self) -> Result<Option<VmConfig>, VmmError> {
+        let mut manager = self.event_loop()?;
+        loop {
+            if lock(&self.signals).came().is_some() || self.control.with(|controller| controller.wants_stop()) {
+                return Ok(None);
+            }
+            if let Some(launch) = self.control.with(Controller::take_launch) {
+                return Ok(Some(launch.config));
+            }
+            match manager.run() {
+                Ok(_) => {}
+                Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn build(&self, config: &VmConfig, on_event: &mut dyn FnMut(Event)) -> Result<Machine, VmmError> {
+        Machine::build_on(self.event_loop()?, config, None, on_event)
+    }
+
+    /// Runs the machine to its end.
+    fn live(
+        &mut self,
+        machine: Machine,
+        config: VmConfig,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<ExitReason, VmmError> {
+        let handle = machine.handle();
+        {
+            let mut signals = lock(&self.signals);
+            let handle = handle.clone();
+            signals.set_action(Box::new(move || handle.stop()));
+        }
+        self.control.with(|controller| controller.started(Box::new(Live::new(handle, config))));
+        let control = &self.control;
+        let result = machine.run(&mut |event| {
+            if matches!(event, Event::Phase { phase: Phase::Run, .. }) {
+                control.answer(&Response::done());
+            }
+            on_event(event);
+        });
+        if let Err(error) = &result {
+            // Without effect once the machine has run: its client has been answered.
+            control.answer(&Response::fault(400, &error.to_string()));
+        }
+        result
+    }
+}
+
+/// Nothing that panics leaves these half-changed.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
