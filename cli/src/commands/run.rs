@@ -7,12 +7,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use guest_images::kernel::{self, KernelKind};
 use guest_images::{ImageRef, PreparedImage, ProcessDefaults, Store};
-use guest_protocol::{End, Layer, LayerFs, Names, Process, Root, Start};
+use guest_protocol::{End, Layer, LayerFs, Names, Process, Root, Seed, Start};
+use rustix::rand::GetRandomFlags;
 use serde_json::json;
 use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
 use vmm::events::monotonic_ns;
@@ -33,6 +34,9 @@ use crate::signals::Guard;
 const SECTOR: u64 = 512;
 /// Each layer starts at a multiple of this on the disk that they make up (docs/interfaces.md).
 const EXTENT_ALIGN: u64 = 4096;
+/// Size of that disk as guests see it, in bytes: the same for every image, so that a guest can have booted before it is known
+/// which one it gets. What no layer covers is zeros.
+const LAYERS_CAPACITY: u64 = 1 << 40;
 /// The kernels built here end the machine through this port (docs/interfaces.md).
 pub const EXIT_PORT: &str = "bulkhead.exit=0x600";
 /// For kernels that bring no command line of their own.
@@ -153,7 +157,8 @@ pub fn kernel_kind(kvm: KvmKind) -> KernelKind {
 /// All layers as one read-only disk.
 fn drives(image: &PreparedImage) -> anyhow::Result<serde_json::Value> {
     let extents = image.layers.iter().map(|layer| path_text(&layer.path)).collect::<Result<Vec<_>, _>>()?;
-    Ok(json!([{ "drive_id": "layers", "is_root_device": false, "is_read_only": true, "extents": extents }]))
+    Ok(json!([{ "drive_id": "layers", "is_root_device": false, "is_read_only": true, "extents": extents,
+                "capacity": LAYERS_CAPACITY }]))
 }
 
 fn path_text(path: &Path) -> anyhow::Result<&str> {
@@ -164,10 +169,14 @@ fn path_text(path: &Path) -> anyhow::Result<&str> {
 /// What the guest is told.
 fn start(args: &Run, command: Vec<String>, image: &PreparedImage, name: &str) -> anyhow::Result<Start> {
     let own_kernel = args.kernel.is_none();
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut machine_id = [0; 16];
+    rustix::rand::getrandom(&mut machine_id, GetRandomFlags::empty()).context("cannot get random numbers")?;
     Ok(Start {
+        // The session fills in both when it sends this.
+        seed: Seed([0; 32]),
+        wall_clock_ns: 0,
+        machine_id,
         hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
-        wall_clock_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
         root: Root {
             layers: layers(image.layers.iter().map(|layer| layer.bytes)),
             upper_bytes: None,

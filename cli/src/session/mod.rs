@@ -1,8 +1,8 @@
 //! The host's half of a container's run: from the guest's first connection to the process's exit status.
 //!
-//! - [`Session`]: the sockets the guest connects to, and [`Session::run`].
+//! - [`Session`]: the sockets the guest connects to, [`Session::begin`] and [`Session::run`].
 //! - [`io`]: the user's streams and terminal.
-//! - [`conversation`]: one run: the loop over control messages, signals and the end of the VM.
+//! - [`conversation`]: one run ([`Conversation`]): the loop over control messages, signals and the end of the VM.
 //! - [`streams`]: the connections of the process's streams.
 //! - [`pump`]: the threads that move the bytes of the streams.
 //! - [`control`]: the control connection.
@@ -27,6 +27,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+pub use conversation::Conversation;
 pub use io::Io;
 pub use times::Times;
 
@@ -127,17 +128,24 @@ impl Session {
         Ok(Self { control: Socket::listen(uds_path, CONTROL_PORT)?, streams: Socket::listen(uds_path, STREAM_PORT)? })
     }
 
-    /// Waits for the guest, has it start the process, relays signals, window size and streams until the process has ended
-    /// and all its output has been passed on.
+    /// Waits for the guest of a VM and talks to it: [`Conversation::prepare`] if its memory is to be saved, then
+    /// [`Conversation::start`]. From now on signals to this program are passed on, or end the conversation.
     ///
-    /// `vm` becomes readable or hung up when the VM has ended (a pidfd, or a pipe that only the VM's process holds). Whether
-    /// the process gets input and a terminal is what `io` says, whatever `start` says. On return the guest waits for this
-    /// session to be dropped and powers off then; the caller may as well end the VM, since nothing in it is of use any more.
+    /// `vm` becomes readable or hung up when the VM has ended (a pidfd, or a pipe that only the VM's process holds). A session
+    /// can have several VMs, one after the other.
     ///
     /// # Errors
-    /// Everything that leaves no exit status. See [`SessionError::exit_code`].
+    /// [`SessionError::Host`].
+    pub fn begin<'a>(&'a self, vm: BorrowedFd<'a>) -> Result<Conversation<'a>, SessionError> {
+        Conversation::new(&self.control.listener, &self.streams.listener, vm)
+    }
+
+    /// [`Self::begin`] and [`Conversation::start`].
+    ///
+    /// # Errors
+    /// As both.
     pub fn run(&self, start: Start, io: Io, vm: BorrowedFd<'_>) -> Result<Outcome, SessionError> {
-        conversation::run(&self.control.listener, &self.streams.listener, start, io, vm)
+        self.begin(vm)?.start(start, io)
     }
 }
 

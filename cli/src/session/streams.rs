@@ -13,6 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 const MAX_UNNAMED: usize = 4;
 
 /// A stream connection whose header is still to come.
+#[derive(Debug)]
 struct Unnamed {
     connection: UnixStream,
     header: [u8; StreamHeader::LEN],
@@ -20,12 +21,14 @@ struct Unnamed {
 }
 
 /// A stream that the process writes.
+#[derive(Debug)]
 struct Output {
     kind: StreamKind,
     /// The guest has connected it.
     attached: bool,
 }
 
+#[derive(Debug)]
 pub(super) struct Streams<'a> {
     /// The user's side.
     pub(super) io: Io,

@@ -15,6 +15,8 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn start() -> Start {
     Start {
+        seed: Seed([0; 32]),
+        machine_id: [0; 16],
         hostname: "box".into(),
         wall_clock_ns: 1,
         root: Root { layers: vec![], upper_bytes: None, read_only: false },
@@ -47,12 +49,16 @@ impl Guest {
     /// Says hello and takes the order.
     fn begin(path: &Path) -> (Self, Start) {
         let mut guest = Self::connect(path);
-        guest.send(&GuestMessage::Hello { version: VERSION, init_ns: 5, now_ns: 10 });
+        guest.hello(Phase::Booted);
         assert_eq!(guest.next(), Some(HostMessage::Hello { version: VERSION }));
         match guest.next() {
             Some(HostMessage::Start(start)) => (guest, *start),
             other => panic!("{other:?} instead of Start"),
         }
+    }
+
+    fn hello(&mut self, phase: Phase) {
+        self.send(&GuestMessage::Hello { version: VERSION, phase, init_ns: 5, now_ns: 10 });
     }
 
     fn send(&mut self, message: &GuestMessage) {
@@ -162,6 +168,90 @@ fn streams_and_exit_code_arrive() {
     assert!(order.is_sorted() && times.kernel > 0 && times.exited > 0, "{times:?}");
 }
 
+/// A template is made, its VM goes on, and a clone of it comes to the same session.
+#[test]
+fn a_guest_is_prepared_and_a_clone_started() {
+    let _one = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vsock");
+    let session = Session::listen(&path).unwrap();
+    let (vm, _alive) = UnixStream::pair().unwrap();
+    let (clone_vm, _clone_alive) = UnixStream::pair().unwrap();
+    let (_out, out) = UnixStream::pair().unwrap();
+    let io = || Io {
+        stdin: None,
+        stdout: out.try_clone().unwrap().into(),
+        stderr: out.try_clone().unwrap().into(),
+        terminal: false,
+    };
+    let run = |guest: &mut Guest, code| {
+        let order = match guest.next() {
+            Some(HostMessage::Start(start)) => *start,
+            other => panic!("{other:?} instead of Start"),
+        };
+        drop([StreamKind::Stdout, StreamKind::Stderr].map(|kind| guest.stream(kind)));
+        guest.started();
+        guest.exited(ExitStatus::Code(code));
+        assert_eq!(guest.next(), None);
+        order
+    };
+    let guest = |path: &Path| {
+        let mut guest = Guest::connect(path);
+        // What it is to do it hears at once, with the hello.
+        assert_eq!(guest.next(), Some(HostMessage::Hello { version: VERSION }));
+        assert_eq!(guest.next(), Some(HostMessage::Prepare));
+        guest.hello(Phase::Booted);
+        guest.send(&GuestMessage::Ready { now_ns: 20 });
+        let first = run(&mut guest, 3);
+        let mut clone = Guest::connect(path);
+        assert_eq!(clone.next(), Some(HostMessage::Hello { version: VERSION }));
+        clone.hello(Phase::Prepared);
+        [first, run(&mut clone, 4)]
+    };
+    let orders = thread::scope(|scope| {
+        // Whatever fails here, the guest does not wait for it.
+        let session = session;
+        let guest = scope.spawn(|| guest(&path));
+        let mut conversation = session.begin(vm.as_fd()).unwrap();
+        conversation.prepare().unwrap();
+        let outcome = conversation.start(start(), io()).unwrap();
+        assert_eq!(outcome.exit_code, 3);
+        assert!(outcome.times.kernel < outcome.times.init);
+        let outcome = session.run(start(), io(), clone_vm.as_fd()).unwrap();
+        assert_eq!(outcome.exit_code, 4);
+        assert_eq!(outcome.times.kernel, outcome.times.init);
+        guest.join().unwrap()
+    });
+    assert_ne!(orders[0].seed, orders[1].seed);
+    assert!(orders.iter().all(|order| order.seed != Seed([0; 32]) && order.wall_clock_ns > 1_600_000_000_000_000_000));
+}
+
+#[test]
+fn a_guest_that_cannot_prepare_says_why() {
+    let _one = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vsock");
+    let session = Session::listen(&path).unwrap();
+    let (vm, alive) = UnixStream::pair().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut guest = Guest::connect(&path);
+            guest.hello(Phase::Booted);
+            let detail = "no tmpfs".into();
+            guest.send(&GuestMessage::StartFailed { process: MAIN_PROCESS, kind: FailureKind::Root, detail });
+            while guest.next().is_some() {}
+            drop(alive);
+        });
+        let session = session;
+        let mut conversation = session.begin(vm.as_fd()).unwrap();
+        assert_eq!(conversation.prepare().unwrap_err().to_string(), "no tmpfs");
+        drop(conversation);
+        // The VM is gone before the next guest said anything.
+        let error = session.begin(vm.as_fd()).unwrap().prepare().unwrap_err();
+        assert!(matches!(error, SessionError::VmEnded("its init reported")), "{error}");
+    });
+}
+
 #[test]
 fn output_that_comes_after_the_exit_is_waited_for() {
     let seen = run(None, |path, _alive| {
@@ -227,8 +317,9 @@ fn a_guest_that_breaks_the_protocol_is_named() {
         });
         seen.result.unwrap_err().to_string()
     };
-    let text = refused(|guest| guest.send(&GuestMessage::Hello { version: 2, init_ns: 0, now_ns: 0 }));
-    assert_eq!(text, "the guest speaks protocol version 2, this program 1");
+    let text =
+        refused(|guest| guest.send(&GuestMessage::Hello { version: 1, phase: Phase::Booted, init_ns: 0, now_ns: 0 }));
+    assert_eq!(text, "the guest speaks protocol version 1, this program 2");
     let text = refused(|guest| guest.started());
     assert_eq!(text, "the guest broke the protocol: unexpected Started");
     let text = refused(|guest| guest.control.write_all(&[0xff; 8]).unwrap());
@@ -236,7 +327,7 @@ fn a_guest_that_breaks_the_protocol_is_named() {
     let text = refused(|guest| guest.control.write_all(&[1, 0, 0, 0, 77]).unwrap());
     assert!(text.contains("not a message"), "{text}");
     let text = refused(|guest| {
-        guest.send(&GuestMessage::Hello { version: VERSION, init_ns: u64::MAX, now_ns: 0 });
+        guest.send(&GuestMessage::Hello { version: VERSION, phase: Phase::Booted, init_ns: u64::MAX, now_ns: 0 });
         drop(guest.stream(StreamKind::Terminal));
     });
     // Whichever the host sees first.
@@ -284,6 +375,7 @@ fn a_signal_while_the_guest_boots_ends_the_run() {
         // The handlers are there when the session has said hello.
         let mut guest = Guest::connect(path);
         assert_eq!(guest.next(), Some(HostMessage::Hello { version: VERSION }));
+        assert!(matches!(guest.next(), Some(HostMessage::Start(_))));
         send_self(Signal::TERM);
         assert_eq!(guest.next(), None);
     });

@@ -2,53 +2,66 @@
 
 use crate::failure::Failure;
 use crate::sys::{Clock, clock_ns};
-use alloc::boxed::Box;
 use guest_protocol::{
-    ExitStatus, FrameBuffer, GuestMessage, HostMessage, MAIN_PROCESS, MAX_GUEST_FRAME, MAX_HOST_FRAME, Start, VERSION,
+    ExitStatus, FrameBuffer, GuestMessage, HostMessage, MAIN_PROCESS, MAX_GUEST_FRAME, MAX_HOST_FRAME, Phase, VERSION,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
-/// The host is gone or does not speak this protocol: there is nobody left to run for.
+/// There is nobody left to run for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HostGone;
+pub enum HostGone {
+    /// The connection is at its end or broken.
+    Lost,
+    /// The host does not speak this protocol.
+    Nonsense,
+}
 
 /// The guest's end of the control connection.
 #[derive(Debug)]
 pub struct Control {
     connection: OwnedFd,
     received: FrameBuffer,
+    /// The host has said hello.
+    greeted: bool,
 }
 
 impl Control {
     /// Takes over a connected stream socket.
     #[must_use]
     pub fn new(connection: OwnedFd) -> Self {
-        Self { connection, received: FrameBuffer::new(MAX_HOST_FRAME) }
+        Self { connection, received: FrameBuffer::new(MAX_HOST_FRAME), greeted: false }
     }
 
-    /// Says hello; `init_ns` is when init began.
+    /// Says hello, being in `phase`; `init_ns` is since when.
     ///
     /// # Errors
     /// The host is gone.
-    pub fn hello(&self, init_ns: u64) -> Result<(), HostGone> {
-        self.send(&GuestMessage::Hello { version: VERSION, init_ns, now_ns: clock_ns(Clock::Monotonic) })
+    pub fn hello(&self, phase: Phase, init_ns: u64) -> Result<(), HostGone> {
+        self.send(&GuestMessage::Hello { version: VERSION, phase, init_ns, now_ns: clock_ns(Clock::Monotonic) })
     }
 
-    /// Waits for the host's hello and its `Start`.
+    /// Waits for the next message, after the host's hello if that has not come yet.
     ///
     /// # Errors
-    /// The host is gone, has another version, or says something else.
-    pub fn start(&mut self) -> Result<Box<Start>, HostGone> {
-        match self.wait()? {
-            HostMessage::Hello { version: VERSION } => {}
-            _ => return Err(HostGone),
+    /// The host is gone, or has another version.
+    pub fn order(&mut self) -> Result<HostMessage, HostGone> {
+        while !self.greeted {
+            match self.wait()? {
+                HostMessage::Hello { version: VERSION } => self.greeted = true,
+                _ => return Err(HostGone::Nonsense),
+            }
         }
-        match self.wait()? {
-            HostMessage::Start(start) => Ok(start),
-            _ => Err(HostGone),
-        }
+        self.wait()
+    }
+
+    /// All is done that needs no `Start`.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn ready(&self) -> Result<(), HostGone> {
+        self.send(&GuestMessage::Ready { now_ns: clock_ns(Clock::Monotonic) })
     }
 
     /// The process runs.
@@ -94,13 +107,13 @@ impl Control {
     /// The host is gone.
     pub fn receive(&mut self) -> Result<(), HostGone> {
         match rustix::io::read(&self.connection, self.received.space()) {
-            Ok(0) => Err(HostGone),
+            Ok(0) => Err(HostGone::Lost),
             Ok(count) => {
                 self.received.received(count);
                 Ok(())
             }
             Err(Errno::INTR | Errno::AGAIN) => Ok(()),
-            Err(_) => Err(HostGone),
+            Err(_) => Err(HostGone::Lost),
         }
     }
 
@@ -109,7 +122,7 @@ impl Control {
     /// # Errors
     /// What arrived is not a message.
     pub fn take(&mut self) -> Result<Option<HostMessage>, HostGone> {
-        self.received.take().map_err(|_| HostGone)
+        self.received.take().map_err(|_| HostGone::Nonsense)
     }
 
     fn wait(&mut self) -> Result<HostMessage, HostGone> {
@@ -122,13 +135,13 @@ impl Control {
     }
 
     fn send(&self, message: &GuestMessage) -> Result<(), HostGone> {
-        let frame = guest_protocol::encode(message, MAX_GUEST_FRAME).map_err(|_| HostGone)?;
+        let frame = guest_protocol::encode(message, MAX_GUEST_FRAME).map_err(|_| HostGone::Nonsense)?;
         let mut left = &frame[..];
         while !left.is_empty() {
             match send(&self.connection, left, SendFlags::NOSIGNAL) {
                 Ok(count) => left = left.get(count..).unwrap_or_default(),
                 Err(Errno::INTR) => {}
-                Err(_) => return Err(HostGone),
+                Err(_) => return Err(HostGone::Lost),
             }
         }
         Ok(())

@@ -1,31 +1,29 @@
 //! The life of the guest: connect, be told what to be, become it, attend to it, report its end.
+//!
+//! ```text
+//! Hello ─► all that is the same for every container ─► Start ─► its own ─► the process runs ─► Exited
+//!                            │ Prepare, Ready              ▲
+//!                            └─► waits ── connection lost ─┘ Hello from a clone, on a connection to another host
+//! ```
 
 use crate::control::{Control, HostGone};
 use crate::failure::Failure;
 use crate::process::{self, Running};
-use crate::relay::{Direction, Flow, Step};
+use crate::relay::{Flow, Step};
 use crate::root;
-use crate::sys::{Clock, clock_ns, is_standard, loopback_up, set_wall_clock};
-use alloc::rc::Rc;
-use alloc::vec::Vec;
-use guest_protocol::{
-    CONTROL_PORT, End, ExitStatus, FailureKind, HostMessage, Layer, MAIN_PROCESS, STREAM_PORT, Start, StreamHeader,
-    StreamKind, WindowSize,
-};
+use crate::stage::Stage;
+use crate::streams::{Streams, resize};
+use crate::sys::{Clock, clock_ns, set_wall_clock};
+use alloc::boxed::Box;
+use guest_protocol::{CONTROL_PORT, End, ExitStatus, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Start};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, fcntl_setfl, openat};
 use rustix::io::{self, Errno};
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::umask;
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
-use rustix::termios::{LocalModes, SpecialCodeIndex, Winsize, tcgetattr, tcgetpgrp, tcsetwinsize};
+use rustix::termios::{LocalModes, SpecialCodeIndex, tcgetattr, tcgetpgrp};
 
 /// How far the guest's clock may be from the host's before it is set, in nanoseconds: a message takes a while, and a
 /// paravirtual clock may be better than what it says.
 const CLOCK_TOLERANCE_NS: u64 = 500_000_000;
-/// The first terminal of a new devpts instance.
-const TERMINAL: &str = "/dev/pts/0";
 
 /// What a guest is made of, as far as that differs between a virtual machine and a test.
 pub trait Machine {
@@ -54,12 +52,17 @@ pub fn run<M: Machine>(machine: &M, connection: OwnedFd, init_ns: u64) -> End {
 pub const PORT: u32 = CONTROL_PORT;
 
 fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut End) -> Result<(), HostGone> {
-    control.hello(init_ns)?;
-    // While the host answers. Without it (a kernel without IPv4) most processes get on.
-    let _ = loopback_up();
-    let start = control.start()?;
-    *end = start.end;
-    match begin(machine, *start) {
+    control.hello(Phase::Booted, init_ns)?;
+    // While the host answers.
+    let started = match Stage::new() {
+        Err(failure) => Err(failure),
+        Ok(stage) => {
+            let start = wait_for_start(machine, control)?;
+            *end = start.end;
+            begin(machine, stage, *start)
+        }
+    };
+    match started {
         Err(failure) => control.failed(failure)?,
         Ok((mut running, mut streams, root_ns)) => {
             control.started(root_ns)?;
@@ -72,10 +75,34 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
     Ok(())
 }
 
+/// Waits for the host's `Start`, and says `Ready` if it asks. From then on a lost connection means that this is a clone,
+/// whose host is another one: it introduces itself there.
+fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<Box<Start>, HostGone> {
+    let mut ready = false;
+    loop {
+        match control.order() {
+            Ok(HostMessage::Start(start)) => return Ok(start),
+            Ok(HostMessage::Prepare) => {
+                ready = true;
+                // If the connection is lost already, the next turn finds that out.
+                let _ = control.ready();
+            }
+            Err(HostGone::Lost) if ready => {
+                let noticed_ns = clock_ns(Clock::Monotonic);
+                *control = Control::new(machine.connect(PORT).map_err(|_| HostGone::Lost)?);
+                control.hello(Phase::Prepared, noticed_ns)?;
+            }
+            Ok(_) => return Err(HostGone::Nonsense),
+            Err(gone) => return Err(gone),
+        }
+    }
+}
+
 /// Everything from the order to the running process. Also tells when the root was complete.
-fn begin<M: Machine>(machine: &M, start: Start) -> Result<(Running, Streams, u64), Failure> {
+fn begin<M: Machine>(machine: &M, stage: Stage, start: Start) -> Result<(Running, Streams, u64), Failure> {
     let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
-    umask(Mode::empty());
+    // Before anything else: whatever is random from here on must not be what other clones get.
+    stage.reseed(&start.seed)?;
     if clock_ns(Clock::Real).abs_diff(start.wall_clock_ns) > CLOCK_TOLERANCE_NS {
         set_wall_clock(start.wall_clock_ns).map_err(guest("setting the clock"))?;
     }
@@ -85,7 +112,8 @@ fn begin<M: Machine>(machine: &M, start: Start) -> Result<(Running, Streams, u64
     root::assemble(machine, &start.root)?;
     root::switch()?;
     root::write_names(&start.hostname, &start.names)?;
-    root::populate()?;
+    root::write_machine_id(start.machine_id)?;
+    stage.attach()?;
     let root_ns = clock_ns(Clock::Monotonic);
     let terminal = start.process.terminal;
     let (streams, ends) = match terminal {
@@ -100,78 +128,6 @@ fn begin<M: Machine>(machine: &M, start: Start) -> Result<(Running, Streams, u64
     let running = process::start(start.process, &start.hostname, stdio, start.root.read_only)?;
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
     Ok((running, streams, root_ns))
-}
-
-/// The streams of the process, seen from here.
-struct Streams {
-    /// At most three; a flow that has ended is taken out.
-    flows: [Option<Flow>; 3],
-    /// The terminal, if that is what it has.
-    master: Option<Rc<OwnedFd>>,
-    /// The process's side of the terminal: as long as it is open here, reading the master does not fail when the process
-    /// closes its own for a moment.
-    terminal_end: Option<OwnedFd>,
-}
-
-impl Streams {
-    /// Three pipes, or /dev/null for the first. Also returns the process's ends, in order.
-    fn pipes<M: Machine>(machine: &M, stdin: bool) -> io::Result<(Self, Vec<OwnedFd>)> {
-        let mut ends = Vec::with_capacity(3);
-        let mut flows = [None, None, None];
-        if stdin {
-            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            let connection = connect(machine, StreamKind::Stdin)?;
-            flows[0] = Some(Flow::spliced(Direction::In, connection, writer));
-            ends.push(above_standard(reader)?);
-        } else {
-            let null = openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            ends.push(above_standard(null)?);
-        }
-        for (flow, kind) in flows.iter_mut().skip(1).zip([StreamKind::Stdout, StreamKind::Stderr]) {
-            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            let connection = connect(machine, kind)?;
-            fcntl_setfl(&connection, OFlags::NONBLOCK)?;
-            *flow = Some(Flow::spliced(Direction::Out, reader, connection));
-            ends.push(above_standard(writer)?);
-        }
-        Ok((Self { flows, master: None, terminal_end: None }, ends))
-    }
-
-    /// A terminal. Also returns the process's end of it.
-    fn terminal<M: Machine>(machine: &M, size: WindowSize, stdin: bool) -> Result<(Self, Vec<OwnedFd>), Failure> {
-        let open = || {
-            let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let master = openat(CWD, "/dev/pts/ptmx", flags, Mode::empty())?;
-            unlockpt(&master)?;
-            let end = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-            resize(&master, size)?;
-            let connection = connect(machine, StreamKind::Terminal)?;
-            fcntl_setfl(&connection, OFlags::NONBLOCK)?;
-            Ok((master, above_standard(end)?, connection))
-        };
-        let (master, end, connection) =
-            open().map_err(|error| Failure::errno(FailureKind::Guest, "making the terminal", error))?;
-        root::bind_console(TERMINAL)?;
-        let (master, connection) = (Rc::new(master), Rc::new(connection));
-        let input = stdin.then(|| Flow::copied(Direction::In, connection.clone(), master.clone()));
-        let output = Flow::copied(Direction::Out, master.clone(), connection);
-        let streams = Self { flows: [input, Some(output), None], master: Some(master), terminal_end: None };
-        Ok((streams, alloc::vec![end]))
-    }
-
-    /// The process is gone: what it has written is still to be passed on, and nothing more will come.
-    fn process_ended(&mut self) {
-        self.terminal_end = None;
-        self.master = None;
-        for flow in &mut self.flows {
-            flow.take_if(|flow| flow.direction == Direction::In);
-        }
-    }
-
-    /// Whether all there was to pass on has been.
-    fn is_drained(&self) -> bool {
-        self.flows.iter().all(Option::is_none)
-    }
 }
 
 /// Sees to the process, its streams and the host's messages until the process has ended and all it wrote is passed on.
@@ -253,24 +209,4 @@ fn interrupt(byte: u8, running: &mut Running, master: Option<&OwnedFd>) {
     if modes.local_modes.contains(LocalModes::ISIG) && modes.special_codes[index] == byte {
         running.signalled_by_terminal(signal, group.as_raw_nonzero().get());
     }
-}
-
-fn resize(master: impl AsFd, size: WindowSize) -> io::Result<()> {
-    tcsetwinsize(master, Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 })
-}
-
-/// Opens the connection of a stream.
-fn connect<M: Machine>(machine: &M, kind: StreamKind) -> io::Result<OwnedFd> {
-    let connection = machine.connect(STREAM_PORT)?;
-    let header = StreamHeader { process: MAIN_PROCESS, kind }.to_bytes();
-    // A new connection has room for these few bytes.
-    match io::write(&connection, &header)? {
-        StreamHeader::LEN => Ok(connection),
-        _ => Err(Errno::IO),
-    }
-}
-
-/// The same descriptor, out of the way of the three standard ones: the child moves it onto one of them.
-fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
-    if is_standard(fd.as_fd()) { io::fcntl_dupfd_cloexec(&fd, 3) } else { Ok(fd) }
 }

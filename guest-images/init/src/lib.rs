@@ -2,11 +2,12 @@
 //!
 //! - [`guest`]: the life of the guest from the first connection to its end; everything below is called from there.
 //! - [`control`]: the connection to the host.
-//! - [`root`]: layers, overlay, the files and mounts a container has.
+//! - [`stage`]: what is done before the host says what the guest is to be.
+//! - [`root`]: layers, overlay, the files a container has.
 //! - [`user`]: which user and groups `user:group` means in this image.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
 //! - [`process`]: starting it, signals, its end.
-//! - [`relay`]: its streams.
+//! - [`streams`]: its standard streams; [`relay`] moves their bytes.
 //! - [`sys`]: the few system calls that rustix does not have. The only `unsafe` code.
 //!
 //! # What it is made for
@@ -32,5 +33,7 @@ pub mod process;
 pub mod relay;
 pub mod root;
 pub mod signals;
+pub mod stage;
+pub mod streams;
 pub mod sys;
 pub mod user;

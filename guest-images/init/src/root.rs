@@ -1,4 +1,4 @@
-//! The container's root: layers, overlay, switching to it, and the files and mounts a container finds in it.
+//! The container's root: layers, overlay, switching to it, and the files a container finds in it.
 //!
 //! Paths before [`switch`] are relative to the working directory, which is the empty root the guest began with (a scratch
 //! directory in tests); after it they are absolute in the container. What has to be written into the image's own
@@ -11,7 +11,7 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt::Write;
 use guest_protocol::{FailureKind, Names, Root};
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat, symlinkat, unlinkat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::{self, Errno};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{chdir, chroot};
@@ -19,9 +19,12 @@ use rustix::process::{chdir, chroot};
 /// Most layers: what one disk can have in partitions, less one to be safe.
 const MAX_LAYERS: usize = 254;
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
-const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+/// The file system of the writable layer: the layer itself and what overlayfs needs beside it.
+const UPPER: &str = "u";
+/// For file systems that are no place for programs and devices.
+pub const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// Mounts the layers and the writable layer over them, as `r`.
+/// Mounts the layers and the writable layer over them, as `r`. After [`prepare`].
 ///
 /// # Errors
 /// [`FailureKind::Root`] with the layer's number (the lowest is 0) or the step.
@@ -46,17 +49,40 @@ pub fn assemble<M: Machine>(machine: &M, root: &Root) -> Result<(), Failure> {
         lower.push('0');
     }
 
-    make_directory("u")?;
-    let mut options = String::from("mode=755");
     if let Some(bytes) = root.upper_bytes {
-        let _ = write!(options, ",size={bytes}");
-    }
-    mount_fs("tmpfs", "u", MountFlags::empty(), Some(&options))?;
-    for directory in ["u/u", "u/w", "r"] {
-        make_directory(directory)?;
+        mount_remount(UPPER, MountFlags::empty(), format!("size={bytes}").as_str())
+            .map_err(|error| failed("the writable layer", error))?;
     }
     let options = format!("lowerdir={lower},upperdir=u/u,workdir=u/w");
     mount_fs("overlay", "r", MountFlags::empty(), Some(&options))
+}
+
+/// Makes the writable layer, empty, and the directory the root will be at: what [`assemble`] needs besides the layers.
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn prepare() -> Result<(), Failure> {
+    make_directory(UPPER)?;
+    mount_fs("tmpfs", UPPER, MountFlags::empty(), Some("mode=755"))?;
+    ["u/u", "u/w", "r"].into_iter().try_for_each(make_directory)
+}
+
+/// Fills in /etc/machine-id where the image leaves that to whoever starts it: the file is there and empty or says
+/// `uninitialized` (machine-id(5)). An id in it, or no such file, is as the image's maker wanted it.
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn write_machine_id(id: [u8; 16]) -> Result<(), Failure> {
+    const PATH: &str = "/etc/machine-id";
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut content = [0; 16];
+    let read = openat(CWD, PATH, flags, Mode::empty()).and_then(|file| io::read(file, &mut content));
+    match read.map(|count| content.get(..count).unwrap_or_default().trim_ascii_end()) {
+        Ok(b"" | b"uninitialized") => {}
+        // Not there, a directory, a link, an id.
+        _ => return Ok(()),
+    }
+    replace_file(PATH, format!("{:032x}\n", u128::from_be_bytes(id)).as_bytes())
 }
 
 /// Makes `r` the root of this process and of all it starts.
@@ -97,45 +123,6 @@ fn hosts_file(hostname: &str, names: &Names) -> String {
         content.push('\n');
     }
     content
-}
-
-/// Mounts and nodes of a container, all but /proc, which the process mounts from inside its PID namespace.
-/// Expects umask 0.
-///
-/// # Errors
-/// [`FailureKind::Root`] with the path. What the kernel has no support for and a process can do without is left out.
-pub fn populate() -> Result<(), Failure> {
-    mount_fs("tmpfs", "/dev", MountFlags::NOSUID, Some("mode=755,size=65536k"))?;
-    for (name, major, minor) in [
-        ("/dev/null", 1, 3),
-        ("/dev/zero", 1, 5),
-        ("/dev/full", 1, 7),
-        ("/dev/random", 1, 8),
-        ("/dev/urandom", 1, 9),
-        ("/dev/tty", 5, 0),
-    ] {
-        mknodat(CWD, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
-            .map_err(|error| failed(name, error))?;
-    }
-    for (target, name) in [
-        ("/proc/self/fd", "/dev/fd"),
-        ("/proc/self/fd/0", "/dev/stdin"),
-        ("/proc/self/fd/1", "/dev/stdout"),
-        ("/proc/self/fd/2", "/dev/stderr"),
-        ("pts/ptmx", "/dev/ptmx"),
-    ] {
-        symlinkat(target, CWD, name).map_err(|error| failed(name, error))?;
-    }
-    let no_exec = MountFlags::NOSUID.union(MountFlags::NOEXEC);
-    mount_fs("devpts", "/dev/pts", no_exec, Some("newinstance,ptmxmode=0666,mode=0620,gid=5"))?;
-    mount_fs("tmpfs", "/dev/shm", NO_EXEC, Some("mode=1777,size=65536k"))?;
-    // A kernel may have been built without these; most processes do not miss them.
-    let read_only = NO_EXEC.union(MountFlags::RDONLY);
-    let _ = mount_fs("mqueue", "/dev/mqueue", NO_EXEC, None);
-    let _ = mount_fs("sysfs", "/sys", read_only, None);
-    let _ = mount_fs("cgroup2", "/sys/fs/cgroup", read_only, None);
-    // Its mount point must be there before the root becomes read-only.
-    ensure_directory("/proc")
 }
 
 /// Mounts /proc for the PID namespace of the caller.
@@ -225,7 +212,11 @@ fn make_directory(path: &str) -> Result<(), Failure> {
     mkdirat(CWD, path, DIRECTORY).map_err(|error| failed(path, error))
 }
 
-fn ensure_directory(path: &str) -> Result<(), Failure> {
+/// Makes a directory if there is none.
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn ensure_directory(path: &str) -> Result<(), Failure> {
     match mkdirat(CWD, path, DIRECTORY) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(failed(path, error)),
@@ -233,7 +224,10 @@ fn ensure_directory(path: &str) -> Result<(), Failure> {
 }
 
 /// Mounts a file system; makes the mount point if it is missing.
-fn mount_fs(kind: &str, path: &str, flags: MountFlags, options: Option<&str>) -> Result<(), Failure> {
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn mount_fs(kind: &str, path: &str, flags: MountFlags, options: Option<&str>) -> Result<(), Failure> {
     let options = options.map(CString::new).transpose().map_err(|_| failed(path, Errno::INVAL))?;
     let attempt = || mount(kind, path, kind, flags, options.as_deref());
     let result = match attempt() {
@@ -276,7 +270,8 @@ fn replace_file(path: &str, content: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn failed(path: &str, error: Errno) -> Failure {
+/// `path` cannot be what it must be.
+pub fn failed(path: &str, error: Errno) -> Failure {
     Failure::errno(FailureKind::Root, path, error)
 }
 

@@ -1,5 +1,5 @@
-//! The system calls that rustix does not have, each as a safe function: clocks, vsock addresses, partitions, the loopback
-//! interface, starting a process. All of this crate's `unsafe` but the entry point's is here.
+//! The system calls that rustix does not have, each as a safe function: clocks, entropy, vsock addresses, partitions, the
+//! loopback interface, starting a process. All of this crate's `unsafe` but the entry point's is here.
 
 use alloc::ffi::CString;
 use alloc::vec::Vec;
@@ -86,6 +86,30 @@ pub fn set_wall_clock(ns: u64) -> io::Result<()> {
     unsafe { syscall(SYS_CLOCK_SETTIME, Clock::Real as usize, ptr::from_ref(&time) as usize, 0) }.map(drop)
 }
 
+/// `struct rand_pool_info` (linux/random.h), as long as it is needed here.
+#[repr(C)]
+struct PoolInfo {
+    entropy_bits: c_int,
+    bytes: c_int,
+    buffer: [u8; 32],
+}
+
+/// Credits `seed` to the kernel's random number generator and has it start from there at once, on every CPU and in every
+/// process's own copy. `random` is /dev/random or /dev/urandom.
+///
+/// # Errors
+/// As the RNDADDENTROPY and RNDRESEEDCRNG ioctls (random(4)).
+pub fn reseed(random: impl AsFd, seed: &[u8; 32]) -> io::Result<()> {
+    const RNDADDENTROPY: Opcode = ioctl::opcode::write::<[c_int; 2]>(b'R', 3);
+    const RNDRESEEDCRNG: Opcode = ioctl::opcode::none(b'R', 7);
+    let length = seed.len() as c_int;
+    let info = PoolInfo { entropy_bits: length * 8, bytes: length, buffer: *seed };
+    // SAFETY: RNDADDENTROPY reads a rand_pool_info with as many bytes as it says.
+    unsafe { ioctl::ioctl(&random, ioctl::Setter::<RNDADDENTROPY, PoolInfo>::new(info)) }?;
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    unsafe { ioctl::ioctl(&random, ioctl::NoArg::<RNDRESEEDCRNG>::new()) }
+}
+
 /// `struct sockaddr_vm` (linux/vm_sockets.h).
 #[repr(C)]
 struct VsockAddress {
@@ -107,12 +131,25 @@ unsafe impl SocketAddrArg for VsockAddress {
 /// A stream connection to a vsock port. Waits until the other side has accepted or refused.
 ///
 /// # Errors
-/// As socket(2) and connect(2).
+/// As socket(2) and connect(2). The kernel gives up after two seconds; on a busy host the other side may need longer, so it
+/// is asked several times.
 pub fn connect_vsock(cid: u32, port: u32) -> io::Result<OwnedFd> {
-    let socket = rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    const ATTEMPTS: usize = 30;
     let family = AddressFamily::VSOCK.as_raw();
-    rustix::net::connect(&socket, &VsockAddress { family, reserved: 0, port, cid, flags: 0, zero: [0; 3] })?;
-    Ok(socket)
+    let address = VsockAddress { family, reserved: 0, port, cid, flags: 0, zero: [0; 3] };
+    let attempt = || {
+        let socket = rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&socket, &address)?;
+        Ok(socket)
+    };
+    let mut result = attempt();
+    for _ in 1..ATTEMPTS {
+        if !matches!(result, Err(Errno::TIMEDOUT)) {
+            break;
+        }
+        result = attempt();
+    }
+    result
 }
 
 /// `struct blkpg_partition` (linux/blkpg.h).
@@ -308,6 +345,14 @@ mod tests {
         let first = clock_ns(Clock::Monotonic);
         assert!(first > 0 && clock_ns(Clock::Monotonic) >= first);
         assert!(clock_ns(Clock::Real) > 1_600_000_000_000_000_000);
+    }
+
+    #[test]
+    fn a_seed_is_taken_by_those_who_may_give_one() {
+        let random = std::fs::File::open("/dev/urandom").unwrap();
+        // Without CAP_SYS_ADMIN nobody may credit entropy.
+        assert!(matches!(reseed(&random, &[7; 32]), Ok(()) | Err(Errno::PERM)));
+        assert_eq!(reseed(std::fs::File::open("/dev/null").unwrap(), &[7; 32]), Err(Errno::NOTTY));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use guest_init::guest::{self, Machine};
 use guest_protocol::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::{Resource, getrlimit};
 use std::cell::RefCell;
@@ -22,6 +24,7 @@ const SOCKETS: &str = "TEST_GUEST_SOCKETS";
 /// A guest without a virtual machine. Once its root is another, it cannot find the host's sockets any more: so its streams are
 /// connected before, in the order they will be used.
 struct Namespaces {
+    sockets: String,
     streams: RefCell<VecDeque<OwnedFd>>,
 }
 
@@ -31,16 +34,29 @@ fn connect_to(sockets: &str, port: u32) -> OwnedFd {
 
 impl Machine for Namespaces {
     fn connect(&self, port: u32) -> rustix::io::Result<OwnedFd> {
-        assert_eq!(port, STREAM_PORT);
+        if port == CONTROL_PORT {
+            return UnixStream::connect(format!("{}_{port}", self.sockets))
+                .map(Into::into)
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        }
         Ok(self.streams.borrow_mut().pop_front().expect("no more than three streams"))
     }
 
-    fn mount_layer(&self, index: usize, _: usize, _: &Layer, target: &str) -> rustix::io::Result<()> {
+    fn mount_layer(&self, index: usize, _: usize, layer: &Layer, target: &str) -> rustix::io::Result<()> {
         if index == 0 {
             return mount_bind("/", target);
         }
         mount("tmpfs", target, "tmpfs", MountFlags::empty(), None)?;
         std::fs::write(format!("{target}/layer"), format!("{index}\n")).unwrap();
+        // What else a layer holds travels in a place that this machine has no use for.
+        if let Some(at) = layer.start_sector.checked_sub(1) {
+            std::fs::create_dir(format!("{target}/etc")).unwrap();
+            let path = format!("{target}/etc/machine-id");
+            match MACHINE_IDS[at as usize].0 {
+                Some(content) => std::fs::write(path, content).unwrap(),
+                None => mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)).unwrap(),
+            }
+        }
         Ok(())
     }
 }
@@ -52,13 +68,14 @@ fn guest() {
     let sockets = std::env::var(SOCKETS).expect("started by a test");
     let control = connect_to(&sockets, guest::PORT);
     let streams = (0..3).map(|_| connect_to(&sockets, STREAM_PORT)).collect();
-    let machine = Namespaces { streams: RefCell::new(streams) };
-    assert_eq!(guest::run(&machine, control, 7), End::PowerOff);
+    let machine = Namespaces { sockets, streams: RefCell::new(streams) };
+    std::process::exit(i32::from(guest::run(&machine, control, 7) != End::PowerOff));
 }
 
 /// The host's side of one guest.
 struct Host {
     guest: Child,
+    listener: UnixListener,
     control: UnixStream,
     received: FrameBuffer,
     streams: UnixListener,
@@ -75,7 +92,7 @@ impl Host {
         let directory = tempfile::tempdir().unwrap();
         let sockets = directory.path().join("vsock");
         let listen = |port| UnixListener::bind(format!("{}_{port}", sockets.display())).unwrap();
-        let (control, streams) = (listen(CONTROL_PORT), listen(STREAM_PORT));
+        let (listener, streams) = (listen(CONTROL_PORT), listen(STREAM_PORT));
         let scratch = directory.path().join("scratch");
         std::fs::create_dir(&scratch).unwrap();
         // What whoever runs the tests has left open is not the guest's.
@@ -106,12 +123,34 @@ impl Host {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let (control, _) = control.accept().unwrap();
-        let mut host =
-            Self { guest, control, received: FrameBuffer::new(MAX_GUEST_FRAME), streams, _directory: directory };
-        assert!(matches!(host.next(), Some(GuestMessage::Hello { version: VERSION, init_ns: 7, .. })));
+        let (control, _) = listener.accept().unwrap();
+        let received = FrameBuffer::new(MAX_GUEST_FRAME);
+        let mut host = Self { guest, listener, control, received, streams, _directory: directory };
+        let hello = host.next();
+        assert!(matches!(hello, Some(GuestMessage::Hello { version: VERSION, phase: Phase::Booted, init_ns: 7, .. })));
         host.send(&HostMessage::Hello { version: VERSION });
         Some(host)
+    }
+
+    /// Has the guest prepare, then breaks the connection as a machine does that its memory was copied into.
+    fn clone_of_prepared() -> Option<Self> {
+        let mut host = Self::new()?;
+        host.send(&HostMessage::Prepare);
+        assert!(matches!(host.next(), Some(GuestMessage::Ready { .. })));
+        host.control.shutdown(std::net::Shutdown::Both).unwrap();
+        Some(host)
+    }
+
+    /// Accepts a clone.
+    fn accept_again(&mut self) {
+        self.control = self.listener.accept().unwrap().0;
+        self.received = FrameBuffer::new(MAX_GUEST_FRAME);
+        let hello = self.next();
+        assert!(
+            matches!(hello, Some(GuestMessage::Hello { version: VERSION, phase: Phase::Prepared, .. })),
+            "{hello:?}"
+        );
+        self.send(&HostMessage::Hello { version: VERSION });
     }
 
     fn send(&mut self, message: &HostMessage) {
@@ -169,8 +208,8 @@ impl Host {
 
     /// Lets go of the guest, which ends at that.
     fn end(self) {
-        let Self { mut guest, control, streams, .. } = self;
-        drop((control, streams));
+        let Self { mut guest, listener, control, streams, .. } = self;
+        drop((listener, control, streams));
         assert!(guest.wait().unwrap().success());
     }
 }
@@ -189,6 +228,8 @@ fn process(args: &[&str]) -> Process {
 fn start(process: Process) -> Start {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     Start {
+        seed: Seed([3; 32]),
+        machine_id: *b"0123456789abcdef",
         hostname: "box".into(),
         // The clock is the machine's, and it is right: the guest leaves it alone.
         wall_clock_ns: now.as_nanos() as u64,
@@ -209,7 +250,10 @@ fn shell(script: &str) -> Process {
 
 /// What a process without input wrote and how it ended.
 fn run(start: Start) -> Option<(String, String, ExitStatus)> {
-    let mut host = Host::new()?;
+    Host::new().map(|host| run_on(host, start))
+}
+
+fn run_on(mut host: Host, start: Start) -> (String, String, ExitStatus) {
     host.send(&HostMessage::Start(Box::new(start)));
     let read = |mut stream: UnixStream| {
         thread::spawn(move || {
@@ -222,7 +266,53 @@ fn run(start: Start) -> Option<(String, String, ExitStatus)> {
     let stderr = read(host.stream(StreamKind::Stderr));
     host.started();
     let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
-    Some((stdout, stderr, host.exit_status()))
+    (stdout, stderr, host.exit_status())
+}
+
+#[test]
+fn a_clone_introduces_itself_and_becomes_what_it_is_told() {
+    let Some(mut host) = Host::clone_of_prepared() else { return };
+    host.accept_again();
+    // A clone of a clone.
+    host.control.shutdown(std::net::Shutdown::Both).unwrap();
+    host.accept_again();
+    let mut order = start(shell("hostname; ls /dev/null /dev/pts/ptmx /sys/class"));
+    order.hostname = "clone".into();
+    let (stdout, stderr, status) = run_on(host, order);
+    assert!(stdout.starts_with("clone\n") && status == ExitStatus::Code(0), "{stdout} {stderr}");
+}
+
+#[test]
+fn a_prepared_guest_whose_host_is_gone_ends() {
+    // Each ends with a reset, as it was never told how else.
+    let Some(Host { mut guest, listener, .. }) = Host::clone_of_prepared() else { return };
+    drop(listener);
+    guest.wait().unwrap();
+    // One that was not asked to prepare does not try again.
+    let Some(Host { mut guest, listener, control, .. }) = Host::new() else { return };
+    drop(control);
+    guest.wait().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err());
+}
+
+/// What an image has in /etc/machine-id, and what its container has.
+const MACHINE_IDS: [(Option<&str>, &str); 4] = [
+    (Some(""), "30313233343536373839616263646566\n"),
+    (Some("uninitialized\n"), "30313233343536373839616263646566\n"),
+    (Some("fixed\n"), "fixed\n"),
+    (None, "none\n"),
+];
+
+#[test]
+fn a_machine_id_is_filled_in_where_the_image_leaves_it() {
+    for (at, (content, expected)) in MACHINE_IDS.into_iter().enumerate() {
+        let mut order = start(shell("cat /etc/machine-id 2>/dev/null || echo none"));
+        let layer = order.root.layers[0];
+        order.root.layers = vec![layer, Layer { start_sector: at as u64 + 1, ..layer }];
+        let Some((stdout, stderr, _)) = run(order) else { return };
+        assert_eq!(stdout, expected, "{content:?}: {stderr}");
+    }
 }
 
 #[test]
@@ -231,7 +321,7 @@ fn a_container_is_what_its_users_know() {
         echo pid $$; hostname; pwd; echo "$A|$HOME|$HOSTNAME|${TERM-none}|$PATH"; umask; ulimit -Sn; ulimit -Hn
         id -u; id -g; grep -E '^(CapBnd|CapEff|CapInh|CapAmb|NoNewPrivs)' /proc/self/status | tr -d '\t'
         cat /etc/hostname /etc/resolv.conf; grep -c 'localhost$\|box$\|db$' /etc/hosts
-        awk '$2 ~ "^(/|/proc|/dev|/dev/pts|/dev/shm|/sys)$" {print $2, $3}' /proc/mounts
+        awk '$2 ~ "^(/|/proc|/dev|/dev/pts|/dev/shm|/sys)$" {print $2, $3}' /proc/mounts | sort
         ls /dev | tr '\n' ' '; echo; readlink /dev/fd /dev/stdout; stat -c '%t:%T %a' /dev/null /dev/tty
         ls /proc | grep -c '^[0-9]'; cat /sys/class/net/lo/operstate; cat <&0; touch /new && echo writable
         for fd in /proc/self/fd/*; do echo "${fd##*/}"; done | tr '\n' ' '
@@ -267,8 +357,8 @@ fn a_container_is_what_its_users_know() {
         "/dev tmpfs",
         "/dev/pts devpts",
         "/dev/shm tmpfs",
-        "/sys sysfs",
         "/proc proc",
+        "/sys sysfs",
         "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero ",
         "/proc/self/fd",
         "/proc/self/fd/1",

@@ -6,7 +6,7 @@
 //!
 //! The guest connects to the host (vsock CID [`HOST_CID`]): once to [`CONTROL_PORT`], and once to [`STREAM_PORT`] for
 //! each standard stream of a process. Both sides say `Hello` first and go on only if the versions agree; `Hello` keeps
-//! its encoding in every version.
+//! its encoding from version 2 on.
 //!
 //! Neither side trusts the other: lengths are bounded before anything is kept, a frame must be used up by its message,
 //! and nothing here panics on any input.
@@ -24,7 +24,7 @@ pub use message::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The host's vsock context id.
 pub const HOST_CID: u32 = 2;
 /// Port of the one control connection.

@@ -21,7 +21,7 @@ pub enum HostMessage {
         /// The host's [`crate::VERSION`].
         version: u32,
     },
-    /// Assemble the root and start the main process. Once, right after `Hello`.
+    /// Assemble the root and start the main process. Once.
     Start(alloc::boxed::Box<Start>),
     /// Send a signal to a process.
     Signal {
@@ -37,6 +37,9 @@ pub enum HostMessage {
         /// Its size from now on.
         size: WindowSize,
     },
+    /// Say `Ready` once all is done that needs no `Start`. From then on the guest's memory may be saved, and go on in other
+    /// machines; see [`Phase::Prepared`].
+    Prepare,
 }
 
 /// Guest to host.
@@ -46,7 +49,9 @@ pub enum GuestMessage {
     Hello {
         /// The guest's [`crate::VERSION`].
         version: u32,
-        /// When init began.
+        /// Where the guest is.
+        phase: Phase,
+        /// When init began; in a clone, when it found that it is one.
         init_ns: u64,
         /// When this was sent.
         now_ns: u64,
@@ -80,11 +85,30 @@ pub enum GuestMessage {
         /// When this was sent.
         now_ns: u64,
     },
+    /// The answer to `Prepare`.
+    Ready {
+        /// When this was sent.
+        now_ns: u64,
+    },
+}
+
+/// Where a guest is when it says `Hello`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Its kernel has just started. It expects `Prepare` or `Start`.
+    Booted,
+    /// It is a clone of a guest that had said `Ready`: its connections broke when its memory came to another machine, and
+    /// this is a new one. It expects `Start`.
+    Prepared,
 }
 
 /// Everything the guest needs to become the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
+    /// What makes its random numbers its own, before anything else is done: all clones of a guest had the same generator.
+    pub seed: Seed,
+    /// Goes to /etc/machine-id of an image that leaves it to be filled in (machine-id(5): empty, or `uninitialized`).
+    pub machine_id: [u8; 16],
     /// Host name of the guest, at most 64 bytes.
     pub hostname: String,
     /// The host's CLOCK_REALTIME when this was sent, in nanoseconds.
@@ -97,6 +121,16 @@ pub struct Start {
     pub end: End,
     /// The main process.
     pub process: Process,
+}
+
+/// Random bytes, which are nobody else's to know.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seed(pub [u8; 32]);
+
+impl core::fmt::Debug for Seed {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Seed(..)")
+    }
 }
 
 /// The root file system: read-only layers with a writable one in guest memory on top.

@@ -15,9 +15,11 @@ fn start() -> impl Strategy<Value = HostMessage> {
         .prop_map(|(layers, upper_bytes, read_only)| Root { layers, upper_bytes, read_only });
     let process = (strings(), strings(), ".{0,40}", ".{0,40}", size, any::<bool>())
         .prop_map(|(args, env, cwd, user, terminal, stdin)| Process { args, env, cwd, user, terminal, stdin });
-    (root, process, strings(), any::<Option<String>>(), any::<u64>()).prop_map(
-        |(root, process, hosts, resolv_conf, wall_clock_ns)| {
+    (root, process, strings(), any::<Option<String>>(), any::<(u64, [u8; 32], [u8; 16])>()).prop_map(
+        |(root, process, hosts, resolv_conf, (wall_clock_ns, seed, machine_id))| {
             HostMessage::Start(Box::new(Start {
+                seed: Seed(seed),
+                machine_id,
                 hostname: "h".into(),
                 wall_clock_ns,
                 root,
@@ -89,6 +91,8 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
     let refused = Err(FrameError::TooLarge { length: 257, limit: 256 });
     assert_eq!(receive(&257u32.to_le_bytes(), 4, 256), refused);
     let message = HostMessage::Start(Box::new(Start {
+        seed: Seed([0; 32]),
+        machine_id: [0; 16],
         hostname: "x".repeat(300),
         wall_clock_ns: 0,
         root: Root { layers: vec![], upper_bytes: None, read_only: false },
@@ -107,6 +111,11 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
 }
 
 #[test]
+fn a_seed_is_not_shown() {
+    assert_eq!(format!("{:?}", Seed([77; 32])), "Seed(..)");
+}
+
+#[test]
 fn bytes_left_over_in_a_frame_are_refused() {
     let mut frame = encode(&HostMessage::Hello { version: VERSION }, MAX_HOST_FRAME).unwrap();
     frame.push(0);
@@ -118,14 +127,15 @@ fn bytes_left_over_in_a_frame_are_refused() {
 fn hello_keeps_its_encoding() {
     let frame = encode(&HostMessage::Hello { version: 1 }, MAX_HOST_FRAME).unwrap();
     assert_eq!(frame, [2, 0, 0, 0, 0, 1]);
-    let frame = encode(&GuestMessage::Hello { version: 1, init_ns: 2, now_ns: 3 }, MAX_GUEST_FRAME).unwrap();
-    assert_eq!(frame, [4, 0, 0, 0, 0, 1, 2, 3]);
+    let hello = GuestMessage::Hello { version: 2, phase: Phase::Prepared, init_ns: 3, now_ns: 4 };
+    assert_eq!(encode(&hello, MAX_GUEST_FRAME).unwrap(), [5, 0, 0, 0, 0, 2, 1, 3, 4]);
 }
 
 #[test]
 fn a_list_that_claims_more_than_it_brings_takes_no_memory() {
-    // Start, empty host name, clock 0, and "2^60 layers": refused for its content, not by the allocator.
-    let mut body = vec![1u8, 0, 0];
+    // Start, seed, machine id, empty host name, clock 0, and "2^60 layers": refused for its content, not by the allocator.
+    let mut body = vec![1u8];
+    body.extend([0; 32 + 16 + 2]);
     body.extend([0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10]);
     let mut frame = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
     frame.extend(body);

@@ -62,7 +62,7 @@ impl Backend for RawFile {
     }
 }
 
-/// Read-only files one after the other, each padded with zeros to [`EXTENT_ALIGN`].
+/// Read-only files one after the other, each padded with zeros to [`EXTENT_ALIGN`], and zeros after the last.
 pub struct Extents {
     /// File, first byte of the disk, bytes of the file; in order.
     files: Vec<(File, u64, u64)>,
@@ -80,6 +80,11 @@ impl Extents {
         }
         Some(Extents { files, len })
     }
+
+    /// The same with zeros up to `len` bytes; none if it is longer already.
+    pub fn padded_to(self, len: u64) -> Option<Self> {
+        (self.len <= len).then_some(Extents { len, ..self })
+    }
 }
 
 impl Backend for Extents {
@@ -92,16 +97,16 @@ impl Backend for Extents {
             let next = self.files.partition_point(|(_, start, _)| *start <= offset);
             let end = self.files.get(next).map_or(self.len, |(_, start, _)| *start);
             // Empty files share their start with the next one, which the search prefers.
-            let (file, start, bytes) =
-                next.checked_sub(1).and_then(|at| self.files.get(at)).ok_or(io::ErrorKind::UnexpectedEof)?;
-            let within = offset - start;
-            let (stop, padding) = if within < *bytes { (start + bytes, false) } else { (end, true) };
+            let file = next.checked_sub(1).and_then(|at| self.files.get(at));
+            let (stop, source) = match file {
+                Some((file, start, bytes)) if offset - start < *bytes => (start + bytes, Some((file, offset - start))),
+                _ => (end, None),
+            };
             let most = stop.checked_sub(offset).filter(|most| *most > 0).ok_or(io::ErrorKind::UnexpectedEof)?;
             let (part, rest) = buffers.split_at(usize::try_from(most).unwrap_or(usize::MAX));
-            if padding {
-                part.zero();
-            } else {
-                transfer_all(file, Direction::ToGuest, part, within)?;
+            match source {
+                None => part.zero(),
+                Some((file, within)) => transfer_all(file, Direction::ToGuest, part, within)?,
             }
             offset += part.len() as u64;
             buffers = rest;

@@ -44,6 +44,9 @@ struct Drive {
     /// Files that make up one read-only disk, instead of `path_on_host`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     extents: Vec<PathBuf>,
+    /// Bytes of the disk that `extents` (or none yet) are the beginning of; the rest is zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    capacity: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     is_read_only: Option<bool>,
     /// The kernel is told to mount it as its root.
@@ -104,10 +107,17 @@ fn check(drives: &[Drive]) -> Result<(), DeviceError> {
         if drives[..index].iter().any(|other| other.drive_id == *id) {
             return Err(invalid(format!("two drives have the drive_id '{id}'")));
         }
-        if drive.path_on_host.is_some() != drive.extents.is_empty() {
+        if drive.path_on_host.is_some() && drive.capacity.is_some() {
+            return Err(invalid(format!("drive '{id}' has a path_on_host, whose size is its capacity")));
+        }
+        let has_extents = !drive.extents.is_empty() || drive.capacity.is_some();
+        if drive.path_on_host.is_some() == has_extents {
             return Err(invalid(format!("drive '{id}' needs either path_on_host or extents")));
         }
-        if !drive.extents.is_empty() && drive.is_read_only == Some(false) {
+        if let Some(capacity) = drive.capacity.filter(|capacity| capacity % SECTOR != 0) {
+            return Err(invalid(format!("drive '{id}': the capacity of {capacity} bytes is not whole sectors")));
+        }
+        if has_extents && drive.is_read_only == Some(false) {
             return Err(invalid(format!("drive '{id}' has extents, so it cannot be writable")));
         }
     }
@@ -131,13 +141,21 @@ fn open(drive: &Drive) -> Result<Blk, DeviceError> {
             }
             (Box::new(RawFile { file, len }), read_only)
         }
-        None => {
-            let files = drive.extents.iter().map(|path| open_file(path, false)).collect::<Result<_, _>>()?;
-            let extents = Extents::new(files).ok_or_else(|| invalid(format!("drive '{id}' is too large")))?;
-            (Box::new(extents), true)
-        }
+        None => (Box::new(open_extents(drive)?), true),
     };
     Ok(Blk::new(backend, read_only, id))
+}
+
+/// The files of a read-only disk, and the zeros after them.
+fn open_extents(drive: &Drive) -> Result<Extents, DeviceError> {
+    let id = &drive.drive_id;
+    let files = drive.extents.iter().map(|path| open_file(path, false)).collect::<Result<_, _>>()?;
+    let extents = Extents::new(files).ok_or_else(|| invalid(format!("drive '{id}' is too large")))?;
+    let Some(capacity) = drive.capacity else { return Ok(extents) };
+    let bytes = extents.bytes();
+    extents
+        .padded_to(capacity)
+        .ok_or_else(|| invalid(format!("drive '{id}': {bytes} bytes do not fit its capacity of {capacity}")))
 }
 
 /// Opens a regular file or block device, and finds its length in bytes. Anything else could block or lie.
@@ -159,7 +177,7 @@ fn kernel_args(section: &Value) -> Option<String> {
     let drives = parse(section).ok()?;
     let index = drives.iter().position(|drive| drive.is_root_device)?;
     let drive = drives.get(index)?;
-    let read_only = drive.is_read_only.unwrap_or(!drive.extents.is_empty());
+    let read_only = drive.is_read_only.unwrap_or(drive.path_on_host.is_none());
     let letter = char::from(b'a' + u8::try_from(index).ok().filter(|index| *index < 26)?);
     Some(format!("root=/dev/vd{letter} {}", if read_only { "ro" } else { "rw" }))
 }
@@ -202,6 +220,13 @@ mod tests {
             (json!([{ "drive_id": "a" }]), "either path_on_host or extents"),
             (json!([{ "drive_id": "a", "path_on_host": file, "extents": [file] }]), "either"),
             (json!([{ "drive_id": "a", "extents": [file], "is_read_only": false }]), "cannot be writable"),
+            (json!([{ "drive_id": "a", "capacity": 8192, "is_read_only": false }]), "cannot be writable"),
+            (
+                json!([{ "drive_id": "a", "extents": [file, file], "capacity": 4096 }]),
+                "do not fit its capacity of 4096",
+            ),
+            (json!([{ "drive_id": "a", "extents": [file], "capacity": 4097 }]), "not whole sectors"),
+            (json!([{ "drive_id": "a", "path_on_host": file, "capacity": 4096 }]), "has a path_on_host"),
             (json!([{ "drive_id": "a", "path_on_host": "/nowhere/x" }]), "/nowhere/x"),
             (json!([{ "drive_id": "a", "path_on_host": dir.path(), "is_read_only": true }]), "not a regular file"),
             (json!([{ "drive_id": "a", "path_on_host": file, "cache": 1 }]), "cache"),

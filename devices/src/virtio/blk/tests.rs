@@ -98,6 +98,39 @@ fn extents_are_one_padded_disk() {
 }
 
 #[test]
+fn a_capacity_ends_a_disk_in_zeros() {
+    const TIB: u64 = 1 << 40;
+    let dir = tempfile::tempdir().unwrap();
+    let image = file(&dir, "a", &[7; 5000]);
+    let mut driver = drive(json!([{ "drive_id": "d", "extents": [image], "capacity": TIB }]));
+    assert_eq!((u64::from(driver.get(0x104)) << 32) + u64::from(driver.get(0x100)), TIB / 512);
+    let done = read(&mut driver, 0, 12_288);
+    assert!(status(&done) == 0 && done.data[..5000] == [7; 5000] && done.data[5000..12_288] == [0; 7288]);
+    let last = TIB / 512 - 1;
+    assert_eq!(read(&mut driver, last, 512).data, [0; 513]);
+    assert_eq!(status(&read(&mut driver, last + 1, 512)), 1);
+    assert_eq!(status(&write(&mut driver, last, &[1; 512])), 1);
+    // Without any file yet, all of it is zeros. A file truncated beneath is an error still.
+    let mut driver = drive(json!([{ "drive_id": "d", "capacity": TIB }]));
+    assert_eq!(read(&mut driver, 0, 8192).data, [0; 8193]);
+    let image = file(&dir, "b", &[7; 4096]);
+    let mut driver = drive(json!([{ "drive_id": "d", "extents": [image], "capacity": TIB }]));
+    std::fs::write(&image, []).unwrap();
+    assert_eq!(status(&read(&mut driver, 0, 512)), 1);
+}
+
+#[test]
+fn a_disk_of_the_same_capacity_takes_the_place_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = file(&dir, "a", &[7; 4096]);
+    let disk = |section: Value| (KIND.build)(&json!([section])).unwrap().remove(0);
+    let state = disk(json!({ "drive_id": "d", "capacity": 1u64 << 40 })).save();
+    disk(json!({ "drive_id": "d", "extents": [image], "capacity": 1u64 << 40 })).load(&state).unwrap();
+    assert!(disk(json!({ "drive_id": "d", "extents": [image] })).load(&state).is_err());
+    assert!(disk(json!({ "drive_id": "d", "capacity": 1u64 << 39 })).load(&state).is_err());
+}
+
+#[test]
 fn a_file_truncated_beneath_is_an_io_error_and_no_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(&dir, "disk", &[7; 8192]);

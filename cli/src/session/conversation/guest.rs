@@ -1,0 +1,145 @@
+//! The guest's side of a conversation: its connection, what it says, and what that means.
+
+use super::super::SessionError;
+use super::super::control::{Control, Received};
+use super::super::io::RawMode;
+use super::super::streams::Streams;
+use super::super::times::{now_ns, placed, wall_clock_ns};
+use super::{Conversation, Order, State, host};
+use guest_protocol::{GuestMessage, HostMessage, MAIN_PROCESS, Phase, VERSION};
+use rustix::rand::GetRandomFlags;
+use std::io::ErrorKind;
+
+impl Conversation<'_> {
+    /// Init has connected.
+    pub(super) fn greet(&mut self) -> Result<(), SessionError> {
+        let connection = match self.control_listener.accept() {
+            Ok((connection, _)) => connection,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(host("accept the guest's connection")(error)),
+        };
+        let mut control = Control::new(connection).map_err(host("accept the guest's connection"))?;
+        control.send(&HostMessage::Hello { version: VERSION })?;
+        self.control = Some(control);
+        self.state = State::Greeting;
+        self.send_order()
+    }
+
+    /// Sends what the guest is to do.
+    pub(super) fn send_order(&mut self) -> Result<(), SessionError> {
+        let message = match self.order.take() {
+            None => return Ok(()),
+            Some(Order::Prepare) => {
+                self.preparing = true;
+                HostMessage::Prepare
+            }
+            Some(Order::Start(mut start)) => {
+                self.preparing = false;
+                rustix::rand::getrandom(&mut start.seed.0, GetRandomFlags::empty())
+                    .map_err(|error| host("get random numbers")(error.into()))?;
+                start.wall_clock_ns = wall_clock_ns();
+                HostMessage::Start(start)
+            }
+        };
+        self.control.as_mut().map_or(Ok(()), |control| control.send(&message))
+    }
+
+    /// Whatever init has said.
+    pub(super) fn listen_to_guest(&mut self) -> Result<(), SessionError> {
+        let Some(control) = &mut self.control else {
+            return Ok(());
+        };
+        control.flush();
+        let received = control.receive();
+        while let Some(message) = self.control.as_mut().map(Control::take).transpose()?.flatten() {
+            self.heed(message)?;
+        }
+        if received == Received::End {
+            self.control = None;
+            self.guest_gone = true;
+            self.no_more_streams()?;
+        }
+        Ok(())
+    }
+
+    fn heed(&mut self, message: GuestMessage) -> Result<(), SessionError> {
+        match (self.state, message) {
+            (State::Greeting, GuestMessage::Hello { version: VERSION, phase, init_ns, now_ns: guest_now }) => {
+                let kernel = placed(0, guest_now);
+                self.times.init = placed(init_ns, guest_now);
+                // The clock of a clone began with the guest it is a clone of.
+                self.times.kernel = if phase == Phase::Booted { kernel } else { self.times.init };
+                self.times.connected = now_ns();
+                self.state = if self.preparing { State::Preparing } else { State::Starting };
+                Ok(())
+            }
+            (State::Greeting, GuestMessage::Hello { version, .. }) => Err(SessionError::Version { guest: version }),
+            (State::Preparing, GuestMessage::Ready { .. }) => {
+                self.state = State::Prepared;
+                Ok(())
+            }
+            (State::Starting, GuestMessage::Started { process: MAIN_PROCESS, root_ns, now_ns: guest_now }) => {
+                self.times.root = placed(root_ns, guest_now);
+                self.times.started = now_ns();
+                self.state = State::Running;
+                self.process_runs()
+            }
+            (State::Preparing | State::Starting, GuestMessage::StartFailed { process: MAIN_PROCESS, kind, detail }) => {
+                let detail = detail.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+                Err(SessionError::StartFailed { kind, detail })
+            }
+            (State::Running, GuestMessage::Exited { process: MAIN_PROCESS, status, exit_ns, now_ns: guest_now }) => {
+                self.times.exited = placed(exit_ns, guest_now);
+                self.state = State::Draining(status);
+                self.raw = None;
+                Ok(())
+            }
+            (_, message) => Err(SessionError::Unexpected(name(&message))),
+        }
+    }
+
+    /// From now on the terminal's keys are the process's.
+    fn process_runs(&mut self) -> Result<(), SessionError> {
+        if let Some(streams) = &mut self.streams {
+            if let (true, Some(stdin)) = (streams.io.terminal, &streams.io.stdin) {
+                self.raw = Some(RawMode::enter(stdin).map_err(host("put the terminal into raw mode"))?);
+            }
+            streams.flow()?;
+        }
+        self.resize()
+    }
+
+    /// The VM has ended. What it had sent is still there to be read.
+    pub(super) fn vm_ended(&mut self) -> Result<(), SessionError> {
+        self.vm_gone = true;
+        if self.control.is_none() && !self.guest_gone {
+            self.greet()?;
+        }
+        while let Some(control) = &mut self.control {
+            let received = control.receive();
+            while let Some(message) = self.control.as_mut().map(Control::take).transpose()?.flatten() {
+                self.heed(message)?;
+            }
+            if received != Received::Something {
+                self.control = None;
+                self.guest_gone = true;
+            }
+        }
+        self.no_more_streams()
+    }
+
+    /// Streams that are not there by now will not come.
+    fn no_more_streams(&mut self) -> Result<(), SessionError> {
+        self.streams.as_mut().map_or(Ok(()), Streams::no_more)
+    }
+}
+
+fn name(message: &GuestMessage) -> &'static str {
+    match message {
+        GuestMessage::Hello { .. } => "Hello",
+        GuestMessage::Started { .. } => "Started",
+        GuestMessage::StartFailed { .. } => "StartFailed",
+        GuestMessage::Exited { .. } => "Exited",
+        GuestMessage::Ready { .. } => "Ready",
+    }
+}

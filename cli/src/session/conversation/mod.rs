@@ -1,0 +1,304 @@
+//! One run. A loop that waits for whatever comes next: the guest's connections and messages, the user's signals, the end of
+//! the VM, the end of a stream.
+//!
+//! ```text
+//! Booting ── control connection ──► Greeting ── Hello ──► Starting ── Started ──► Running ── Exited ──► Draining ──► done
+//!    │                                  │ Hello              │ ▲                                       (outputs at their end)
+//!    │                                  └──► Preparing ── Ready ──► Prepared
+//!    │                                           └───────────┴── StartFailed ──► error
+//!    └──────────── a signal that ends programs, or the end of the VM ──► error
+//! ```
+//!
+//! What the guest is to do goes out with the first hello, before the guest's own has come: a guest of another version closes
+//! the connection at the hello and does not read on.
+
+mod guest;
+
+use super::control::Control;
+use super::io::{Io, RawMode};
+use super::streams::Streams;
+use super::times::{Times, now_ns};
+use super::{Outcome, SessionError};
+use guest_protocol::{ExitStatus, HostMessage, MAIN_PROCESS, Start, WindowSize};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use signal_hook::consts::signal::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+/// Passed on to the process as they are; SIGWINCH becomes a new window size.
+const SIGNALS: [i32; 8] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT, SIGWINCH];
+/// Of those, the ones that mean an end where there is no process yet to decide.
+const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+/// As many of those end the run whatever the process does with them.
+const PATIENCE: u8 = 3;
+
+/// Where a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Booting,
+    Greeting,
+    Preparing,
+    Prepared,
+    Starting,
+    Running,
+    Draining(ExitStatus),
+}
+
+/// What the guest is to do next.
+#[derive(Debug)]
+enum Order {
+    Prepare,
+    Start(Box<Start>),
+}
+
+/// The host's side of one VM's life. See [`super::Session::begin`].
+#[derive(Debug)]
+pub struct Conversation<'a> {
+    control_listener: &'a UnixListener,
+    stream_listener: &'a UnixListener,
+    vm: BorrowedFd<'a>,
+    signals: Signals,
+    state: State,
+    /// Waits for the guest's connection.
+    order: Option<Order>,
+    /// It has been told to prepare, not to start.
+    preparing: bool,
+    /// Once the process has been ordered.
+    streams: Option<Streams<'a>>,
+    size: WindowSize,
+    control: Option<Control>,
+    raw: Option<RawMode>,
+    vm_gone: bool,
+    /// The control connection has been there and is closed.
+    guest_gone: bool,
+    impatience: u8,
+    times: Times,
+}
+
+impl<'a> Conversation<'a> {
+    /// From now on signals are passed on or end it.
+    pub(super) fn new(
+        control: &'a UnixListener,
+        streams: &'a UnixListener,
+        vm: BorrowedFd<'a>,
+    ) -> Result<Self, SessionError> {
+        Ok(Self {
+            control_listener: control,
+            stream_listener: streams,
+            vm,
+            signals: wiring().map_err(host("prepare for signals"))?,
+            state: State::Booting,
+            order: None,
+            preparing: false,
+            streams: None,
+            size: WindowSize { rows: 0, columns: 0 },
+            control: None,
+            raw: None,
+            vm_gone: false,
+            guest_gone: false,
+            impatience: 0,
+            times: Times::default(),
+        })
+    }
+
+    /// Waits for the guest to boot and to do all that needs no [`Start`]. Its memory can be saved then, by whoever has the
+    /// VM, and become any number of clones; this VM can go on with [`Self::start`].
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "templates are made next"))]
+    pub fn prepare(&mut self) -> Result<(), SessionError> {
+        self.give(Order::Prepare)?;
+        self.until(|this| match this.state {
+            State::Prepared => Some(Ok(())),
+            _ => this.broken().map(Err),
+        })
+    }
+
+    /// Has the guest start the process once it is there (booted, prepared or a clone), relays signals, window size and
+    /// streams until the process has ended and all its output has been passed on.
+    ///
+    /// Whether the process gets input and a terminal is what `io` says, whatever `start` says; its seed and clock are made
+    /// here. On return the guest waits for the conversation to be dropped and powers off then; the caller may as well end the
+    /// VM, since nothing in it is of use any more.
+    ///
+    /// # Errors
+    /// Everything that leaves no exit status. See [`SessionError::exit_code`].
+    pub fn start(mut self, mut start: Start, io: Io) -> Result<Outcome, SessionError> {
+        self.size = io.window_size();
+        start.process.terminal = io.terminal.then_some(self.size);
+        start.process.stdin = io.stdin.is_some();
+        self.streams = Some(Streams::new(io, self.stream_listener).map_err(host("prepare for streams"))?);
+        let result = self.give(Order::Start(Box::new(start))).and_then(|()| self.until(Self::result));
+        if let Some(streams) = &mut self.streams {
+            streams.stop_input();
+        }
+        result
+    }
+
+    /// Gives the guest an order, now or as soon as it connects.
+    fn give(&mut self, order: Order) -> Result<(), SessionError> {
+        self.order = Some(order);
+        if self.state == State::Prepared {
+            self.state = State::Starting;
+            self.send_order()?;
+        }
+        Ok(())
+    }
+
+    fn until<T>(&mut self, done: impl Fn(&Self) -> Option<Result<T, SessionError>>) -> Result<T, SessionError> {
+        loop {
+            if let Some(result) = done(self) {
+                return result;
+            }
+            match self.wait() {
+                Ok(ready) => self.turn(&ready)?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(host("wait for the guest")(error.into())),
+            }
+        }
+    }
+}
+
+type Signals = SignalDelivery<UnixStream, SignalOnly>;
+
+fn wiring() -> std::io::Result<Signals> {
+    let (receiver, sender) = UnixStream::pair()?;
+    SignalDelivery::with_pipe(receiver, sender, SignalOnly, SIGNALS)
+}
+
+pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> SessionError {
+    move |source| SessionError::Host { what, source }
+}
+
+/// What [`Conversation::wait`] has waited for.
+struct Ready {
+    signals: bool,
+    vm: bool,
+    connection: bool,
+    control: bool,
+    streams: bool,
+}
+
+impl Conversation<'_> {
+    /// The end of the process, if this is it.
+    fn result(&self) -> Option<Result<Outcome, SessionError>> {
+        match self.state {
+            State::Draining(status) if self.is_drained() => {
+                let times = Times { finished: now_ns(), ..self.times };
+                Some(Ok(Outcome { exit_code: status.code(), times }))
+            }
+            // What it wrote before the end is passed on first.
+            State::Running | State::Draining(_) if !self.is_drained() => None,
+            _ => self.broken().map(Err),
+        }
+    }
+
+    /// Why there is nothing more to be expected, if so.
+    fn broken(&self) -> Option<SessionError> {
+        if !self.vm_gone {
+            return self.guest_gone.then_some(SessionError::GuestClosed);
+        }
+        Some(SessionError::VmEnded(match self.state {
+            State::Booting => "its init reported",
+            State::Greeting | State::Preparing | State::Prepared | State::Starting => "the process started",
+            State::Running | State::Draining(_) => "the process did",
+        }))
+    }
+
+    fn is_drained(&self) -> bool {
+        self.streams.as_ref().is_none_or(Streams::is_drained)
+    }
+
+    fn wait(&self) -> Result<Ready, Errno> {
+        let only_if = |condition, flags| if condition { flags } else { PollFlags::empty() };
+        let mut fds = vec![
+            PollFd::new(self.signals.get_read(), PollFlags::IN),
+            match &self.control {
+                None => PollFd::new(self.control_listener, only_if(!self.guest_gone, PollFlags::IN)),
+                Some(control) => PollFd::new(control, PollFlags::IN | only_if(control.has_queue(), PollFlags::OUT)),
+            },
+        ];
+        // A hung-up descriptor is reported whether asked for or not, so it is left out once that is known.
+        if !self.vm_gone {
+            fds.push(PollFd::from_borrowed_fd(self.vm, PollFlags::IN));
+        }
+        let fixed = fds.len();
+        if let Some(streams) = &self.streams {
+            streams.interests(&mut fds);
+        }
+        poll(&mut fds, None)?;
+        let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+        Ok(Ready {
+            signals: ready(0),
+            connection: ready(1) && self.control.is_none(),
+            control: ready(1) && self.control.is_some(),
+            vm: !self.vm_gone && ready(2),
+            streams: (fixed..fds.len()).any(ready),
+        })
+    }
+
+    fn turn(&mut self, ready: &Ready) -> Result<(), SessionError> {
+        if ready.signals {
+            let pending: Vec<i32> = self.signals.pending().collect();
+            for signal in pending {
+                self.signal(signal)?;
+            }
+        }
+        if ready.connection {
+            self.greet()?;
+        }
+        if let Some(streams) = self.streams.as_mut().filter(|_| ready.streams) {
+            streams.step()?;
+        }
+        if ready.control {
+            self.listen_to_guest()?;
+        }
+        if ready.vm {
+            self.vm_ended()?;
+        }
+        Ok(())
+    }
+
+    /// A signal to this program.
+    fn signal(&mut self, signal: i32) -> Result<(), SessionError> {
+        let number = u8::try_from(signal).unwrap_or_default();
+        if ENDING.contains(&signal) {
+            self.impatience += 1;
+            if self.state != State::Running || self.guest_gone || self.impatience >= PATIENCE {
+                return Err(SessionError::Interrupted(number));
+            }
+        }
+        if signal == SIGWINCH {
+            return self.resize();
+        }
+        if let (SIGCONT, Some(raw)) = (signal, &self.raw) {
+            raw.enter_again();
+        }
+        self.tell_guest(&HostMessage::Signal { process: MAIN_PROCESS, signal: number })
+    }
+
+    /// Tells the guest the terminal's size if it is another than it knows.
+    fn resize(&mut self) -> Result<(), SessionError> {
+        let Some(io) = self.streams.as_ref().map(|streams| &streams.io) else {
+            return Ok(());
+        };
+        let size = io.window_size();
+        if !io.terminal || size == self.size {
+            return Ok(());
+        }
+        self.size = size;
+        self.tell_guest(&HostMessage::Resize { process: MAIN_PROCESS, size })
+    }
+
+    /// To a guest whose process runs; to another it would mean nothing.
+    fn tell_guest(&mut self, message: &HostMessage) -> Result<(), SessionError> {
+        match (&mut self.control, self.state) {
+            (Some(control), State::Running) => control.send(message),
+            _ => Ok(()),
+        }
+    }
+}

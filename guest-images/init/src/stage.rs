@@ -1,0 +1,118 @@
+//! What every container needs, whatever its image: done before the host says which, and once for all clones of a guest.
+//!
+//! Mounts are made in directories of the empty root that the guest began with, and moved to their places when the
+//! container's root is there. Nothing here reads the disk, which is another one in each clone, nor a random number that a
+//! process could see (the kernel makes its boot id when that is first asked for).
+
+use crate::failure::Failure;
+use crate::root::{self, NO_EXEC, ensure_directory, failed, mount_fs};
+use crate::sys::{loopback_up, reseed};
+use guest_protocol::{FailureKind, Seed};
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat, symlinkat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MoveMountFlags, move_mount};
+use rustix::process::umask;
+
+/// Where the container's /dev and /sys wait.
+const DEV: &str = "d";
+const SYS: &str = "s";
+
+/// All that is ready.
+#[derive(Debug)]
+pub struct Stage {
+    dev: OwnedFd,
+    /// Not with every kernel.
+    sys: Option<OwnedFd>,
+    random: OwnedFd,
+}
+
+impl Stage {
+    /// Prepares it in the working directory. Sets the umask to 0.
+    ///
+    /// # Errors
+    /// [`FailureKind::Root`] with the path. What the kernel has no support for and a process can do without is left out.
+    pub fn new() -> Result<Self, Failure> {
+        umask(Mode::empty());
+        // Without it (a kernel without IPv4) most processes get on.
+        let _ = loopback_up();
+        root::prepare()?;
+        let dev = make_dev()?;
+        let random = openat(&dev, "urandom", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let random = random.map_err(|error| failed("/dev/urandom", error))?;
+        Ok(Self { dev, sys: make_sys(), random })
+    }
+
+    /// Makes the kernel's random numbers this guest's own.
+    ///
+    /// # Errors
+    /// [`FailureKind::Guest`]: nothing that needs random numbers may run then.
+    pub fn reseed(&self, seed: &Seed) -> Result<(), Failure> {
+        reseed(&self.random, &seed.0)
+            .map_err(|error| Failure::errno(FailureKind::Guest, "seeding the random number generator", error))
+    }
+
+    /// Moves the mounts to their places in the root of this process, and makes the place for /proc, which the process mounts
+    /// from inside its PID namespace.
+    ///
+    /// # Errors
+    /// [`FailureKind::Root`] with the path.
+    pub fn attach(self) -> Result<(), Failure> {
+        graft(&self.dev, "/dev")?;
+        if let Some(sys) = &self.sys {
+            graft(sys, "/sys")?;
+        }
+        // Its mount point must be there before the root becomes read-only.
+        ensure_directory("/proc")
+    }
+}
+
+/// The container's /dev, complete.
+fn make_dev() -> Result<OwnedFd, Failure> {
+    mount_fs("tmpfs", DEV, MountFlags::NOSUID, Some("mode=755,size=65536k"))?;
+    let dev = open_directory(DEV)?;
+    for (name, major, minor) in
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
+    {
+        mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
+            .map_err(|error| failed(name, error))?;
+    }
+    for (target, name) in [
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+        ("pts/ptmx", "ptmx"),
+    ] {
+        symlinkat(target, &dev, name).map_err(|error| failed(name, error))?;
+    }
+    let no_exec = MountFlags::NOSUID.union(MountFlags::NOEXEC);
+    mount_fs("devpts", "d/pts", no_exec, Some("newinstance,ptmxmode=0666,mode=0620,gid=5"))?;
+    mount_fs("tmpfs", "d/shm", NO_EXEC, Some("mode=1777,size=65536k"))?;
+    // A kernel may have been built without it; most processes do not miss it.
+    let _ = mount_fs("mqueue", "d/mqueue", NO_EXEC, None);
+    Ok(dev)
+}
+
+/// The container's /sys, if the kernel has one.
+fn make_sys() -> Option<OwnedFd> {
+    let read_only = NO_EXEC.union(MountFlags::RDONLY);
+    mount_fs("sysfs", SYS, read_only, None).ok()?;
+    let _ = mount_fs("cgroup2", "s/fs/cgroup", read_only, None);
+    open_directory(SYS).ok()
+}
+
+fn open_directory(path: &str) -> Result<OwnedFd, Failure> {
+    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| failed(path, error))
+}
+
+/// Moves a mount with all that is mounted in it.
+fn graft(tree: &OwnedFd, path: &str) -> Result<(), Failure> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    let attempt = || move_mount(tree, "", CWD, path, flags);
+    let result = match attempt() {
+        Err(Errno::NOENT) => mkdirat(CWD, path, Mode::from_raw_mode(0o755)).and_then(|()| attempt()),
+        other => other,
+    };
+    result.map_err(|error| failed(path, error))
+}
