@@ -27,6 +27,7 @@ pub mod host;
 pub mod irq;
 pub mod machine;
 pub mod memory;
+mod open;
 pub mod session;
 mod signals;
 pub mod snapshot;

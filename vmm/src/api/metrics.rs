@@ -182,9 +182,7 @@ mod tests {
     fn a_pipe_that_nobody_reads_neither_blocks_nor_grows() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
-        let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-        // SAFETY: a plain call with a valid string.
-        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        crate::open::fifo(&path);
         let mut metrics = Metrics::default();
         metrics.set(body(&path)).unwrap();
         let full = (0..100_000).find_map(|_| metrics.flush("x").err()).expect("a pipe has an end");

@@ -159,7 +159,7 @@ fn console_of(config: &SerialConfig) -> Result<Console, VmmError> {
             Console { input: Some(input), output: Box::new(io::stdout()) }
         }
         SerialConfig::Log { path } => {
-            let file = std::fs::File::create(path).map_err(|source| VmmError::Log { path: path.clone(), source })?;
+            let file = crate::open::output(path).map_err(|source| VmmError::Log { path: path.clone(), source })?;
             Console { input: None, output: Box::new(crate::console::Bounded::new(file, LOG_LIMIT)) }
         }
     })

@@ -32,7 +32,7 @@ pub fn open(dir: &Path) -> Result<(Snapshot, File), SnapshotError> {
     let records = format::parse(&bytes).map_err(|source| SnapshotError::Format { path, source })?;
     let snapshot = Snapshot::decode(&records)?;
     let path = dir.join(MEMORY);
-    let file = File::open(&path).map_err(io_error(&path))?;
+    let file = crate::open::regular(&path).map_err(io_error(&path))?;
     let bytes = snapshot.config.machine.mem_size_mib.saturating_mul(1 << 20);
     if !memory::belongs(&file, bytes, &snapshot.meta.memory_id).map_err(io_error(&path))? {
         return Err(SnapshotError::Memory(path));
@@ -42,7 +42,7 @@ pub fn open(dir: &Path) -> Result<(Snapshot, File), SnapshotError> {
 
 /// The file's bytes, as far as a state file can have as many.
 fn read_state(path: &Path) -> Result<Vec<u8>, SnapshotError> {
-    let file = File::open(path).map_err(io_error(path))?;
+    let file = crate::open::regular(path).map_err(io_error(path))?;
     let length = file.metadata().map_err(io_error(path))?.len();
     if length > format::MAX_STATE {
         return Err(SnapshotError::Format { path: path.to_owned(), source: FormatError::Length(length) });
@@ -159,7 +159,7 @@ fn sweep(parent: &Path) {
         if !(name.starts_with(b".") && name.ends_with(UNFINISHED.as_bytes())) {
             continue;
         }
-        let Ok(dir) = File::open(entry.path()) else { continue };
+        let Ok(dir) = crate::open::directory(&entry.path()) else { continue };
         if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -218,6 +218,10 @@ mod tests {
         assert_eq!(names(dir.path()).len(), 2);
         alive.write(STATE, b"y").unwrap();
         alive.finish().unwrap();
+        // What is no directory of ours is not waited for either.
+        crate::open::fifo(&dir.path().join(format!(".x{UNFINISHED}")));
+        Unfinished::create(&dir.path().join("newer")).unwrap();
+        fs::remove_file(dir.path().join(format!(".x{UNFINISHED}"))).unwrap();
         assert_eq!(names(dir.path()), ["alive", "new"]);
     }
 
@@ -230,5 +234,8 @@ mod tests {
         assert!(text(dir.path()).contains("1 bytes"));
         File::create(dir.path().join(STATE)).unwrap().set_len(1 << 40).unwrap();
         assert!(text(dir.path()).contains("not the length"));
+        fs::remove_file(dir.path().join(STATE)).unwrap();
+        crate::open::fifo(&dir.path().join(STATE));
+        assert!(text(dir.path()).contains("not a regular file"));
     }
 }

@@ -1,0 +1,78 @@
+//! Files that a client or a configuration names, opened on the event loop: without waiting for whoever has the other end of
+//! what turns out to be a FIFO.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// Opens a regular file for reading.
+pub fn regular(path: &Path) -> io::Result<File> {
+    // Without O_NONBLOCK a FIFO would block here; on a regular file it does nothing.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+    }
+}
+
+/// Opens a directory.
+pub fn directory(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)
+}
+
+/// Creates or truncates a file for output, or opens a device, or a FIFO that has a reader. Writes to it may block.
+pub fn output(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENXIO) => io::Error::new(io::ErrorKind::NotConnected, "nobody reads this FIFO"),
+        _ => e,
+    })?;
+    if !file.metadata()?.is_file() {
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    }
+    Ok(file)
+}
+
+/// Makes a FIFO.
+#[cfg(test)]
+pub fn fifo(path: &Path) {
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: a plain call with a valid string.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_fifo_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        fifo(&path);
+        assert!(regular(&path).unwrap_err().to_string().contains("not a regular file"));
+        assert!(output(&path).unwrap_err().to_string().contains("nobody reads"));
+        assert!(directory(&path).is_err());
+        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        output(&path).unwrap().write_all(b"words").unwrap();
+        let mut got = [0; 5];
+        reader.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"words");
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(regular(dir.path()).is_err() && output(dir.path()).is_err());
+        assert!(output(Path::new("/dev/null")).is_ok());
+        assert!(directory(dir.path()).is_ok());
+    }
+}
