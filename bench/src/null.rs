@@ -95,7 +95,9 @@ fn config(kernel: &Path) -> String {
 
 fn start(bulkhead: &Path, kernel: &Path) -> Result<Child, NullError> {
     let mut command = Command::new(bulkhead);
-    command.args(["vmm", "--config-fd", "0"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A benchmark that is killed must not leave machines.
+    command.args(["vmm", "--config-fd", "0", "--parent", &std::process::id().to_string()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(io_error("start of the monitor"))?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(config(kernel).as_bytes()).map_err(io_error("configuration"))?;

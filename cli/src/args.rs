@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use vmm::config::BootProtocol;
 
 use crate::failure::sanitize;
@@ -218,19 +218,41 @@ pub enum BenchWhat {
     },
 }
 
-/// The per-VM process. Configuration comes in as JSON up to the end of file, events go out as JSON lines.
+/// The process of one microVM. Its configuration comes from a file, a descriptor or the clients of its control socket.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "bulkhead vmm")]
+#[command(group = ArgGroup::new("source").args(["config_fd", "config_file", "api_sock"]).required(true).multiple(true))]
 pub struct Vmm {
-    /// Descriptor to read the configuration from
+    /// Read the configuration from this file, in Firecracker's format, and boot at once
+    #[arg(long, value_name = "FILE", conflicts_with = "config_fd")]
+    pub config_file: Option<PathBuf>,
+    /// Serve the control socket here, with Firecracker's API
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// Serve no control socket, as is so without --api-sock
+    #[arg(long, conflicts_with = "api_sock")]
+    pub no_api: bool,
+    /// What the control socket calls the microVM
+    #[arg(long, value_name = "ID", default_value = vmm::api::controller::DEFAULT_ID, value_parser = vm_id)]
+    pub id: String,
+    /// Read the configuration from this descriptor, up to the end of file, and boot at once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..1024))]
-    pub config_fd: u32,
-    /// Descriptor to write events to
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..1024))]
-    pub events_fd: u32,
-    /// End at once if this is not the parent's process id
+    pub config_fd: Option<u32>,
+    /// Write events to this descriptor, as JSON lines; 1 with --config-fd
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..1024))]
+    pub events_fd: Option<u32>,
+    /// End with this process, which must be the parent
     #[arg(long, value_name = "PID")]
     pub parent: Option<u32>,
+}
+
+fn vm_id(text: &str) -> Result<String, String> {
+    let usual = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if (1..=64).contains(&text.len()) && text.bytes().all(usual) {
+        Ok(text.to_owned())
+    } else {
+        Err("an id has letters, digits, '-', '_' and '.', 1 to 64 in all".into())
+    }
 }
 
 /// How results are printed.
@@ -379,6 +401,20 @@ mod tests {
             assert!(text.contains(word) && !text.contains('\n') && !text.starts_with("error"), "{line:?}: {text}");
         }
         assert!(usage(&["run", "--nope", "img"]).contains("bulkhead run --help"));
+    }
+
+    #[test]
+    fn a_microvms_process_wants_a_configuration_from_somewhere() {
+        let parse = |line: &str| Vmm::try_parse_from(format!("vmm {line}").split_whitespace());
+        for good in
+            ["--config-fd 0", "--config-file f", "--config-file f --no-api", "--api-sock s --config-fd 3 --id a.b_c-1"]
+        {
+            parse(good).unwrap_or_else(|e| panic!("{good}: {e}"));
+        }
+        assert_eq!(parse("--api-sock s").unwrap().id, "anonymous-instance");
+        for bad in ["", "--no-api", "--api-sock s --no-api", "--config-fd 0 --config-file f", "--api-sock s --id a/b"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -22,14 +22,14 @@ use crate::api::http::Response;
 use crate::api::live::Live;
 use crate::api::metrics::MetricsError;
 use crate::api::{Controller, Draft, Server};
-use crate::config::VmConfig;
+use crate::config::{SerialConfig, VmConfig};
 use crate::events::{Event, ExitReason, Phase};
 use crate::host;
 use crate::machine::{Machine, Subscriber, VmmError};
 use crate::signals::Signals;
 
 /// What a session is to do.
-#[derive(Debug, Clone, Default)]
+#[derive(Default)]
 pub struct Options {
     /// What the machine is called.
     pub id: String,
@@ -39,6 +39,8 @@ pub struct Options {
     pub draft: Draft,
     /// Build and run it at once; otherwise a client of the control socket does.
     pub start: bool,
+    /// Called when the machine's console is about to be this process's stdin and stdout.
+    pub on_stdio: Option<Box<dyn FnOnce()>>,
 }
 
 /// A session that failed.
@@ -89,7 +91,7 @@ pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, S
             Control::Served(Arc::new(Mutex::new(server.map_err(|source| SessionError::Socket { path, source })?)))
         }
     };
-    let mut session = Session { control, signals };
+    let mut session = Session { control, signals, on_stdio: options.on_stdio };
     let ended = session.run(options.start, on_event);
     let signal = lock(&session.signals).came();
     Ok(Ended { reason: ended?, signal })
@@ -120,6 +122,7 @@ impl Control {
 struct Session {
     control: Control,
     signals: Arc<Mutex<Signals>>,
+    on_stdio: Option<Box<dyn FnOnce()>>,
 }
 
 impl Session {
@@ -184,6 +187,9 @@ impl Session {
         on_event: &mut dyn FnMut(Event),
     ) -> Result<ExitReason, VmmError> {
         let handle = machine.handle();
+        if let (SerialConfig::Stdio, Some(on_stdio)) = (&config.serial, self.on_stdio.take()) {
+            on_stdio();
+        }
         {
             let mut signals = lock(&self.signals);
             let handle = handle.clone();

@@ -30,9 +30,12 @@ impl Session {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api.sock");
-        let options = Options { id: "vm-1".into(), socket: Some(socket.clone()), ..Options::default() };
         let (sender, end) = mpsc::channel();
-        thread::spawn(move || sender.send(run(options, &mut |_| {})));
+        let path = socket.clone();
+        thread::spawn(move || {
+            let options = Options { id: "vm-1".into(), socket: Some(path), ..Options::default() };
+            sender.send(run(options, &mut |_| {}))
+        });
         let session = Session { socket, end, _dir: dir };
         while UnixStream::connect(&session.socket).is_err() {
             assert!(session.end.try_recv().is_err(), "it ended");

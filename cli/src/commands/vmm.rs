@@ -1,38 +1,55 @@
-//! `bulkhead vmm`: the process of one microVM. Configuration in, events out; nothing of the user's terminal or images is
-//! known here.
+//! `bulkhead vmm`: the process of one microVM. Nothing of images is known here.
 //!
-//! Exit code 0: the guest powered off or reset itself; 125 anything else, with one line on stderr.
+//! The other verbs start it with a configuration on one descriptor and events on another. Started by hand, it is a
+//! foreground process with the serial console on stdin and stdout, as Firecracker is: configured by a file, by clients of
+//! its control socket, or both.
+//!
+//! Exit code 0: the guest powered off or reset itself, or was stopped; 128+n signal n; 125 anything else, with one line on
+//! stderr.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context, anyhow, bail};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use vmm::VmConfig;
+use vmm::api::Draft;
+use vmm::config::SerialConfig;
 use vmm::events::{EVENTS_VERSION, Event, ExitReason};
-use vmm::{Machine, VmConfig};
+use vmm::session::{self, Ended, Options};
 
 use crate::args::Vmm;
 use crate::failure::{FAILED, Failure, Outcome, one_line};
+use crate::terminal::Raw;
 
 /// A configuration longer than this is none.
 const MAX_CONFIG: u64 = 4 << 20;
 
-/// Runs the machine that the configuration describes to its end.
+/// Runs the machine that the configuration or a client describes to its end.
 pub fn vmm(args: &Vmm) -> Outcome {
-    die_with_parent(args.parent)?;
-    let mut events = events(args.events_fd)?;
+    if let Some(parent) = args.parent {
+        die_with_parent(parent)?;
+    }
+    let mut events = events(args)?;
     let mut emit = |event: Event| {
         // Nobody listens any more: then nobody misses it.
-        if let Ok(mut line) = serde_json::to_vec(&event) {
+        if let (Some(events), Ok(mut line)) = (&mut events, serde_json::to_vec(&event)) {
             line.push(b'\n');
             let _ = events.write_all(&line);
         }
     };
     emit(Event::Hello { version: EVENTS_VERSION });
-    match machine(args.config_fd, &mut emit) {
-        Ok(ExitReason::PowerOff | ExitReason::Reset | ExitReason::Stopped) => Ok(0),
-        Ok(ExitReason::Panic) => Err(Failure::with_code(FAILED, anyhow!("the guest kernel panicked"))),
-        Ok(ExitReason::TripleFault) => Err(Failure::with_code(FAILED, anyhow!("the guest crashed (triple fault)"))),
+    match machine(args, &mut emit) {
+        Ok(Ended { signal: Some(signal), .. }) => Err(Failure::silent(u8::try_from(128 + signal).unwrap_or(FAILED))),
+        Ok(Ended { reason, signal: None }) => match reason {
+            ExitReason::PowerOff | ExitReason::Reset | ExitReason::Stopped => Ok(0),
+            ExitReason::Panic => Err(Failure::with_code(FAILED, anyhow!("the guest kernel panicked"))),
+            ExitReason::TripleFault => Err(Failure::with_code(FAILED, anyhow!("the guest crashed (triple fault)"))),
+        },
         Err(error) => {
             emit(Event::Failed { message: one_line(&error) });
             Err(error.into())
@@ -40,41 +57,73 @@ pub fn vmm(args: &Vmm) -> Outcome {
     }
 }
 
-fn machine(config_fd: u32, emit: &mut dyn FnMut(Event)) -> anyhow::Result<ExitReason> {
-    let config = VmConfig::from_json(&read_config(config_fd)?)?;
-    let machine = Machine::build(&config, None, emit)?;
-    Ok(machine.run(emit)?)
+fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
+    let (draft, start) = match (args.config_fd, &args.config_file) {
+        (Some(fd), _) => (Draft::of(&VmConfig::from_json(&read_descriptor(fd)?)?), true),
+        (None, Some(file)) => (read_file(file)?, true),
+        (None, None) => (Draft { serial: SerialConfig::Stdio, ..Draft::default() }, false),
+    };
+    let terminal: Rc<RefCell<Option<Raw>>> = Rc::default();
+    let mut options = Options { id: args.id.clone(), socket: args.api_sock.clone(), draft, start, on_stdio: None };
+    // With a descriptor, the terminal is the business of whoever is at its other end.
+    if args.config_fd.is_none() && io::stdin().is_terminal() {
+        let terminal = terminal.clone();
+        options.on_stdio = Some(Box::new(move || *terminal.borrow_mut() = raw_terminal()));
+    }
+    let ended = session::run(options, emit);
+    drop(terminal.take());
+    Ok(ended?)
+}
+
+/// The terminal in raw mode: every key is the guest's. Without that it still works, only less well.
+fn raw_terminal() -> Option<Raw> {
+    let raw = io::stdin().as_fd().try_clone_to_owned().and_then(Raw::enter);
+    raw.inspect_err(|e| tracing::warn!("the terminal cannot be put into raw mode: {e}")).ok()
 }
 
 /// Asks the kernel to end this process with its parent, and makes sure that the parent had not ended before that.
-fn die_with_parent(parent: Option<u32>) -> anyhow::Result<()> {
+fn die_with_parent(parent: u32) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("cannot arrange to end with the parent process")?;
     let now = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
-    match parent {
-        Some(parent) if parent != now => bail!("the parent process {parent} is gone"),
-        _ => Ok(()),
+    if parent != now {
+        bail!("the parent process {parent} is gone");
     }
+    Ok(())
+}
+
+fn read_file(path: &Path) -> anyhow::Result<Draft> {
+    let text = File::open(path).map_err(anyhow::Error::from).and_then(read_config);
+    let draft = text.and_then(|text| Ok(Draft::from_file(text.as_bytes(), SerialConfig::Stdio)?));
+    draft.with_context(|| path.display().to_string())
 }
 
 /// Reads a descriptor that we inherited up to its end. A number is no proof of ownership, so it is opened anew through
 /// /proc, which works for files and pipes.
-fn read_config(fd: u32) -> anyhow::Result<String> {
-    let mut text = String::new();
-    let read = match fd {
-        0 => io::stdin().lock().take(MAX_CONFIG + 1).read_to_string(&mut text),
-        fd => File::open(format!("/proc/self/fd/{fd}")).and_then(|f| f.take(MAX_CONFIG + 1).read_to_string(&mut text)),
+fn read_descriptor(fd: u32) -> anyhow::Result<String> {
+    let text = match fd {
+        0 => read_config(io::stdin().lock()),
+        fd => File::open(format!("/proc/self/fd/{fd}")).map_err(anyhow::Error::from).and_then(read_config),
     };
-    read.with_context(|| format!("machine configuration: descriptor {fd}"))?;
+    text.with_context(|| format!("machine configuration: descriptor {fd}"))
+}
+
+fn read_config(source: impl Read) -> anyhow::Result<String> {
+    let mut text = String::new();
+    source.take(MAX_CONFIG + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_CONFIG {
-        bail!("machine configuration: more than {MAX_CONFIG} bytes");
+        bail!("more than {MAX_CONFIG} bytes");
     }
     Ok(text)
 }
 
-fn events(fd: u32) -> anyhow::Result<Box<dyn Write>> {
-    if fd == 1 {
-        return Ok(Box::new(io::stdout()));
+/// Where events go: to the one who configured us by a descriptor, and to nobody else who did not ask.
+fn events(args: &Vmm) -> anyhow::Result<Option<Box<dyn Write>>> {
+    match (args.events_fd, args.config_fd) {
+        (None, None) => Ok(None),
+        (None, Some(_)) | (Some(1), _) => Ok(Some(Box::new(io::stdout()))),
+        (Some(fd), _) => {
+            let file = OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"));
+            Ok(Some(Box::new(file.with_context(|| format!("events: descriptor {fd}"))?)))
+        }
     }
-    let file = OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"));
-    Ok(Box::new(file.with_context(|| format!("events: descriptor {fd}"))?))
 }
