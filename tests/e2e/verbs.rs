@@ -57,6 +57,21 @@ fn the_doctor_reports() {
     lab.assert_clean();
 }
 
+/// The program is linked statically, and still loaded at an address of the host's choice (.cargo/config.toml).
+#[test]
+fn the_program_needs_no_dynamic_linker() {
+    let lab = lab!("the_program_needs_no_dynamic_linker");
+    let file = std::fs::read(lab.bulkhead(["doctor"]).get_program()).unwrap();
+    let number = |at: usize, len: usize| file[at..at + len].iter().rev().fold(0, |n, b| n << 8 | usize::from(*b));
+    // ELF-64: e_type, and p_type of each program header.
+    const POSITION_INDEPENDENT: usize = 3;
+    const INTERPRETER: usize = 3;
+    assert_eq!(number(16, 2), POSITION_INDEPENDENT);
+    let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    let types: Vec<usize> = (0..count).map(|i| number(table + i * size, 4)).collect();
+    assert!(types.contains(&1) && !types.contains(&INTERPRETER), "{types:?}");
+}
+
 /// The null benchmark works and its memory is within bounds; its times are for an idle machine to judge.
 #[test]
 fn the_null_benchmark_measures() {
