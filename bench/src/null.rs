@@ -57,11 +57,20 @@ pub struct Report {
 const MEMORY_MIB: u64 = 128;
 const PHASES: [&str; 5] = ["start", "build", "load", "guest", "exit"];
 
-/// Runs `runs` null machines with the monitor `bulkhead`.
-pub fn run(bulkhead: &Path, runs: usize) -> Result<Report, NullError> {
+/// The monitor to measure.
+#[derive(Clone, Copy)]
+struct Monitor<'a> {
+    bulkhead: &'a Path,
+    /// As every microVM gets it.
+    cpuid_cache: &'a Path,
+}
+
+/// Runs `runs` null machines with the monitor `bulkhead`, which keeps KVM's CPUID leaves in `cpuid_cache`.
+pub fn run(bulkhead: &Path, cpuid_cache: &Path, runs: usize) -> Result<Report, NullError> {
     if runs == 0 {
         return Err(NullError::NoRuns);
     }
+    let monitor = Monitor { bulkhead, cpuid_cache };
     let dir = tempfile::tempdir().map_err(io_error("temporary directory"))?;
     let null = dir.path().join("null");
     let halt = dir.path().join("halt");
@@ -69,19 +78,19 @@ pub fn run(bulkhead: &Path, runs: usize) -> Result<Report, NullError> {
     std::fs::write(&halt, guest::elf(guest::HALT)).map_err(io_error("halting guest"))?;
 
     // The first of each pays for cold caches, once; it is not a sample.
-    sample(bulkhead, &null)?;
+    sample(monitor, &null)?;
     floor()?;
     let (mut totals, mut floors) = (Vec::new(), Vec::new());
     let mut phases: [Vec<Duration>; PHASES.len()] = Default::default();
     for _ in 0..runs {
-        let (total, parts) = sample(bulkhead, &null)?;
+        let (total, parts) = sample(monitor, &null)?;
         totals.push(total);
         phases.iter_mut().zip(parts).for_each(|(all, part)| all.push(part));
         floors.push(floor()?);
     }
     let (total, floor) = (summarise(&totals).ok_or(NullError::NoRuns)?, summarise(&floors).ok_or(NullError::NoRuns)?);
     let phases = PHASES.into_iter().zip(&phases).filter_map(|(name, all)| Some((name, summarise(all)?))).collect();
-    let private_kib = private_memory(bulkhead, &halt)?;
+    let private_kib = private_memory(monitor, &halt)?;
     Ok(Report { memory_mib: MEMORY_MIB, total, floor, ratio: total.p50_us / floor.p50_us, phases, private_kib })
 }
 
@@ -93,10 +102,11 @@ fn config(kernel: &Path) -> String {
     .to_string()
 }
 
-fn start(bulkhead: &Path, kernel: &Path) -> Result<Child, NullError> {
-    let mut command = Command::new(bulkhead);
+fn start(monitor: Monitor<'_>, kernel: &Path) -> Result<Child, NullError> {
+    let mut command = Command::new(monitor.bulkhead);
     // A benchmark that is killed must not leave machines.
     command.args(["vmm", "--config-fd", "0", "--parent", &std::process::id().to_string()]);
+    command.arg("--cpuid-cache").arg(monitor.cpuid_cache);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(io_error("start of the monitor"))?;
     if let Some(mut stdin) = child.stdin.take() {
@@ -106,9 +116,9 @@ fn start(bulkhead: &Path, kernel: &Path) -> Result<Child, NullError> {
 }
 
 /// One machine: its whole time, and its parts as in [`PHASES`].
-fn sample(bulkhead: &Path, kernel: &Path) -> Result<(Duration, [Duration; PHASES.len()]), NullError> {
+fn sample(monitor: Monitor<'_>, kernel: &Path) -> Result<(Duration, [Duration; PHASES.len()]), NullError> {
     let began = monotonic_ns();
-    let output = start(bulkhead, kernel)?.wait_with_output().map_err(io_error("output of the monitor"))?;
+    let output = start(monitor, kernel)?.wait_with_output().map_err(io_error("output of the monitor"))?;
     let ended = monotonic_ns();
     let events: Vec<Event> =
         output.stdout.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
@@ -141,8 +151,8 @@ fn floor() -> Result<Duration, NullError> {
 }
 
 /// Private memory of a monitor whose guest is halted, without the guest's RAM.
-fn private_memory(bulkhead: &Path, kernel: &Path) -> Result<u64, NullError> {
-    let mut child = start(bulkhead, kernel)?;
+fn private_memory(monitor: Monitor<'_>, kernel: &Path) -> Result<u64, NullError> {
+    let mut child = start(monitor, kernel)?;
     let result = (|| {
         let stdout = child.stdout.take().ok_or_else(|| NullError::Machine("no output".into()))?;
         let runs = |line: &String| matches!(serde_json::from_str(line), Ok(Event::Phase { phase: Phase::Run, .. }));
@@ -191,7 +201,7 @@ mod tests {
 
     #[test]
     fn no_runs_is_an_error() {
-        assert!(matches!(run(Path::new("/nonexistent"), 0), Err(NullError::NoRuns)));
-        assert!(matches!(run(Path::new("/nonexistent"), 1), Err(NullError::Io { .. })));
+        assert!(matches!(run(Path::new("/nonexistent"), Path::new("/nonexistent"), 0), Err(NullError::NoRuns)));
+        assert!(matches!(run(Path::new("/nonexistent"), Path::new("/nonexistent"), 1), Err(NullError::Io { .. })));
     }
 }

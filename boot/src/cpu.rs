@@ -98,13 +98,14 @@ fn gdt(code: u64) -> Gdt {
 /// The six pages at [`PAGE_TABLES_START`]: PML4, PDPT, and directories of 2 MiB pages for the first 4 GiB.
 pub(crate) fn page_tables() -> Vec<u8> {
     let table = |n: u64| PAGE_TABLES_START + n * PAGE_SIZE;
-    let mut entries = vec![0; (ENTRIES * (2 + DIRECTORIES)) as usize];
-    entries[0] = table(1) | PRESENT_WRITABLE;
-    for n in 0..DIRECTORIES {
-        entries[(ENTRIES + n) as usize] = table(2 + n) | PRESENT_WRITABLE;
-    }
-    for n in 0..ENTRIES * DIRECTORIES {
-        entries[(2 * ENTRIES + n) as usize] = (n * LARGE_PAGE_SIZE) | LARGE_PAGE | PRESENT_WRITABLE;
-    }
-    entries.into_iter().flat_map(u64::to_le_bytes).collect()
+    let mut bytes = vec![0; (PAGE_SIZE * (2 + DIRECTORIES)) as usize];
+    // Fills `page` from its first entry on.
+    let mut fill = |page: u64, entries: &mut dyn Iterator<Item = u64>| {
+        let slots = bytes[(page * PAGE_SIZE) as usize..].chunks_exact_mut(size_of::<u64>());
+        slots.zip(entries).for_each(|(slot, entry)| slot.copy_from_slice(&(entry | PRESENT_WRITABLE).to_le_bytes()));
+    };
+    fill(0, &mut std::iter::once(table(1)));
+    fill(1, &mut (0..DIRECTORIES).map(|n| table(2 + n)));
+    fill(2, &mut (0..ENTRIES * DIRECTORIES).map(|n| (n * LARGE_PAGE_SIZE) | LARGE_PAGE));
+    bytes
 }

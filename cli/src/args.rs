@@ -1,13 +1,16 @@
 //! The command line: verbs and flags, with docker's names where the meaning is docker's. It parses and explains; it does
 //! nothing.
 
+mod vmm;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use ::vmm::config::BootProtocol;
 use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use vmm::config::BootProtocol;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::vmm::Vmm;
 use crate::failure::sanitize;
 use crate::size;
 
@@ -216,43 +219,6 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-}
-
-/// The process of one microVM. Its configuration comes from a file, a descriptor or the clients of its control socket.
-#[derive(Debug, Clone, Parser)]
-#[command(name = "bulkhead vmm")]
-#[command(group = ArgGroup::new("source").args(["config_fd", "config_file", "api_sock"]).required(true).multiple(true))]
-pub struct Vmm {
-    /// Read the configuration from this file, in Firecracker's format, and boot at once
-    #[arg(long, value_name = "FILE", conflicts_with = "config_fd")]
-    pub config_file: Option<PathBuf>,
-    /// Serve the control socket here, with Firecracker's API
-    #[arg(long, value_name = "PATH")]
-    pub api_sock: Option<PathBuf>,
-    /// Serve no control socket, as is so without --api-sock
-    #[arg(long, conflicts_with = "api_sock")]
-    pub no_api: bool,
-    /// What the control socket calls the microVM
-    #[arg(long, value_name = "ID", default_value = vmm::api::controller::DEFAULT_ID, value_parser = vm_id)]
-    pub id: String,
-    /// Read the configuration from this descriptor, up to the end of file, and boot at once
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..1024))]
-    pub config_fd: Option<u32>,
-    /// Write events to this descriptor, as JSON lines; 1 with --config-fd
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..1024))]
-    pub events_fd: Option<u32>,
-    /// End with this process, which must be the parent
-    #[arg(long, value_name = "PID")]
-    pub parent: Option<u32>,
-}
-
-fn vm_id(text: &str) -> Result<String, String> {
-    let usual = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if (1..=64).contains(&text.len()) && text.bytes().all(usual) {
-        Ok(text.to_owned())
-    } else {
-        Err("an id has letters, digits, '-', '_' and '.', 1 to 64 in all".into())
-    }
 }
 
 /// How results are printed.

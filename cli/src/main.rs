@@ -33,8 +33,9 @@ mod terminal;
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::{Cli, Parsed, Verb, Vmm};
 use crate::failure::{FAILED, Failure, Outcome};
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     // A microVM's process starts once for every run: it is spared the definition of all other verbs.
     if std::env::args_os().nth(1).is_some_and(|verb| verb == "vmm") {
         logs(false);
-        return failure::conclude(vmm_process(arguments.skip(1)), false);
+        return failure::conclude(vmm_process(&arguments.skip(1).collect::<Vec<_>>()), false);
     }
     let cli = match args::parse(arguments) {
         Parsed::Cli(cli) => *cli,
@@ -57,8 +58,8 @@ fn main() -> ExitCode {
     failure::conclude(verb(cli, began), verbose)
 }
 
-fn vmm_process(arguments: impl Iterator<Item = std::ffi::OsString>) -> Outcome {
-    match Vmm::try_parse_from(arguments) {
+fn vmm_process(words: &[std::ffi::OsString]) -> Outcome {
+    match Vmm::parse_words(words) {
         Ok(args) => commands::vmm::vmm(&args),
         Err(error) if !error.use_stderr() => Ok(output::print(&error.render().to_string()).map(|()| 0)?),
         Err(error) => Err(Failure::with_code(FAILED, anyhow!(args::one_line(&error)))),
@@ -83,11 +84,21 @@ fn verb(cli: Cli, began: u64) -> Outcome {
 }
 
 /// Logs go to stderr, and are off unless asked for: `--verbose`, or a filter in BULKHEAD_LOG (`vmm=debug`, `trace`, …).
+///
+/// Filters by module and level only: the kind that looks into spans brings regular expressions and their Unicode tables,
+/// which every process relocates at its start.
 fn logs(verbose: bool) {
-    let filter = match std::env::var(monitor::LOG_VARIABLE) {
-        Ok(filter) if !filter.is_empty() => EnvFilter::new(filter),
-        _ if verbose => EnvFilter::new("info"),
-        _ => return,
+    let asked = std::env::var(monitor::LOG_VARIABLE).ok().filter(|filter| !filter.is_empty());
+    let usual = || Targets::new().with_default(LevelFilter::INFO);
+    let (filter, problem) = match asked.map(|text| text.parse::<Targets>()) {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(problem)) => (usual(), Some(problem)),
+        None if verbose => (usual(), None),
+        None => return,
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time();
+    tracing_subscriber::registry().with(filter).with(format).init();
+    if let Some(problem) = problem {
+        tracing::warn!("{}: {problem}; logging as with --verbose", monitor::LOG_VARIABLE);
+    }
 }

@@ -17,6 +17,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::events::{Counts, EVENTS_VERSION, Event, ExitReason, Phase};
 
+use crate::paths;
+
 /// Variable with the log filter, see `main`.
 pub const LOG_VARIABLE: &str = "BULKHEAD_LOG";
 /// Longest line of events that is believed.
@@ -88,6 +90,7 @@ impl Monitor {
     pub fn start(config: &str, console: Console, verbose: bool) -> Result<Self, MonitorError> {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("bulkhead").args(["vmm", "--parent", &std::process::id().to_string()]).process_group(0);
+        command.arg("--cpuid-cache").arg(paths::cpuid_cache());
         if verbose {
             if std::env::var_os(LOG_VARIABLE).is_none() {
                 command.env(LOG_VARIABLE, "info");

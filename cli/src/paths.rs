@@ -19,6 +19,12 @@ pub fn run() -> PathBuf {
     })
 }
 
+/// What KVM said of CPUID, see `vmm::VmConfig::cpuid_cache`: beside the run directories, where it goes with the host's boot.
+/// No VM's name begins with a dot.
+pub fn cpuid_cache() -> PathBuf {
+    run().join(".cpuid")
+}
+
 fn choose(name: &str, root: &str, user: impl FnOnce() -> PathBuf) -> PathBuf {
     match variable(name) {
         Some(path) => path,

@@ -135,6 +135,11 @@ impl Drop for RunDir {
     }
 }
 
+/// Makes the root, if it is not there, for what lives in it beside run directories.
+pub fn ensure(root: &Path) -> Result<(), RunDirError> {
+    lock_root(root).map(drop)
+}
+
 /// Removes the run directories whose holders are gone. A root that is not there has nothing to sweep.
 pub fn sweep(root: &Path) -> Result<(), RunDirError> {
     if !root.is_dir() {

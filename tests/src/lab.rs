@@ -188,14 +188,14 @@ impl Lab {
                 ));
             }
         }
+        // The lock of the root, and what KVM said of CPUID.
+        let kept = |path: &Path| path.ends_with(".lock") || path.ends_with(".cpuid");
         let names = |dir: &Path| {
             fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>()
         };
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         left.extend(mounts.lines().filter(|line| line.contains(&*self.run_dir().to_string_lossy())).map(str::to_owned));
-        left.extend(
-            names(&self.run_dir()).iter().filter(|path| !path.ends_with(".lock")).map(|p| p.display().to_string()),
-        );
+        left.extend(names(&self.run_dir()).iter().filter(|path| !kept(path)).map(|p| p.display().to_string()));
         if self.store.starts_with(self.dir.path()) {
             left.extend(names(&self.store.join("tmp")).iter().map(|path| path.display().to_string()));
         }

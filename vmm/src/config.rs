@@ -28,6 +28,10 @@ pub struct VmConfig {
     /// Where its serial console goes.
     #[serde(default)]
     pub serial: SerialConfig,
+    /// A file to keep KVM's CPUID leaves in from one machine to the next. No part of the JSON: it is about the host, and
+    /// said by who starts the process.
+    #[serde(skip)]
+    pub cpuid_cache: Option<PathBuf>,
     /// Device sections by their key in the device table.
     #[serde(flatten)]
     pub devices: serde_json::Map<String, serde_json::Value>,
@@ -193,7 +197,14 @@ impl VmConfig {
     pub fn over(self, saved: VmConfig) -> VmConfig {
         let mut devices = saved.devices;
         devices.extend(self.devices);
-        VmConfig { boot_source: None, snapshot: self.snapshot, machine: saved.machine, serial: self.serial, devices }
+        VmConfig {
+            boot_source: None,
+            snapshot: self.snapshot,
+            machine: saved.machine,
+            serial: self.serial,
+            cpuid_cache: self.cpuid_cache,
+            devices,
+        }
     }
 
     /// Checks everything that can be checked without touching the host; `host_mib` is the host's RAM in MiB.

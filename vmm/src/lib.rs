@@ -7,6 +7,7 @@
 //! | [`memory`] | guest RAM and its KVM slots |
 //! | [`irq`] | interrupt lines (irqfd) and message routing for the userspace IOAPIC |
 //! | [`cpuid`] | what each vCPU says it is |
+//! | [`cpuid_cache`] | what KVM offers of that, kept from one machine to the next |
 //! | [`vcpu`] | vCPU threads: run loop, pause/resume, exits |
 //! | [`complete`] | instructions that a software-nested KVM cannot emulate |
 //! | [`machine`] | the one assembly recipe, and the event loop |
@@ -22,6 +23,7 @@ pub mod complete;
 pub mod config;
 mod console;
 pub mod cpuid;
+mod cpuid_cache;
 pub mod events;
 pub mod host;
 pub mod irq;

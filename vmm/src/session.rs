@@ -35,6 +35,8 @@ pub struct Options {
     pub id: String,
     /// Where the control socket is to be.
     pub socket: Option<PathBuf>,
+    /// Where KVM's CPUID leaves are kept, see [`VmConfig::cpuid_cache`].
+    pub cpuid_cache: Option<PathBuf>,
     /// What is known of the machine.
     pub draft: Draft,
     /// Build and run it at once; otherwise a client of the control socket does.
@@ -91,7 +93,7 @@ pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, S
             Control::Served(Arc::new(Mutex::new(server.map_err(|source| SessionError::Socket { path, source })?)))
         }
     };
-    let mut session = Session { control, signals, on_stdio: options.on_stdio };
+    let mut session = Session { control, signals, cpuid_cache: options.cpuid_cache, on_stdio: options.on_stdio };
     let ended = session.run(options.start, on_event);
     let signal = lock(&session.signals).came();
     Ok(Ended { reason: ended?, signal })
@@ -122,6 +124,7 @@ impl Control {
 struct Session {
     control: Control,
     signals: Arc<Mutex<Signals>>,
+    cpuid_cache: Option<PathBuf>,
     on_stdio: Option<Box<dyn FnOnce()>>,
 }
 
@@ -176,7 +179,8 @@ impl Session {
     }
 
     fn build(&self, config: &VmConfig, on_event: &mut dyn FnMut(Event)) -> Result<Machine, VmmError> {
-        Machine::build_on(self.event_loop()?, config, None, on_event)
+        let config = VmConfig { cpuid_cache: self.cpuid_cache.clone(), ..config.clone() };
+        Machine::build_on(self.event_loop()?, &config, None, on_event)
     }
 
     /// Runs the machine to its end.

@@ -7,12 +7,13 @@ use bench::stats::Summary;
 
 use crate::args::{Bench, BenchWhat, Format};
 use crate::failure::Outcome;
-use crate::output;
+use crate::{output, paths, rundir};
 
 /// Measures, and prints the report.
 pub fn bench(args: &Bench) -> Outcome {
     let BenchWhat::Null { runs, format } = args.what;
-    let report = null::run(Path::new("/proc/self/exe"), runs as usize)?;
+    rundir::ensure(&paths::run())?;
+    let report = null::run(Path::new("/proc/self/exe"), &paths::cpuid_cache(), runs as usize)?;
     match format {
         Format::Json => output::json(&report)?,
         Format::Table => print(&report)?,

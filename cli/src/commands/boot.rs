@@ -135,6 +135,7 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
         }),
         machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
         serial: SerialConfig::Stdio,
+        cpuid_cache: None,
         devices,
     })
 }

@@ -142,6 +142,7 @@ fn machine(args: &Run) -> anyhow::Result<VmConfig> {
         }),
         machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
         serial: SerialConfig::Off,
+        cpuid_cache: None,
         devices: serde_json::Map::new(),
     })
 }

@@ -19,7 +19,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use vmm::VmConfig;
 use vmm::api::Draft;
 use vmm::config::SerialConfig;
-use vmm::events::{EVENTS_VERSION, Event, ExitReason};
+use vmm::events::{EVENTS_VERSION, Event, ExitReason, Phase};
 use vmm::session::{self, Ended, Options};
 
 use crate::args::Vmm;
@@ -34,15 +34,13 @@ pub fn vmm(args: &Vmm) -> Outcome {
     if let Some(parent) = args.parent {
         die_with_parent(parent)?;
     }
-    let mut events = events(args)?;
-    let mut emit = |event: Event| {
-        // Nobody listens any more: then nobody misses it.
-        if let (Some(events), Ok(mut line)) = (&mut events, serde_json::to_vec(&event)) {
-            line.push(b'\n');
-            let _ = events.write_all(&line);
-        }
-    };
-    emit(Event::Hello { version: EVENTS_VERSION });
+    let mut events = Events { to: events(args)?, waiting: Vec::new() };
+    events.emit(&Event::Hello { version: EVENTS_VERSION });
+    if args.api_sock.is_some() {
+        // What comes next may be long in coming.
+        events.flush();
+    }
+    let mut emit = |event| events.emit(&event);
     match machine(args, &mut emit) {
         Ok(Ended { signal: Some(signal), .. }) => Err(Failure::silent(u8::try_from(128 + signal).unwrap_or(FAILED))),
         Ok(Ended { reason, signal: None }) => match reason {
@@ -64,7 +62,8 @@ fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
         (None, None) => (Draft { serial: SerialConfig::Stdio, ..Draft::default() }, false),
     };
     let terminal: Rc<RefCell<Option<Raw>>> = Rc::default();
-    let mut options = Options { id: args.id.clone(), socket: args.api_sock.clone(), draft, start, on_stdio: None };
+    let (id, socket, cpuid_cache) = (args.id.clone(), args.api_sock.clone(), args.cpuid_cache.clone());
+    let mut options = Options { id, socket, cpuid_cache, draft, start, on_stdio: None };
     // With a descriptor, the terminal is the business of whoever is at its other end.
     if args.config_fd.is_none() && io::stdin().is_terminal() {
         let terminal = terminal.clone();
@@ -79,6 +78,33 @@ fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
 fn raw_terminal() -> Option<Raw> {
     let raw = io::stdin().as_fd().try_clone_to_owned().and_then(Raw::enter);
     raw.inspect_err(|e| tracing::warn!("the terminal cannot be put into raw mode: {e}")).ok()
+}
+
+/// The stream of events, if somebody wants it.
+struct Events {
+    to: Option<Box<dyn Write>>,
+    /// Lines not written yet.
+    waiting: Vec<u8>,
+}
+
+impl Events {
+    /// Writes an event, or keeps it for the next one if that comes at once: each write wakes the process that listens.
+    fn emit(&mut self, event: &Event) {
+        if self.to.is_some() && serde_json::to_writer(&mut self.waiting, event).is_ok() {
+            self.waiting.push(b'\n');
+            if !matches!(event, Event::Hello { .. } | Event::Phase { phase: Phase::Build | Phase::Load, .. }) {
+                self.flush();
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(to) = &mut self.to {
+            // Nobody listens any more: then nobody misses it.
+            let _ = to.write_all(&self.waiting);
+        }
+        self.waiting.clear();
+    }
 }
 
 /// Asks the kernel to end this process with its parent, and makes sure that the parent had not ended before that.

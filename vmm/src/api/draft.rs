@@ -180,6 +180,7 @@ impl Draft {
             return Err(DraftError::NoKernel);
         }
         Ok(VmConfig {
+            cpuid_cache: None,
             boot_source: self.boot_source.clone(),
             snapshot: self.snapshot.clone(),
             machine: self.machine.clone(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -14,6 +15,8 @@ use crate::vcpu::{Ended, VcpuError};
 pub(super) struct Ending {
     first: Mutex<Option<Result<ExitReason, VcpuError>>>,
     counts: Mutex<Counts>,
+    /// There is a first report; what the vCPUs look at.
+    over: Arc<AtomicBool>,
     /// Tells the event loop.
     event: EventFd,
 }
@@ -21,7 +24,12 @@ pub(super) struct Ending {
 impl Ending {
     pub(super) fn new() -> io::Result<Self> {
         let event = EventFd::new(EFD_NONBLOCK)?;
-        Ok(Ending { first: Mutex::default(), counts: Mutex::default(), event })
+        Ok(Ending { first: Mutex::default(), counts: Mutex::default(), over: Arc::default(), event })
+    }
+
+    /// Becomes true with the first report.
+    pub(super) fn over(&self) -> Arc<AtomicBool> {
+        self.over.clone()
     }
 
     /// How it ended, and what all vCPUs that have ended did.
@@ -33,6 +41,7 @@ impl Ending {
 
     pub(super) fn report(&self, how: Result<ExitReason, VcpuError>) {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(how);
+        self.over.store(true, Ordering::Release);
         // Only a full counter fails, and that wakes the loop as well.
         let _ = self.event.write(1);
     }

@@ -22,12 +22,13 @@ use devices::Bus;
 use devices::legacy::{Ioapic, Serial};
 use devices::virtio::MmioTransport;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
+use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::complete::{self, XsaveScratch};
 use crate::config::{ConfigError, VmConfig};
 use crate::cpuid::{self, Identity};
+use crate::cpuid_cache;
 use crate::events::{Event, ExitReason, Phase, monotonic_ns};
 use crate::host;
 use crate::irq::KvmRoutes;
@@ -121,6 +122,7 @@ impl Machine {
         };
         config.validate(host::memory_mib())?;
         reserve_descriptors();
+        one_heap();
         let host_kvm = host::open()?;
         if let Some(saved) = &saved {
             restore::check_host(saved, &host_kvm)?;
@@ -142,7 +144,9 @@ impl Machine {
         let mut assembly = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager };
         let serial = assembly.legacy(&config, console, saved.as_ref().map(|saved| &saved.serial), &ending)?;
         let (transports, windows) = assembly.virtio(&config)?;
-        let shared = Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone() };
+        let over = ending.over();
+        let shared =
+            Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone(), over };
         let resume = config.snapshot.as_ref().is_none_or(|source| source.resume);
         let config = Mutex::new(config);
         let parts = Parts { config, transports, serial, ioapic, kvm: host_kvm, vm, memory, base };
@@ -165,8 +169,10 @@ impl Machine {
         let ending = self.handle.ending.clone();
         let threads = self.vcpus.drain(..).map(|vcpu| vcpu.spawn(on_end(ending.clone())));
         let threads = threads.collect::<Result<_, _>>().map_err(io_error("vCPU thread"))?;
-        on_event(Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() });
+        // Whoever listens may be slow: the guest does not wait for that.
+        let run = Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() };
         self.handle.give_threads(threads, self.resume);
+        on_event(run);
         while !ending.is_set() {
             match self.manager.run() {
                 Ok(_) => {}
@@ -198,6 +204,16 @@ fn reserve_descriptors() {
         if high >= 0 {
             libc::close(high);
         }
+    }
+}
+
+/// Has all threads allocate from one heap: the others would reserve 64 MiB each at their first allocation, and vCPU threads
+/// hardly allocate.
+fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number; the allocator takes its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
@@ -245,7 +261,8 @@ fn boot_vcpus(parts: &Parts, windows: &[MmioWindow], shared: &Shared) -> Result<
     let state = boot::load(parts.memory.guest(), &source, &platform)?;
     boot::acpi::write(parts.memory.guest(), &assembly::acpi_platform(cpus, windows))?;
     // On a thread beside KVM_CREATE_VM this is not free: that call takes 0.4 ms longer in a process of two threads.
-    let supported = parts.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    let supported = cpuid_cache::supported(&parts.kvm, config.cpuid_cache.as_deref());
+    let supported = supported.map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
     let tsc_deadline = parts.kvm.check_extension(Cap::TscDeadlineTimer);
     let create = |index: u8| {
         create_vcpu(parts, index, shared, |fd, _| {

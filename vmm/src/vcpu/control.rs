@@ -101,6 +101,11 @@ impl Control {
         self.changed.notify_all();
     }
 
+    /// The thread is out of the guest for good.
+    pub fn has_ended(&self) -> bool {
+        self.lock().reached == Target::Stopped
+    }
+
     /// Waits until the thread is out of the guest: paused or ended.
     pub fn wait_out_of_guest(&self) {
         let mut state = self.lock();

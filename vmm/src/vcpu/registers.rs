@@ -1,7 +1,7 @@
 //! The registers of a vCPU at its first instruction.
 
 use boot::{CpuMode, CpuState};
-use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 
 const CR0_PE: u64 = 1;
@@ -54,9 +54,8 @@ pub fn set_boot_state(vcpu: &VcpuFd, state: &CpuState) -> Result<(), kvm_ioctls:
     })
 }
 
-/// State that every vCPU starts with, boot or not: a clean FPU and write-back memory.
+/// State that every vCPU starts with, boot or not, where KVM's differs: write-back memory. (The FPU is as after FNINIT.)
 pub fn set_common_state(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    vcpu.set_fpu(&kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() })?;
     let entry = kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_ENABLE_WRITE_BACK, ..Default::default() };
     if let Ok(msrs) = Msrs::from_entries(&[entry]) {
         // KVM says how many it took. A host without MTRR emulation takes none, which costs nothing: RAM is write-back there.

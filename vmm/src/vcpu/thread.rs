@@ -1,6 +1,7 @@
 //! One vCPU and the thread that runs it.
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
@@ -33,6 +34,8 @@ pub struct Shared {
     pub ram: GuestRam,
     /// Gets the EOI of level-triggered interrupts.
     pub ioapic: Arc<Mutex<Ioapic>>,
+    /// The machine has ended: no vCPU enters the guest again.
+    pub over: Arc<AtomicBool>,
 }
 
 /// A vCPU that is not running yet.
@@ -89,6 +92,10 @@ impl Vcpu {
                 continue;
             }
             loop {
+                // What ends a machine is often this vCPU's last exit: it need not enter the guest only to be kicked out.
+                if self.shared.over.load(Ordering::Acquire) {
+                    return Ended::Stopped;
+                }
                 match self.enter() {
                     Next::Enter => {}
                     Next::CheckControl => break,
@@ -223,7 +230,9 @@ impl VcpuThread {
     /// Asks the thread to end; dropping `self` waits for it.
     pub fn stop(&self) {
         self.control.set(Target::Stopped);
-        self.kick();
+        if !self.control.has_ended() {
+            self.kick();
+        }
     }
 
     fn kick(&self) {
@@ -236,7 +245,9 @@ impl VcpuThread {
 
 impl Drop for VcpuThread {
     fn drop(&mut self) {
-        self.stop();
+        if self.control.target() != Target::Stopped {
+            self.stop();
+        }
         if let Some(join) = self.join.take() {
             // A panic there has been reported by the panic hook; the machine ends either way.
             let _ = join.join();

@@ -1,0 +1,118 @@
+//! The command line of the per-VM process, which other verbs write.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser};
+use vmm::api::controller::DEFAULT_ID;
+
+/// The process of one microVM. Its configuration comes from a file, a descriptor or the clients of its control socket.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "bulkhead vmm")]
+#[command(group = ArgGroup::new("source").args(["config_fd", "config_file", "api_sock"]).required(true).multiple(true))]
+pub struct Vmm {
+    /// Read the configuration from this file, in Firecracker's format, and boot at once
+    #[arg(long, value_name = "FILE", conflicts_with = "config_fd")]
+    pub config_file: Option<PathBuf>,
+    /// Serve the control socket here, with Firecracker's API
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// Serve no control socket, as is so without --api-sock
+    #[arg(long, conflicts_with = "api_sock")]
+    pub no_api: bool,
+    /// What the control socket calls the microVM
+    #[arg(long, value_name = "ID", default_value = DEFAULT_ID, value_parser = vm_id)]
+    pub id: String,
+    /// Read the configuration from this descriptor, up to the end of file, and boot at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..1024))]
+    pub config_fd: Option<u32>,
+    /// Write events to this descriptor, as JSON lines; 1 with --config-fd
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..1024))]
+    pub events_fd: Option<u32>,
+    /// End with this process, which must be the parent
+    #[arg(long, value_name = "PID")]
+    pub parent: Option<u32>,
+    /// Keep KVM's CPUID leaves in this file from one microVM to the next
+    #[arg(long, value_name = "FILE")]
+    pub cpuid_cache: Option<PathBuf>,
+}
+
+fn vm_id(text: &str) -> Result<String, String> {
+    let usual = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if (1..=64).contains(&text.len()) && text.bytes().all(usual) {
+        Ok(text.to_owned())
+    } else {
+        Err("an id has letters, digits, '-', '_' and '.', 1 to 64 in all".into())
+    }
+}
+
+impl Vmm {
+    /// Parses the arguments, the verb first.
+    ///
+    /// # Errors
+    /// Wrong usage, and requests for help.
+    pub fn parse_words(words: &[OsString]) -> Result<Self, clap::Error> {
+        // What other verbs write needs no explanation, and clap takes 60 us to get ready to give one.
+        Self::quick(words.get(1..).unwrap_or_default()).map_or_else(|| Self::try_parse_from(words), Ok)
+    }
+
+    /// Parses flags with a value each, all of them right; `None` leaves it to clap to say what is wrong, or means.
+    fn quick(words: &[OsString]) -> Option<Self> {
+        let (mut config_fd, mut events_fd, mut parent, mut cpuid_cache) = (None, None, None, None);
+        let number = |word: &OsStr| word.to_str()?.parse::<u32>().ok();
+        let descriptor = |word: &OsStr| number(word).filter(|&fd| fd < 1024);
+        for pair in words.chunks(2) {
+            let [flag, value] = pair else { return None };
+            match flag.to_str()? {
+                "--config-fd" => config_fd = Some(descriptor(value)?),
+                "--events-fd" => events_fd = Some(descriptor(value).filter(|&fd| fd > 0)?),
+                "--parent" => parent = Some(number(value)?),
+                "--cpuid-cache" => cpuid_cache = Some((!value.is_empty()).then(|| PathBuf::from(value))?),
+                _ => return None,
+            }
+        }
+        let config_fd = Some(config_fd?);
+        let id = DEFAULT_ID.to_owned();
+        Some(Vmm { config_file: None, api_sock: None, no_api: false, id, config_fd, events_fd, parent, cpuid_cache })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_ascii_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_short_way_and_claps_agree() {
+        for line in [
+            "vmm --config-fd 0",
+            "vmm --config-fd 7 --events-fd 1023 --parent 12 --cpuid-cache /run/bulkhead/.cpuid",
+            "vmm --parent 12 --config-fd 1023",
+        ] {
+            let words = words(line);
+            let quick = Vmm::quick(&words[1..]).unwrap_or_else(|| panic!("{line}"));
+            assert_eq!(format!("{quick:?}"), format!("{:?}", Vmm::try_parse_from(&words).unwrap()), "{line}");
+        }
+        assert_eq!(Vmm::parse_words(&words("vmm --config-fd=3")).unwrap().config_fd, Some(3));
+    }
+
+    #[test]
+    fn what_is_wrong_is_left_to_clap() {
+        for line in [
+            "vmm",
+            "vmm --config-fd",
+            "vmm --config-fd 1024",
+            "vmm --config-fd 0 --events-fd 0",
+            "vmm --config-fd -1",
+            "vmm --config-fd 0 --parent x",
+            "vmm --config-fd 0 --nope 1",
+            "vmm --help",
+        ] {
+            let words = words(line);
+            assert!(Vmm::quick(&words[1..]).is_none() && Vmm::parse_words(&words).is_err(), "{line}");
+        }
+    }
+}
