@@ -9,7 +9,7 @@ use tests::{Kvm, Lab, Running};
 use crate::lab;
 
 /// The guest kernel of this host, through `bulkhead doctor`.
-fn own_kernel(lab: &Lab) -> String {
+pub fn own_kernel(lab: &Lab) -> String {
     let report: serde_json::Value = serde_json::from_slice(&lab.run(["doctor", "--format", "json"]).stdout).unwrap();
     let checks = report["checks"].as_array().unwrap();
     let kernel = checks.iter().find(|check| check["name"] == "guest kernel").unwrap();

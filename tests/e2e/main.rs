@@ -8,6 +8,7 @@
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
+//! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
 //! | [`verbs`] | images, doctor, bench |
 //!
 //! A boot costs seconds on a software-nested host, so each guest answers several questions.
@@ -15,6 +16,7 @@
 mod bad_input;
 mod bare;
 mod container;
+mod control;
 mod ending;
 mod interactive;
 mod many;

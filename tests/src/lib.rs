@@ -3,12 +3,14 @@
 //! - [`lab`]: where the binary, the kernels and the images are; a test's own run directory; what may not stay behind
 //! - [`process`]: a program under test: its streams, its end within a time
 //! - [`terminal`]: the same on a terminal
+//! - [`control`]: a client of a microVM's control socket
 //! - [`elf`]: kernels that are none
 //!
 //! The same test binary runs on the machine itself and on the emulated AMD-V host (docs/test-hosts.md). What a host cannot
 //! do is skipped aloud: a line `SKIP <test>: <reason>`, which `tests/run` counts.
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod elf;
 pub mod lab;
 pub mod process;

@@ -1,0 +1,174 @@
+//! `bulkhead vmm` as Firecracker's users start it: a configuration file, a control socket, or both.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tests::control::Control;
+use tests::{Lab, Running, elf};
+
+use crate::bare::own_kernel;
+use crate::lab;
+
+/// Says "up" on the serial port, then halts for ever. 32-bit forms that mean the same in 64-bit mode.
+const SAYS_UP: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov $0x3f8, %dx
+    0xb0, b'u', 0xee, // mov $'u', %al; out %al, (%dx)
+    0xb0, b'p', 0xee, 0xb0, b'\n', 0xee, // "p\n"
+    0xf4, 0xeb, 0xfd, // hlt; jmp to it
+];
+
+fn tiny_kernel(lab: &Lab) -> PathBuf {
+    let path = lab.path("kernel");
+    std::fs::write(&path, elf::executable(0x10_0000, SAYS_UP, 4096)).unwrap();
+    path
+}
+
+fn vmm(lab: &Lab, arguments: &[&str]) -> Running {
+    Running::start(lab.bulkhead(["vmm"].iter().chain(arguments)))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn start() -> Value {
+    json!({ "action_type": "InstanceStart" })
+}
+
+/// A machine without a file: configured, started, paused, resumed and snapshotted by a client; SIGTERM leaves nothing.
+#[test]
+fn a_client_makes_a_machine() {
+    let lab = lab!("a_client_makes_a_machine");
+    let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
+    let mut running = vmm(&lab, &["--api-sock", text(&socket), "--id", "vm-7"]);
+    let control = Control::of(&running, socket.clone(), patience);
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!((&control.get("/")["id"], &control.get("/")["state"]), (&json!("vm-7"), &json!("Not started")));
+    assert!(control.fault("PUT", "/actions", start()).contains("no kernel"));
+    control.done("PUT", "/machine-config", json!({ "vcpu_count": 2, "mem_size_mib": 64 }));
+    control.done("PUT", "/boot-source", json!({ "kernel_image_path": tiny_kernel(&lab) }));
+    control.done("PUT", "/entropy", json!({}));
+    control.done("PUT", "/actions", start());
+    running.wait_for("up\n", patience);
+    assert_eq!(control.get("/")["state"], "Running");
+    control.done("PATCH", "/vm", json!({ "state": "Paused" }));
+    assert_eq!(control.get("/")["state"], "Paused");
+    let snapshot = lab.path("snapshot");
+    control.done("PUT", "/snapshot/create", json!({ "snapshot_path": snapshot, "snapshot_type": "Full" }));
+    control.done("PATCH", "/vm", json!({ "state": "Resumed" }));
+    assert_eq!(control.get("/")["state"], "Running");
+    assert!(control.fault("PUT", "/boot-source", json!({ "kernel_image_path": "/k" })).contains("only before"));
+    running.signal(Signal::TERM);
+    let ended = running.end(patience);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(143), ""), "{ended:?}");
+    assert!(!socket.exists());
+
+    let running = vmm(&lab, &["--api-sock", text(&socket)]);
+    let control = Control::of(&running, socket.clone(), patience);
+    control.done("PUT", "/snapshot/load", json!({ "snapshot_path": snapshot, "resume_vm": true }));
+    assert_eq!(control.get("/")["state"], "Running");
+    assert_eq!(control.get("/machine-config")["mem_size_mib"], 64);
+    control.done("PUT", "/bulkhead/v1/stop", Value::Null);
+    assert_eq!(running.end(patience).code, Some(0));
+    assert!(!socket.exists());
+    lab.assert_clean();
+}
+
+/// A file in Firecracker's format, with all that such files hold, boots this host's guest kernel on the process's own
+/// stdin and stdout; its socket answers meanwhile.
+#[test]
+fn a_file_for_firecracker_boots() {
+    let lab = lab!("a_file_for_firecracker_boots");
+    let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
+    let disk = lab.path("disk");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    // The disk has no file system on it, so the kernel panics when it looks for its root: an end that is known.
+    let mut file = json!({
+        "boot-source": { "kernel_image_path": own_kernel(&lab), "initrd_path": null,
+                         "boot_args": "console=ttyS0 reboot=k panic=-1 loglevel=6 bulkhead.exit=0x600" },
+        "drives": [{ "drive_id": "rootfs", "partuuid": null, "is_root_device": true, "cache_type": "Unsafe",
+                     "is_read_only": true, "path_on_host": disk, "io_engine": "Sync", "rate_limiter": null,
+                     "socket": null }],
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false,
+                            "huge_pages": "None" },
+        "cpu-config": null, "balloon": null, "network-interfaces": [], "vsock": null, "logger": null, "metrics": null,
+        "mmds-config": null, "entropy": null,
+    });
+    let path = lab.path("vm.json");
+    std::fs::write(&path, file.to_string()).unwrap();
+    let mut running = vmm(&lab, &["--config-file", text(&path), "--api-sock", text(&socket)]);
+    running.wait_for("Linux version", patience);
+    let control = Control::of(&running, socket.clone(), patience);
+    assert_eq!(control.get("/vm/config")["drives"][0]["drive_id"], "rootfs");
+    let ended = running.end(patience);
+    ended_in_panic(&ended);
+    assert!(!socket.exists());
+
+    file["machine-config"]["smt"] = json!(true);
+    std::fs::write(&path, file.to_string()).unwrap();
+    let ended = lab.run(["vmm", "--no-api", "--config-file", text(&path)]);
+    ended.assert_failed(125, &["vm.json", "machine-config", "smt"]);
+    lab.assert_clean();
+}
+
+fn ended_in_panic(ended: &tests::Ended) {
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+    assert!(ended.text().contains("Unable to mount root fs") || ended.text().contains("Kernel panic"), "{ended:?}");
+    assert!(ended.stderr.starts_with("bulkhead: the guest kernel panicked"), "{ended:?}");
+}
+
+/// A socket that SIGKILL left is replaced; one that somebody serves, or a file, is not.
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let lab = lab!("a_stale_socket_is_replaced_and_a_live_one_is_not");
+    let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
+    let running = vmm(&lab, &["--api-sock", text(&socket)]);
+    Control::of(&running, socket.clone(), patience);
+    lab.run(["vmm", "--api-sock", text(&socket)]).assert_failed(125, &["api.sock", "another process listens"]);
+    running.signal(Signal::KILL);
+    assert_eq!(running.end(patience).code, None);
+    assert!(socket.exists());
+    let running = vmm(&lab, &["--api-sock", text(&socket)]);
+    let control = Control::of(&running, socket.clone(), patience);
+    assert_eq!(control.get("/")["state"], "Not started");
+    running.signal(Signal::INT);
+    assert_eq!(running.end(patience).code, Some(130));
+    assert!(!socket.exists());
+    std::fs::write(&socket, "precious").unwrap();
+    lab.run(["vmm", "--api-sock", text(&socket)]).assert_failed(125, &["api.sock", "not a socket"]);
+    assert_eq!(std::fs::read(&socket).unwrap(), b"precious");
+    lab.assert_clean();
+}
+
+/// A process that nobody configures says so, and bad configurations are one line.
+#[test]
+fn bad_configurations_are_one_line() {
+    let lab = lab!("bad_configurations_are_one_line");
+    let file = |name: &str, text: &str| {
+        let path = lab.path(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    for (path, words) in [
+        (lab.path("missing.json"), "missing.json"),
+        (file("garbage.json", "{"), "garbage.json"),
+        (file("twice.json", r#"{"entropy": {}, "entropy": {}}"#), "comes twice"),
+        (file("unknown.json", r#"{"boot-sauce": {}}"#), "boot-sauce"),
+        (file("none.json", "{}"), "no kernel"),
+        (file("net.json", r#"{"network-interfaces": [{"iface_id": "eth0"}]}"#), "network-interfaces"),
+    ] {
+        lab.run(["vmm", "--config-file", text(&path)]).assert_failed(125, &[words]);
+    }
+    lab.run(["vmm"]).assert_failed(125, &["--config-file"]);
+    lab.run(["vmm", "--api-sock", "/nowhere/api.sock"]).assert_failed(125, &["/nowhere/api.sock"]);
+    let long = lab.path(&"x".repeat(120));
+    lab.run(["vmm", "--api-sock", text(&long)]).assert_failed(125, &["control socket"]);
+    // Whoever listens there has a socket, not a configuration.
+    let socket = lab.path("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    lab.run(["vmm", "--config-file", text(&socket)]).assert_failed(125, &["socket"]);
+    lab.assert_clean();
+}
