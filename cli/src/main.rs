@@ -43,10 +43,14 @@ use crate::failure::{FAILED, Failure, Outcome};
 fn main() -> ExitCode {
     let began = vmm::events::monotonic_ns();
     let arguments = std::env::args_os();
-    // A microVM's process starts once for every run: it is spared the definition of all other verbs.
+    // A microVM's process starts once for every run: it is spared the definition of all other verbs. What is not said as
+    // the other verbs say it is for the usual way to understand, or to explain.
     if std::env::args_os().nth(1).is_some_and(|verb| verb == "vmm") {
-        logs(false);
-        return failure::conclude(vmm_process(&arguments.skip(1).collect::<Vec<_>>()), false);
+        let words: Vec<_> = std::env::args_os().skip(1).collect();
+        if let Ok(args) = Vmm::parse_words(&words) {
+            logs(false);
+            return failure::conclude(commands::vmm::vmm(&args), false);
+        }
     }
     let cli = match args::parse(arguments) {
         Parsed::Cli(cli) => *cli,
@@ -56,14 +60,6 @@ fn main() -> ExitCode {
     let verbose = cli.talk.verbose;
     logs(verbose);
     failure::conclude(verb(cli, began), verbose)
-}
-
-fn vmm_process(words: &[std::ffi::OsString]) -> Outcome {
-    match Vmm::parse_words(words) {
-        Ok(args) => commands::vmm::vmm(&args),
-        Err(error) if !error.use_stderr() => Ok(output::print(&error.render().to_string()).map(|()| 0)?),
-        Err(error) => Err(Failure::with_code(FAILED, anyhow!(args::one_line(&error)))),
-    }
 }
 
 fn verb(cli: Cli, began: u64) -> Outcome {

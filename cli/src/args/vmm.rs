@@ -59,6 +59,8 @@ impl Vmm {
     /// Parses flags with a value each, all of them right; `None` leaves it to clap to say what is wrong, or means.
     fn quick(words: &[OsString]) -> Option<Self> {
         let (mut config_fd, mut events_fd, mut parent, mut cpuid_cache) = (None, None, None, None);
+        let (mut api_sock, mut id) = (None, None);
+        let path = |word: &OsStr| (!word.is_empty()).then(|| PathBuf::from(word));
         let number = |word: &OsStr| word.to_str()?.parse::<u32>().ok();
         let descriptor = |word: &OsStr| number(word).filter(|&fd| fd < 1024);
         for pair in words.chunks(2) {
@@ -67,13 +69,15 @@ impl Vmm {
                 "--config-fd" => config_fd = Some(descriptor(value)?),
                 "--events-fd" => events_fd = Some(descriptor(value).filter(|&fd| fd > 0)?),
                 "--parent" => parent = Some(number(value)?),
-                "--cpuid-cache" => cpuid_cache = Some((!value.is_empty()).then(|| PathBuf::from(value))?),
+                "--cpuid-cache" => cpuid_cache = Some(path(value)?),
+                "--api-sock" => api_sock = Some(path(value)?),
+                "--id" => id = Some(vm_id(value.to_str()?).ok()?),
                 _ => return None,
             }
         }
         let config_fd = Some(config_fd?);
-        let id = DEFAULT_ID.to_owned();
-        Some(Vmm { config_file: None, api_sock: None, no_api: false, id, config_fd, events_fd, parent, cpuid_cache })
+        let id = id.unwrap_or_else(|| DEFAULT_ID.to_owned());
+        Some(Vmm { config_file: None, api_sock, no_api: false, id, config_fd, events_fd, parent, cpuid_cache })
     }
 }
 
@@ -91,6 +95,7 @@ mod tests {
             "vmm --config-fd 0",
             "vmm --config-fd 7 --events-fd 1023 --parent 12 --cpuid-cache /run/bulkhead/.cpuid",
             "vmm --parent 12 --config-fd 1023",
+            "vmm --config-fd 0 --api-sock /run/x --id a.b",
         ] {
             let words = words(line);
             let quick = Vmm::quick(&words[1..]).unwrap_or_else(|| panic!("{line}"));
@@ -109,6 +114,7 @@ mod tests {
             "vmm --config-fd -1",
             "vmm --config-fd 0 --parent x",
             "vmm --config-fd 0 --nope 1",
+            "vmm --config-fd 0 --id a/b",
             "vmm --help",
         ] {
             let words = words(line);
