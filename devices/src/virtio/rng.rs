@@ -29,6 +29,7 @@ pub const KIND: DeviceKind = DeviceKind {
     },
     id_key: None,
     swappable: &[],
+    writable_files: |_| Vec::new(),
     check,
     build: |section| {
         check(section)?;

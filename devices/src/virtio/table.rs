@@ -31,6 +31,8 @@ pub struct DeviceKind {
     pub id_key: Option<&'static str>,
     /// Members of a device's configuration that can change while a machine runs, by a new device in place of the old one.
     pub swappable: &'static [&'static str],
+    /// The paths in a section of files that guests write to: they are part of a snapshot.
+    pub writable_files: fn(&mut Value) -> Vec<&mut Value>,
     /// Checks a section without touching the host.
     pub check: fn(&Value) -> Result<(), DeviceError>,
     /// Builds the devices of a section, opening what they need of the host.

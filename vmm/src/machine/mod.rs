@@ -82,6 +82,8 @@ struct Parts {
     memory: Ram,
     /// What `memory` is a private view of, if it came from a snapshot.
     base: Option<File>,
+    /// Disks that exist only for this machine.
+    _disks: Vec<File>,
 }
 
 impl Parts {
@@ -116,11 +118,15 @@ impl Machine {
         config.validate(host::memory_mib())?;
         let source = config.snapshot.as_ref();
         let saved = source.map(|source| snapshot::files::open(&source.path)).transpose()?;
-        let (config, saved, base) = match saved {
+        let (mut config, saved, base) = match saved {
             Some((saved, memory)) => (config.clone().over(saved.config.clone()), Some(saved), Some(memory)),
             None => (config.clone(), None, None),
         };
         config.validate(host::memory_mib())?;
+        let disks = match config.snapshot.clone() {
+            Some(source) => snapshot::disks::provide(&mut config.devices, &source.path)?,
+            None => Vec::new(),
+        };
         reserve_descriptors();
         one_heap();
         let host_kvm = host::open()?;
@@ -149,7 +155,7 @@ impl Machine {
             Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone(), over };
         let resume = config.snapshot.as_ref().is_none_or(|source| source.resume);
         let config = Mutex::new(config);
-        let parts = Parts { config, transports, serial, ioapic, kvm: host_kvm, vm, memory, base };
+        let parts = Parts { config, transports, serial, ioapic, kvm: host_kvm, vm, memory, base, _disks: disks };
         let vcpus = match &saved {
             Some(saved) => restore::restore(&parts, saved, &shared)?,
             None => boot_vcpus(&parts, &windows, &shared)?,

@@ -15,7 +15,7 @@ use crate::cpuid::Model;
 use crate::events::monotonic_ns;
 use crate::host;
 use crate::snapshot::files::{self, Unfinished};
-use crate::snapshot::{Meta, Snapshot, SnapshotError, memory};
+use crate::snapshot::{Meta, Snapshot, SnapshotError, disks, memory};
 use crate::vcpu::SavedVcpu;
 use crate::vcpu::state::{self, StateError};
 
@@ -64,6 +64,8 @@ impl Parts {
         let io = |source| SnapshotError::Io { path: path(), source };
         rustix::rand::getrandom(&mut memory_id, GetRandomFlags::empty()).map_err(|e| io(e.into()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut config = VmConfig { snapshot: None, ..self.config() };
+        disks::capture(&mut config.devices, target)?;
         let snapshot = Snapshot {
             meta: Meta {
                 kvm: host::kind(),
@@ -71,7 +73,7 @@ impl Parts {
                 taken_at_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
                 memory_id,
             },
-            config: VmConfig { snapshot: None, ..self.config() },
+            config,
             vcpus: self.save_vcpus(threads)?,
             clock: self.clock()?,
             ioapic,

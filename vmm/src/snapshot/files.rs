@@ -150,8 +150,8 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes what nobody is writing any more.
-fn sweep(parent: &Path) {
+/// Removes what nobody is writing any more in `parent`. Everybody who writes there does that first.
+pub fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

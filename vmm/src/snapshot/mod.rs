@@ -3,11 +3,13 @@
 //! - [`format`]: the container: header, digest, records;
 //! - this file: what the records hold;
 //! - [`memory`]: RAM into a sparse file;
+//! - [`disks`]: copies of the disks that the machine can write to;
 //! - [`files`]: a directory that appears whole or not at all.
 //!
 //! A snapshot is as untrusted as the network: [`Snapshot::decode`] bounds everything, devices check their own state, and
 //! KVM checks that of the vCPUs.
 
+pub mod disks;
 pub mod files;
 pub mod format;
 pub mod memory;

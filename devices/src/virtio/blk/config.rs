@@ -25,6 +25,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: Some("drive_id"),
     swappable: &["path_on_host", "extents"],
+    writable_files,
     check: |section| parse(section).and_then(|drives| check(&drives)),
     build,
     kernel_args,
@@ -95,6 +96,13 @@ fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
     drives.extend(parse(&Value::Array(vec![drive]))?);
     *section = serde_json::to_value(drives).map_err(DeviceError::section(SECTION))?;
     Ok(())
+}
+
+fn writable_files(section: &mut Value) -> Vec<&mut Value> {
+    let drives = section.as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
+    let writable = drives.iter_mut().filter(|drive| drive.get("is_read_only") != Some(&Value::Bool(true)));
+    // A drive that has extents has no path.
+    writable.filter_map(|drive| drive.get_mut("path_on_host").filter(|path| path.is_string())).collect()
 }
 
 /// What can be told without opening anything.
