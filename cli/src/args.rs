@@ -56,6 +56,8 @@ pub enum Verb {
     Rmi(Rmi),
     /// Tell what this host offers to microVMs, and what to do about what is missing
     Doctor(Doctor),
+    /// See and clear what is kept on this host
+    System(System),
     /// Measure this host
     Bench(Bench),
     /// Run one microVM in the foreground, from a file in Firecracker's format or over its control socket
@@ -110,6 +112,9 @@ pub struct Run {
     /// Add to the kernel's command line, at its end
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,
+    /// Boot, even if there is a template to go on from, and leave none
+    #[arg(long)]
+    pub cold: bool,
     /// The image, and the command to run in it
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], hide = true)]
     #[arg(value_parser = clap::builder::StringValueParser::new())]
@@ -199,6 +204,28 @@ pub struct Doctor {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct System {
+    #[command(subcommand)]
+    pub what: SystemWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SystemWhat {
+    /// Show what images, their layers and templates for warm starts take on disk
+    Df {
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Remove templates, and layers that no loaded image has; all of it is made again when needed
+    Prune {
+        /// Accepted, as in docker: nothing is asked, because nothing is lost
+        #[arg(short, long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Args)]

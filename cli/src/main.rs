@@ -5,8 +5,11 @@
 //! | [`args`] | the command line, parsed and explained |
 //! | [`commands`] | the verbs |
 //! | [`session`] | the host's half of a container's run: streams, signals, exit code |
+//! | [`launch`] | a microVM for a container, from a template or by booting |
 //! | [`monitor`] | the per-VM process, seen from its parent |
 //! | [`rundir`] | run directories, and sweeping up after SIGKILL |
+//! | [`control`] | a client of a microVM's control socket |
+//! | [`templates`] | snapshots that later runs go on from |
 //! | [`signals`] | signals before there is a guest |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`failure`] | exit codes and one-line errors |
@@ -18,8 +21,10 @@
 
 mod args;
 mod commands;
+mod control;
 mod env;
 mod failure;
+mod launch;
 mod monitor;
 mod output;
 mod paths;
@@ -28,6 +33,7 @@ mod rundir;
 mod session;
 mod signals;
 mod size;
+mod templates;
 mod terminal;
 
 use std::process::ExitCode;
@@ -74,6 +80,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Images(images) => commands::images::images(&images, cli.talk),
         Verb::Rmi(rmi) => commands::images::rmi(&rmi, cli.talk),
         Verb::Doctor(doctor) => commands::doctor::doctor(&doctor),
+        Verb::System(system) => commands::system::system(&system),
         Verb::Bench(bench) => commands::bench::bench(&bench),
         Verb::Vmm(vmm) => commands::vmm::vmm(&vmm),
     }

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -86,11 +87,14 @@ pub struct Monitor {
 
 impl Monitor {
     /// Starts the process with this configuration (JSON). To be called on the main thread: the child dies with the
-    /// thread that starts it. With `verbose` its logs and errors go to our stderr.
-    pub fn start(config: &str, console: Console, verbose: bool) -> Result<Self, MonitorError> {
+    /// thread that starts it. It serves its control socket at `control`. With `verbose` its logs and errors go to our stderr.
+    pub fn start(config: &str, console: Console, control: Option<&Path>, verbose: bool) -> Result<Self, MonitorError> {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("bulkhead").args(["vmm", "--parent", &std::process::id().to_string()]).process_group(0);
         command.arg("--cpuid-cache").arg(paths::cpuid_cache());
+        if let Some(control) = control {
+            command.arg("--api-sock").arg(control);
+        }
         if verbose {
             if std::env::var_os(LOG_VARIABLE).is_none() {
                 command.env(LOG_VARIABLE, "info");

@@ -86,7 +86,11 @@ fn after_sigkill_the_next_command_cleans_up() {
     assert!(!lab.left_behind().is_empty(), "SIGKILL cannot be cleaned up by its victim");
     assert_eq!(lab.run(["images", "-q"]).code, Some(0));
     lab.assert_clean();
-    // The store still works.
+    // The store still works, and what was half done in it is gone.
+    assert_eq!(lab.run(["system", "df"]).code, Some(0));
+    let left = std::fs::read_dir(lab.store().join("templates")).unwrap().flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = left.filter(|name| name.as_encoded_bytes().ends_with(b".unfinished")).collect();
+    assert!(left.is_empty(), "{left:?}");
     assert_eq!(lab.run(["run", &lab.debian(), "true"]).code, Some(0));
     lab.assert_clean();
 }

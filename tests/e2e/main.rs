@@ -21,6 +21,7 @@ mod ending;
 mod interactive;
 mod many;
 mod verbs;
+mod warm;
 
 /// The lab of a test, or the end of a test that cannot run here.
 macro_rules! lab {

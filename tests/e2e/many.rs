@@ -1,16 +1,8 @@
 //! Several vCPUs, much memory, vector registers under preemption, ten at once.
 
-use tests::{Lab, Running};
+use tests::Running;
 
 use crate::lab;
-
-/// An image with nothing but the probe (`tests/guest/probe.rs`) in it.
-fn probe_image(lab: &Lab) -> String {
-    let root = lab.path("root");
-    std::fs::create_dir_all(&root).unwrap();
-    std::fs::copy(lab.guest_program(), root.join("probe")).unwrap();
-    format!("rootfs:{}", root.display())
-}
 
 /// Two vCPUs are seen as two, and both do work at the same time.
 #[test]
@@ -31,7 +23,7 @@ fn two_vcpus_both_work() {
 #[test]
 fn vector_registers_survive_preemption() {
     let lab = lab!("vector_registers_survive_preemption");
-    let image = probe_image(&lab);
+    let image = lab.probe_image();
     for cpus in ["1", "2"] {
         let ended = lab.run(["run", "--cpus", cpus, &image, "/probe", "avx", "3", "4"]);
         if ended.text().starts_with("no avx") {
@@ -52,7 +44,7 @@ fn vector_registers_survive_preemption() {
 #[test]
 fn memory_is_what_was_asked_for() {
     let lab = lab!("memory_is_what_was_asked_for");
-    let image = probe_image(&lab);
+    let image = lab.probe_image();
     let memory = |size: &str, patience: u32| -> u64 {
         let command = lab.bulkhead(["run", "-m", size, &image, "/probe", "memory"]);
         let ended = Running::start(command).end(lab.patience(patience));

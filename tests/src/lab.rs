@@ -127,6 +127,14 @@ impl Lab {
         format!("oci-archive:{}", self.images("debian.tar").display())
     }
 
+    /// An image with nothing but the probe (`tests/guest/probe.rs`) in it, as `/probe`.
+    pub fn probe_image(&self) -> String {
+        let root = self.path("root");
+        fs::create_dir_all(&root).expect("scratch directory");
+        fs::copy(self.guest_program(), root.join("probe")).expect("the probe");
+        format!("rootfs:{}", root.display())
+    }
+
     /// A file of the test images.
     pub fn images(&self, name: &str) -> PathBuf {
         self.site.images.join(name)

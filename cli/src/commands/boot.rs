@@ -34,7 +34,7 @@ pub fn boot(args: &Boot, talk: Talk) -> Outcome {
     if let Some(socket) = &args.vsock {
         directory.own_socket(socket)?;
     }
-    let mut monitor = Monitor::start(&serde_json::to_string(&config)?, Console::Stdio, talk.verbose)?;
+    let mut monitor = Monitor::start(&serde_json::to_string(&config)?, Console::Stdio, None, talk.verbose)?;
     let on_terminal = io::stdin().is_terminal();
     let raw = on_terminal.then(enter_raw).transpose()?;
     guard.keep((raw, directory));

@@ -5,4 +5,5 @@ pub mod boot;
 pub mod doctor;
 pub mod images;
 pub mod run;
+pub mod system;
 pub mod vmm;

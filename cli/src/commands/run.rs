@@ -5,6 +5,7 @@
 //! └── a signal in here ends it all (signals::Guard) ──────────────────┘└ signals go to the command ┘
 //! ```
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -22,13 +23,15 @@ use vmm::host::{self, KvmKind};
 use crate::args::{Run, Talk};
 use crate::env;
 use crate::failure::{Failure, Outcome, sanitize};
-use crate::monitor::{Console, Monitor, MonitorError};
+use crate::launch::{Broken, Launch, Ran};
+use crate::monitor::{Monitor, MonitorError};
 use crate::output::Progress;
 use crate::paths;
 use crate::phases::Phases;
 use crate::rundir::RunDir;
 use crate::session::{self, Io, Session, SessionError};
 use crate::signals::Guard;
+use crate::templates::Templates;
 
 /// Sectors of virtio disks and of layer ranges, in bytes.
 const SECTOR: u64 = 512;
@@ -63,55 +66,58 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
 
     let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
     let (name, log) = (directory.name().to_owned(), directory.file("console.log"));
-    let (initrd, uds) = (directory.file("initrd"), directory.file("vsock"));
+    let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
     guard.keep(directory);
     let start = start(&args, command, &prepared, &name)?;
-    fs::write(&initrd, guest_images::initramfs::cpio(guest_images::INIT))
-        .with_context(|| format!("write {}", initrd.display()))?;
     if let Some(source) = &mut config.boot_source {
         tracing::info!("kernel {}: {}", source.kernel_image_path.display(), source.boot_args);
-        source.initrd_path = Some(initrd);
+        source.initrd_path = Some(initrd.clone());
     }
     config.serial = SerialConfig::Log { path: log.clone() };
     config.devices.insert("drives".into(), drives(&prepared)?);
     config.devices.insert("vsock".into(), json!({ "guest_cid": 3, "uds_path": uds }));
     config.devices.insert("entropy".into(), json!({}));
     let session = Session::listen(&uds)?;
-    let monitor = Monitor::start(&serde_json::to_string(&config)?, Console::None, talk.verbose)?;
-
-    let directory = guard.pass();
-    let result = session.run(start, io, monitor.ended());
+    let templates = if args.cold { None } else { Templates::of(store.dir()).ok() };
+    let launch = Launch { config, templates: templates.as_ref(), control, session: &session, verbose: talk.verbose };
+    let booting = || {
+        fs::write(&initrd, guest_images::initramfs::cpio(guest_images::INIT))
+            .with_context(|| format!("write {}", initrd.display()))
+    };
+    // Kept here from the moment on in which a signal is for the session.
+    let directory = RefCell::new(None);
+    let started = || {
+        if let Some(passed) = guard.pass() {
+            directory.replace(Some(passed));
+        }
+    };
+    let result = launch.run(start, io, &booting, &started)?;
     let console = if talk.verbose && result.is_err() { console_tail(&log) } else { String::new() };
-    let (result, run_at) = end(monitor, result);
+    let (result, run_at) = end(result);
     drop((session, directory, prepared));
     if talk.verbose {
         eprint!("{console}");
-        if let Ok(outcome) = &result {
-            eprint!("{}", breakdown(began, image_ready, run_at, &outcome.times).table());
+        if let Ok((outcome, warm)) = &result {
+            eprint!("{}", breakdown(began, image_ready, run_at, &outcome.times, *warm).table());
         }
     }
-    result.map(|outcome| outcome.exit_code)
+    result.map(|(outcome, _)| outcome.exit_code)
 }
 
 /// Ends the VM. Where it ended first, how it did is the better reason for a session that broke.
-fn end(
-    monitor: Monitor,
-    result: Result<session::Outcome, SessionError>,
-) -> (Result<session::Outcome, Failure>, Option<u64>) {
-    match result {
-        Ok(outcome) => (Ok(outcome), monitor.stop().run_at),
-        Err(SessionError::VmEnded(before)) => (Err(died(monitor, before)), None),
+fn end(result: Result<Ran, Broken>) -> (Result<(session::Outcome, bool), Failure>, Option<u64>) {
+    let (error, monitor) = match result {
+        Ok(Ran { monitor, outcome, warm }) => return (Ok((outcome, warm)), monitor.stop().run_at),
+        Err(Broken { error, monitor }) => (error, monitor),
+    };
+    let failure = match error {
+        SessionError::VmEnded(before) => died(monitor, before),
         // A dying VM closes its connections before its process is gone.
-        Err(SessionError::GuestClosed) if monitor.ends_within(GRACE) => (Err(died(monitor, "the process did")), None),
-        Err(SessionError::Interrupted(signal)) => {
-            drop(monitor);
-            (Err(Failure::silent(SessionError::Interrupted(signal).exit_code())), None)
-        }
-        Err(error) => {
-            drop(monitor);
-            (Err(Failure::with_code(error.exit_code(), error)), None)
-        }
-    }
+        SessionError::GuestClosed if monitor.ends_within(GRACE) => died(monitor, "the process did"),
+        SessionError::Interrupted(_) => Failure::silent(error.exit_code()),
+        error => Failure::with_code(error.exit_code(), error),
+    };
+    (Err(failure), None)
 }
 
 /// Why the VM ended `before` something that should have come first.
@@ -234,12 +240,12 @@ fn process(args: &Run, command: Vec<String>, image: &ProcessDefaults) -> anyhow:
     })
 }
 
-/// image, vmm, kernel, init, command, teardown.
-fn breakdown(began: u64, image_ready: u64, run_at: Option<u64>, times: &session::Times) -> Phases {
+/// image, vmm, kernel, init, command, teardown. A warm start has no kernel that boots: it wakes up.
+fn breakdown(began: u64, image_ready: u64, run_at: Option<u64>, times: &session::Times, warm: bool) -> Phases {
     let mut phases = Phases::new(began);
     phases.end("image", image_ready);
     phases.end("vmm", run_at.unwrap_or(image_ready));
-    phases.end("kernel", times.init);
+    phases.end(if warm { "wake" } else { "kernel" }, times.init);
     phases.end("init", times.started);
     phases.end("command", times.exited);
     phases.end("teardown", monotonic_ns());

@@ -20,7 +20,7 @@ mod streams;
 mod tests;
 mod times;
 
-use guest_protocol::{CONTROL_PORT, ExitStatus, FailureKind, FrameError, STREAM_PORT, Start};
+use guest_protocol::{CONTROL_PORT, ExitStatus, FailureKind, FrameError, STREAM_PORT};
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -138,14 +138,6 @@ impl Session {
     /// [`SessionError::Host`].
     pub fn begin<'a>(&'a self, vm: BorrowedFd<'a>) -> Result<Conversation<'a>, SessionError> {
         Conversation::new(&self.control.listener, &self.streams.listener, vm)
-    }
-
-    /// [`Self::begin`] and [`Conversation::start`].
-    ///
-    /// # Errors
-    /// As both.
-    pub fn run(&self, start: Start, io: Io, vm: BorrowedFd<'_>) -> Result<Outcome, SessionError> {
-        self.begin(vm)?.start(start, io)
     }
 }
 

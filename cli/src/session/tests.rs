@@ -114,7 +114,7 @@ fn run<G: FnOnce(&Path, UnixStream) + Send>(stdin: Option<OwnedFd>, guest: G) ->
         let stdout = scope.spawn(move || read_all(&mut stdout));
         let stderr = scope.spawn(move || read_all(&mut stderr));
         let io = Io { stdin, stdout: out.into(), stderr: err.into(), terminal: false };
-        let result = session.run(start(), io, vm.as_fd());
+        let result = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io));
         drop(session);
         Seen { result, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
     })
@@ -217,7 +217,7 @@ fn a_guest_is_prepared_and_a_clone_started() {
         let outcome = conversation.start(start(), io()).unwrap();
         assert_eq!(outcome.exit_code, 3);
         assert!(outcome.times.kernel < outcome.times.init);
-        let outcome = session.run(start(), io(), clone_vm.as_fd()).unwrap();
+        let outcome = session.begin(clone_vm.as_fd()).and_then(|it| it.start(start(), io())).unwrap();
         assert_eq!(outcome.exit_code, 4);
         assert_eq!(outcome.times.kernel, outcome.times.init);
         guest.join().unwrap()
@@ -405,7 +405,7 @@ fn a_closed_output_is_closed_for_the_process() {
             assert_eq!(guest.next(), None);
         });
         let io = Io { stdin: None, stdout: out.into(), stderr: err.into(), terminal: false };
-        let outcome = session.run(start(), io, vm.as_fd());
+        let outcome = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io));
         drop(session);
         assert_eq!(outcome.unwrap().exit_code, 1);
     });
@@ -461,7 +461,7 @@ fn a_terminal_is_raw_while_the_process_runs() {
             stderr: terminal.try_clone().unwrap(),
             terminal: true,
         };
-        let outcome = session.run(start(), io, vm.as_fd());
+        let outcome = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io));
         drop(session);
         assert_eq!(outcome.unwrap().exit_code, 0);
     });

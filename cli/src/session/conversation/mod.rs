@@ -104,12 +104,22 @@ impl<'a> Conversation<'a> {
         })
     }
 
+    /// Waits for the guest to be there: for its connection, whatever comes over it.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn arrive(&mut self) -> Result<(), SessionError> {
+        self.until(|this| match this.state {
+            State::Booting => this.broken().map(Err),
+            _ => Some(Ok(())),
+        })
+    }
+
     /// Waits for the guest to boot and to do all that needs no [`Start`]. Its memory can be saved then, by whoever has the
     /// VM, and become any number of clones; this VM can go on with [`Self::start`].
     ///
     /// # Errors
     /// As [`Self::start`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "templates are made next"))]
     pub fn prepare(&mut self) -> Result<(), SessionError> {
         self.give(Order::Prepare)?;
         self.until(|this| match this.state {
@@ -142,11 +152,15 @@ impl<'a> Conversation<'a> {
     /// Gives the guest an order, now or as soon as it connects.
     fn give(&mut self, order: Order) -> Result<(), SessionError> {
         self.order = Some(order);
-        if self.state == State::Prepared {
-            self.state = State::Starting;
-            self.send_order()?;
+        match self.state {
+            State::Prepared => {
+                self.state = State::Starting;
+                self.send_order()
+            }
+            // Its hello may have come already, or not.
+            State::Greeting | State::Starting => self.send_order(),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn until<T>(&mut self, done: impl Fn(&Self) -> Option<Result<T, SessionError>>) -> Result<T, SessionError> {

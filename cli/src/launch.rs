@@ -1,0 +1,131 @@
+//! A microVM for a container: one that goes on from a template, or one that boots and leaves a template behind.
+//!
+//! ```text
+//! template there ─► restore ─► guest arrives ─────────────────────────────────────────► start
+//!       │              └── it does not: away with the template ┐
+//!       └── not there ─────────────────────────────────────────┴► boot ─► prepare ─► snapshot ─► start
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use vmm::VmConfig;
+
+use crate::control::Control;
+use crate::monitor::{Console, Monitor};
+use crate::session::io::Io;
+use crate::session::{Outcome, Session, SessionError};
+use crate::templates::{Ingredients, Template, Templates};
+
+/// A run that broke, with the VM it broke in, if that is still to be looked at.
+pub struct Broken {
+    /// What broke.
+    pub error: SessionError,
+    /// Where.
+    pub monitor: Monitor,
+}
+
+/// How a run went.
+pub struct Ran {
+    /// The VM, at its end.
+    pub monitor: Monitor,
+    /// What the guest said.
+    pub outcome: Outcome,
+    /// It went on from a template.
+    pub warm: bool,
+}
+
+/// What is needed for either way.
+pub struct Launch<'a> {
+    /// The machine, complete, as it boots.
+    pub config: VmConfig,
+    /// Where to look for templates; nowhere if only booting will do.
+    pub templates: Option<&'a Templates>,
+    /// Where the VM's control socket is to be.
+    pub control: PathBuf,
+    /// Where the guest will connect.
+    pub session: &'a Session,
+    /// The VM's process may talk on stderr.
+    pub verbose: bool,
+}
+
+impl Launch<'_> {
+    /// Runs one process in a VM. `booting` is called before a VM boots, to make what it boots from; `started` whenever a
+    /// VM's process is there, which is when signals are the session's business.
+    ///
+    /// # Errors
+    /// The outer one: there is no VM.
+    pub fn run(
+        &self,
+        start: guest_protocol::Start,
+        io: Io,
+        booting: &dyn Fn() -> anyhow::Result<()>,
+        started: &dyn Fn(),
+    ) -> anyhow::Result<Result<Ran, Broken>> {
+        let ingredients = Ingredients::of(&self.config);
+        let mut template = self.templates.zip(ingredients).and_then(|(templates, of)| templates.find(&of));
+        if let Some(source) = template.as_ref().and_then(Template::source) {
+            let config = VmConfig { boot_source: None, snapshot: Some(source), ..self.config.clone() };
+            let monitor = self.monitor(&config)?;
+            started();
+            let mut conversation = self.session.begin(monitor.ended())?;
+            match conversation.arrive() {
+                Ok(()) => {
+                    let result = conversation.start(start, io);
+                    return Ok(conclude(monitor, result, true));
+                }
+                Err(SessionError::VmEnded(_)) => {
+                    drop(conversation);
+                    let why = monitor.wait().err().map_or_else(|| "it ended".into(), |error| error.to_string());
+                    tracing::warn!("the template does not work, so it goes, and this microVM boots: {why}");
+                    template.iter_mut().for_each(Template::discard);
+                }
+                Err(error) => {
+                    drop(conversation);
+                    return Ok(Err(Broken { error, monitor }));
+                }
+            }
+        }
+        booting()?;
+        let monitor = self.monitor(&self.config)?;
+        started();
+        let mut conversation = self.session.begin(monitor.ended())?;
+        let wanted = template.as_ref().zip(self.templates);
+        if let Some((template, templates)) = wanted
+            && let Some(_making) = templates.make(template)
+        {
+            if let Err(error) = conversation.prepare() {
+                drop(conversation);
+                return Ok(Err(Broken { error, monitor }));
+            }
+            self.leave(template, templates);
+        }
+        let result = conversation.start(start, io);
+        Ok(conclude(monitor, result, false))
+    }
+
+    fn monitor(&self, config: &VmConfig) -> anyhow::Result<Monitor> {
+        let config = serde_json::to_string(config)?;
+        Ok(Monitor::start(&config, Console::None, Some(&self.control), self.verbose)?)
+    }
+
+    /// Makes the template of a VM whose init is ready. This run does without it if that fails.
+    fn leave(&self, template: &Template, templates: &Templates) {
+        let request = json!({ "snapshot_type": "Full", "snapshot_path": template.path() });
+        let control: &Path = &self.control;
+        match Control::at(control).call("PUT", "/snapshot/create", &request) {
+            Ok(_) => tracing::info!("template {}", template.path().display()),
+            Err(error) => tracing::warn!("no template for later runs: {error}"),
+        }
+        if let Err(error) = templates.trim() {
+            tracing::warn!("templates: {error}");
+        }
+    }
+}
+
+fn conclude(monitor: Monitor, result: Result<Outcome, SessionError>, warm: bool) -> Result<Ran, Broken> {
+    match result {
+        Ok(outcome) => Ok(Ran { monitor, outcome, warm }),
+        Err(error) => Err(Broken { error, monitor }),
+    }
+}

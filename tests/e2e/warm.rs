@@ -1,0 +1,76 @@
+//! Warm starts: templates are made, used, replaced when they are damaged, and make no two guests alike.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tests::{Lab, Running};
+
+use crate::lab;
+
+/// What a clone must not share with its siblings, and the time.
+const FACTS: &str = "cat /proc/sys/kernel/random/uuid; hostname; head -c16 /dev/urandom | od -An -tx1; date +%s";
+
+/// Number of templates in the lab's store.
+fn templates(lab: &Lab) -> u64 {
+    let df = lab.run(["system", "df", "--format", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&df.stdout).unwrap_or_default();
+    report["templates"]["count"].as_u64().unwrap_or_else(|| panic!("{df:?}"))
+}
+
+/// Whether a run went on from a template, by its phases.
+fn was_warm(ended: &tests::process::Ended) -> bool {
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    ended.stderr.lines().any(|line| line.trim_start().starts_with("wake "))
+}
+
+#[test]
+fn clones_of_a_template_are_not_alike() {
+    let lab = lab!("clones_of_a_template_are_not_alike");
+    // Leaves the template, if nobody has yet.
+    let patience = lab.patience(2);
+    let run = || Running::start(lab.bulkhead(["run", "--verbose", &lab.debian(), "sh", "-c", FACTS]));
+    let clones: Vec<_> = [run(), run()].into_iter().map(|running| running.end(patience)).collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let mut seen = std::collections::HashSet::new();
+    for ended in &clones {
+        let lines: Vec<&str> = ended.text().lines().collect();
+        assert_eq!(lines.len(), 4, "{ended:?}");
+        for line in &lines[..3] {
+            assert!(seen.insert(line.to_string()), "'{line}' twice in {clones:?}");
+        }
+        let clock: u64 = lines[3].parse().unwrap();
+        assert!(clock <= now && now - clock < patience.as_secs(), "{clock} is not the time, which is {now}");
+    }
+    assert!(clones.iter().all(was_warm), "{clones:?}");
+    lab.assert_clean();
+}
+
+#[test]
+fn templates_are_made_replaced_when_damaged_and_pruned() {
+    let lab = lab!("templates_are_made_replaced_when_damaged_and_pruned");
+    let patience = lab.patience(2);
+    let lab = lab.own_store();
+    let image = lab.probe_image();
+    let run = |flags: &[&str]| {
+        let line = [&["run", "--verbose"], flags, &[&image, "/probe", "memory"]].concat();
+        Running::start(lab.bulkhead(line)).end(patience)
+    };
+    assert!(!was_warm(&run(&[])));
+    assert!(was_warm(&run(&[])));
+    assert_eq!(templates(&lab), 1);
+    let mut entries = std::fs::read_dir(lab.store().join("templates")).unwrap().flatten().map(|entry| entry.path());
+    let template = entries.find(|path| path.join("state").exists()).expect("a template");
+    let state = template.join("state");
+    let mut bytes = std::fs::read(&state).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&state, &bytes).unwrap();
+    let damaged = run(&[]);
+    assert!(!was_warm(&damaged) && damaged.stderr.contains("damaged"), "{damaged:?}");
+    assert!(was_warm(&run(&[])));
+    let pruned = lab.run(["system", "prune", "-f"]);
+    assert!(pruned.code == Some(0) && pruned.text().starts_with("Total reclaimed space: "), "{pruned:?}");
+    assert_eq!(templates(&lab), 0);
+    assert!(!was_warm(&run(&["--cold"])));
+    assert_eq!(templates(&lab), 0);
+    lab.assert_clean();
+}
