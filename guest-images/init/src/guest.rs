@@ -8,11 +8,12 @@
 
 use crate::control::{Control, HostGone};
 use crate::failure::Failure;
+use crate::names;
 use crate::process::{self, Running};
 use crate::relay::{Flow, Step};
 use crate::root;
 use crate::stage::Stage;
-use crate::streams::{Streams, resize};
+use crate::streams::{Opening, Streams, resize};
 use crate::sys::{Clock, clock_ns, set_wall_clock};
 use alloc::boxed::Box;
 use guest_protocol::{CONTROL_PORT, End, ExitStatus, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Start};
@@ -24,6 +25,7 @@ use rustix::termios::{LocalModes, SpecialCodeIndex, tcgetattr, tcgetpgrp};
 /// How far the guest's clock may be from the host's before it is set, in nanoseconds: a message takes a while, and a
 /// paravirtual clock may be better than what it says.
 const CLOCK_TOLERANCE_NS: u64 = 500_000_000;
+const STREAMS: &str = "making the standard streams";
 
 /// What a guest is made of, as far as that differs between a virtual machine and a test.
 pub trait Machine {
@@ -32,6 +34,12 @@ pub trait Machine {
     /// # Errors
     /// As socket(2) and connect(2).
     fn connect(&self, port: u32) -> io::Result<OwnedFd>;
+
+    /// Begins to connect to a port of the host, on a socket that does not block. It can be written to when it is connected.
+    ///
+    /// # Errors
+    /// As socket(2) and connect(2).
+    fn begin_connect(&self, port: u32) -> io::Result<OwnedFd>;
 
     /// Mounts layer `index` of `count`, 0 being the lowest, on the directory `target`.
     ///
@@ -109,21 +117,26 @@ fn begin<M: Machine>(machine: &M, stage: Stage, start: Start) -> Result<(Running
     rustix::system::sethostname(start.hostname.as_bytes()).map_err(|error| {
         Failure::errno(FailureKind::BadRequest, &alloc::format!("host name {:?}", start.hostname), error)
     })?;
-    root::assemble(machine, &start.root)?;
-    root::switch()?;
-    root::write_names(&start.hostname, &start.names)?;
-    root::write_machine_id(start.machine_id)?;
-    stage.attach()?;
-    let root_ns = clock_ns(Clock::Monotonic);
     let terminal = start.process.terminal;
+    // While the root is made, the host answers.
+    let opening = Opening::begin(machine, terminal.is_some(), start.process.stdin).map_err(guest(STREAMS))?;
+    root::mount_layers(machine, &start.root)?;
+    let has_names = stage.names.write(&start)?;
+    root::mount_overlay(&start.root)?;
+    root::switch()?;
+    if !has_names {
+        names::write_through(&start)?;
+    }
+    stage.mounts.attach()?;
+    let root_ns = clock_ns(Clock::Monotonic);
     let (streams, ends) = match terminal {
-        Some(size) => Streams::terminal(machine, size, start.process.stdin)?,
-        None => Streams::pipes(machine, start.process.stdin).map_err(guest("making the standard streams"))?,
+        Some(size) => Streams::terminal(machine, opening, size, start.process.stdin)?,
+        None => Streams::pipes(machine, opening).map_err(guest(STREAMS))?,
     };
     let stdio = match &ends[..] {
         [all] => [all.as_fd(); 3],
         [stdin, stdout, stderr] => [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
-        _ => return Err(guest("making the standard streams")(Errno::BADF)),
+        _ => return Err(guest(STREAMS)(Errno::BADF)),
     };
     let running = process::start(start.process, &start.hostname, stdio, start.root.read_only)?;
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };

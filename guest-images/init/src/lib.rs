@@ -3,7 +3,7 @@
 //! - [`guest`]: the life of the guest from the first connection to its end; everything below is called from there.
 //! - [`control`]: the connection to the host.
 //! - [`stage`]: what is done before the host says what the guest is to be.
-//! - [`root`]: layers, overlay, the files a container has.
+//! - [`root`]: layers, overlay, switching to them. [`names`]: the files that tell a container who it is.
 //! - [`user`]: which user and groups `user:group` means in this image.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
 //! - [`process`]: starting it, signals, its end.
@@ -29,6 +29,7 @@ pub mod control;
 pub mod environment;
 pub mod failure;
 pub mod guest;
+pub mod names;
 pub mod process;
 pub mod relay;
 pub mod root;

@@ -30,6 +30,10 @@ impl Machine for VirtualMachine {
         sys::connect_vsock(HOST_CID, port)
     }
 
+    fn begin_connect(&self, port: u32) -> io::Result<OwnedFd> {
+        sys::begin_connect_vsock(HOST_CID, port)
+    }
+
     fn mount_layer(&self, index: usize, count: usize, layer: &Layer, target: &str) -> io::Result<()> {
         let kind = match layer.fs {
             LayerFs::Erofs => "erofs",

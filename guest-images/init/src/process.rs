@@ -153,13 +153,17 @@ fn become_process(plan: &Plan<'_>) -> (Step, Errno) {
     (Step::Exec, execute(plan))
 }
 
-fn set_privileges(plan: &Plan<'_>) -> io::Result<()> {
+/// Gives this process what all processes of the container inherit: no more open files and no more capabilities than they may
+/// have. Its own capabilities stay; only a program that it executed would have fewer.
+///
+/// # Errors
+/// As prctl(2) and setrlimit(2).
+pub fn limit() -> io::Result<()> {
     match setrlimit(Resource::Nofile, OPEN_FILES) {
         // PID 1 of a machine may raise limits; where it may not, they stay.
         Ok(()) | Err(Errno::PERM) => {}
         Err(error) => return Err(error),
     }
-    umask(Mode::from_raw_mode(0o022));
     for bit in 0..CAPABILITY_COUNT {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         if CAPABILITIES.contains(capability) {
@@ -170,6 +174,11 @@ fn set_privileges(plan: &Plan<'_>) -> io::Result<()> {
             other => other?,
         }
     }
+    Ok(())
+}
+
+fn set_privileges(plan: &Plan<'_>) -> io::Result<()> {
+    umask(Mode::from_raw_mode(0o022));
     // PID 1 is root without other groups already.
     if plan.gid != Gid::ROOT || plan.groups.len() > 1 {
         set_thread_groups(&plan.groups)?;
@@ -201,7 +210,7 @@ fn explain(step: Step, error: Errno, command: &str, paths: &[CString]) -> Failur
         Step::Proc => return Failure::errno(FailureKind::Root, "mounting proc on /proc", error),
         Step::Session => "making a session of its own",
         Step::Streams => "connecting the standard streams",
-        Step::Privileges => "setting user, groups, capabilities and limits",
+        Step::Privileges => "setting user and groups",
     };
     Failure::errno(FailureKind::Guest, what, error)
 }

@@ -2,7 +2,8 @@
 //!
 //! Paths before [`switch`] are relative to the working directory, which is the empty root the guest began with (a scratch
 //! directory in tests); after it they are absolute in the container. What has to be written into the image's own
-//! directories is written before anything is mounted there, so that a link in the image leads to no device or kernel file.
+//! directories is written before anything is mounted there ([`crate::names`]), so that a link in the image leads to no device or
+//! kernel file.
 
 use crate::failure::{Failure, Reason};
 use crate::guest::Machine;
@@ -10,8 +11,8 @@ use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 use core::fmt::Write;
-use guest_protocol::{FailureKind, Names, Root};
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, unlinkat};
+use guest_protocol::{FailureKind, Root};
+use rustix::fs::{CWD, Mode, OFlags, XattrFlags, mkdirat, openat, setxattr};
 use rustix::io::{self, Errno};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{chdir, chroot};
@@ -21,34 +22,46 @@ const MAX_LAYERS: usize = 254;
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 /// The file system of the writable layer: the layer itself and what overlayfs needs beside it.
 const UPPER: &str = "u";
+/// The writable layer: what is in it before it is mounted over the others is on top of them.
+pub const UPPER_LAYER: &str = "u/u";
+/// Directories that are mounted on in every container.
+const MOUNT_POINTS: [&str; 3] = ["u/u/dev", "u/u/proc", "u/u/sys"];
 /// For file systems that are no place for programs and devices.
 pub const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// Mounts the layers and the writable layer over them, as `r`. After [`prepare`].
+/// Mounts the layers on the directories `0` (the lowest), `1`, …
 ///
 /// # Errors
-/// [`FailureKind::Root`] with the layer's number (the lowest is 0) or the step.
-pub fn assemble<M: Machine>(machine: &M, root: &Root) -> Result<(), Failure> {
+/// [`FailureKind::Root`] with the layer's number.
+pub fn mount_layers<M: Machine>(machine: &M, root: &Root) -> Result<(), Failure> {
     if root.layers.len() > MAX_LAYERS {
         let detail = format!("{} layers are more than the {MAX_LAYERS} a guest can mount", root.layers.len());
         return Err(Failure::new(FailureKind::BadRequest, detail));
     }
-    let mut lower = String::new();
     for (index, layer) in root.layers.iter().enumerate() {
         let name = format!("{index}");
         make_directory(&name)?;
         machine.mount_layer(index, root.layers.len(), layer, &name).map_err(|error| {
             Failure::new(FailureKind::Root, format!("mounting layer {index} ({:?}): {}", layer.fs, Reason(error)))
         })?;
-        // The topmost layer comes first.
-        lower.insert_str(0, if lower.is_empty() { "" } else { ":" });
-        lower.insert_str(0, &name);
+    }
+    Ok(())
+}
+
+/// Mounts the writable layer over the others, as `r`. After [`prepare`] and [`mount_layers`].
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn mount_overlay(root: &Root) -> Result<(), Failure> {
+    let mut lower = String::new();
+    // The topmost layer comes first.
+    for index in (0..root.layers.len()).rev() {
+        let _ = write!(lower, "{}{index}", if lower.is_empty() { "" } else { ":" });
     }
     if root.layers.is_empty() {
         make_directory("0")?;
         lower.push('0');
     }
-
     if let Some(bytes) = root.upper_bytes {
         mount_remount(UPPER, MountFlags::empty(), format!("size={bytes}").as_str())
             .map_err(|error| failed("the writable layer", error))?;
@@ -57,32 +70,21 @@ pub fn assemble<M: Machine>(machine: &M, root: &Root) -> Result<(), Failure> {
     mount_fs("overlay", "r", MountFlags::empty(), Some(&options))
 }
 
-/// Makes the writable layer, empty, and the directory the root will be at: what [`assemble`] needs besides the layers.
+/// Makes the writable layer, empty, and the directory the root will be at: what [`mount_overlay`] needs besides the layers.
 ///
 /// # Errors
 /// [`FailureKind::Root`].
 pub fn prepare() -> Result<(), Failure> {
     make_directory(UPPER)?;
     mount_fs("tmpfs", UPPER, MountFlags::empty(), Some("mode=755"))?;
-    ["u/u", "u/w", "r"].into_iter().try_for_each(make_directory)
-}
-
-/// Fills in /etc/machine-id where the image leaves that to whoever starts it: the file is there and empty or says
-/// `uninitialized` (machine-id(5)). An id in it, or no such file, is as the image's maker wanted it.
-///
-/// # Errors
-/// [`FailureKind::Root`].
-pub fn write_machine_id(id: [u8; 16]) -> Result<(), Failure> {
-    const PATH: &str = "/etc/machine-id";
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let mut content = [0; 16];
-    let read = openat(CWD, PATH, flags, Mode::empty()).and_then(|file| io::read(file, &mut content));
-    match read.map(|count| content.get(..count).unwrap_or_default().trim_ascii_end()) {
-        Ok(b"" | b"uninitialized") => {}
-        // Not there, a directory, a link, an id.
-        _ => return Ok(()),
+    [UPPER_LAYER, "u/w", "r"].into_iter().try_for_each(make_directory)?;
+    for path in MOUNT_POINTS {
+        make_directory(path)?;
+        // Whatever the image has there cannot be seen under the mount, so it need not be looked for. Without support for
+        // attributes it is looked for in vain.
+        let _ = setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty());
     }
-    replace_file(PATH, format!("{:032x}\n", u128::from_be_bytes(id)).as_bytes())
+    Ok(())
 }
 
 /// Makes `r` the root of this process and of all it starts.
@@ -94,35 +96,6 @@ pub fn switch() -> Result<(), Failure> {
         .and_then(|()| mount_move(".", "/"))
         .and_then(|()| chroot("."))
         .map_err(|error| Failure::errno(FailureKind::Root, "switching to the container's root", error))
-}
-
-/// Writes /etc/hostname, /etc/hosts and /etc/resolv.conf into the writable layer. Nothing may be mounted in the root yet.
-///
-/// # Errors
-/// [`FailureKind::Root`]: the image has something there that cannot be replaced, or the layer is full.
-pub fn write_names(hostname: &str, names: &Names) -> Result<(), Failure> {
-    replace_file("/etc/hostname", format!("{hostname}\n").as_bytes())?;
-    replace_file("/etc/hosts", hosts_file(hostname, names).as_bytes())?;
-    if let Some(content) = &names.resolv_conf {
-        replace_file("/etc/resolv.conf", content.as_bytes())?;
-    }
-    Ok(())
-}
-
-/// The content of /etc/hosts.
-fn hosts_file(hostname: &str, names: &Names) -> String {
-    let mut content = String::from(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
-         ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
-    );
-    if !hostname.is_empty() {
-        let _ = writeln!(content, "127.0.1.1\t{hostname}");
-    }
-    for line in &names.hosts {
-        content.push_str(line);
-        content.push('\n');
-    }
-    content
 }
 
 /// Mounts /proc for the PID namespace of the caller.
@@ -208,7 +181,11 @@ pub fn read_file(path: &str, limit: usize) -> io::Result<alloc::vec::Vec<u8>> {
     if filled > limit { Err(Errno::TOOBIG) } else { Ok(content) }
 }
 
-fn make_directory(path: &str) -> Result<(), Failure> {
+/// Makes a directory.
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn make_directory(path: &str) -> Result<(), Failure> {
     mkdirat(CWD, path, DIRECTORY).map_err(|error| failed(path, error))
 }
 
@@ -243,33 +220,6 @@ pub fn mount_fs(kind: &str, path: &str, flags: MountFlags, options: Option<&str>
     })
 }
 
-/// A file with this content, whatever was there: never written through a link, a device or a FIFO.
-fn replace_file(path: &str, content: &[u8]) -> Result<(), Failure> {
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let create = || openat(CWD, path, flags, Mode::from_raw_mode(0o644));
-    let file = match create() {
-        Err(Errno::EXIST) => {
-            unlinkat(CWD, path, rustix::fs::AtFlags::empty()).map_err(|error| failed(path, error))?;
-            create()
-        }
-        Err(Errno::NOENT) => {
-            ensure_directory("/etc")?;
-            create()
-        }
-        other => other,
-    };
-    let file = file.map_err(|error| failed(path, error))?;
-    let mut left = content;
-    while !left.is_empty() {
-        match io::write(&file, left) {
-            Ok(count) => left = left.get(count..).unwrap_or_default(),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(failed(path, error)),
-        }
-    }
-    Ok(())
-}
-
 /// `path` cannot be what it must be.
 pub fn failed(path: &str, error: Errno) -> Failure {
     Failure::errno(FailureKind::Root, path, error)
@@ -278,14 +228,6 @@ pub fn failed(path: &str, error: Errno) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hosts_has_localhost_the_host_and_what_is_added() {
-        let names = Names { hosts: alloc::vec!["10.0.0.1 db".into()], resolv_conf: None };
-        let content = hosts_file("box", &names);
-        assert!(content.starts_with("127.0.0.1\tlocalhost\n"));
-        assert!(content.ends_with("127.0.1.1\tbox\n10.0.0.1 db\n"));
-    }
 
     #[test]
     fn files_are_read_within_their_limit() {

@@ -5,12 +5,13 @@
 //! process could see (the kernel makes its boot id when that is first asked for).
 
 use crate::failure::Failure;
-use crate::root::{self, NO_EXEC, ensure_directory, failed, mount_fs};
+use crate::names::Names;
+use crate::process;
+use crate::root::{self, NO_EXEC, failed, mount_fs};
 use crate::sys::{loopback_up, reseed};
 use guest_protocol::{FailureKind, Seed};
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat, symlinkat};
-use rustix::io::Errno;
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, openat, symlinkat};
 use rustix::mount::{MountFlags, MoveMountFlags, move_mount};
 use rustix::process::umask;
 
@@ -21,10 +22,19 @@ const SYS: &str = "s";
 /// All that is ready.
 #[derive(Debug)]
 pub struct Stage {
+    random: OwnedFd,
+    /// The files in /etc.
+    pub names: Names,
+    /// /dev and /sys.
+    pub mounts: Mounts,
+}
+
+/// Mounts that wait for their places.
+#[derive(Debug)]
+pub struct Mounts {
     dev: OwnedFd,
     /// Not with every kernel.
     sys: Option<OwnedFd>,
-    random: OwnedFd,
 }
 
 impl Stage {
@@ -36,11 +46,14 @@ impl Stage {
         umask(Mode::empty());
         // Without it (a kernel without IPv4) most processes get on.
         let _ = loopback_up();
+        process::limit()
+            .map_err(|error| Failure::errno(FailureKind::Guest, "setting capabilities and limits", error))?;
         root::prepare()?;
-        let dev = make_dev()?;
-        let random = openat(&dev, "urandom", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let names = Names::new()?;
+        let mounts = Mounts { dev: make_dev()?, sys: make_sys() };
+        let random = openat(&mounts.dev, "urandom", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let random = random.map_err(|error| failed("/dev/urandom", error))?;
-        Ok(Self { dev, sys: make_sys(), random })
+        Ok(Self { random, names, mounts })
     }
 
     /// Makes the kernel's random numbers this guest's own.
@@ -51,19 +64,17 @@ impl Stage {
         reseed(&self.random, &seed.0)
             .map_err(|error| Failure::errno(FailureKind::Guest, "seeding the random number generator", error))
     }
+}
 
-    /// Moves the mounts to their places in the root of this process, and makes the place for /proc, which the process mounts
-    /// from inside its PID namespace.
+impl Mounts {
+    /// Moves them to their places in the root of this process. That of /proc stays empty: the process mounts it from inside
+    /// its PID namespace.
     ///
     /// # Errors
     /// [`FailureKind::Root`] with the path.
     pub fn attach(self) -> Result<(), Failure> {
         graft(&self.dev, "/dev")?;
-        if let Some(sys) = &self.sys {
-            graft(sys, "/sys")?;
-        }
-        // Its mount point must be there before the root becomes read-only.
-        ensure_directory("/proc")
+        self.sys.as_ref().map_or(Ok(()), |sys| graft(sys, "/sys"))
     }
 }
 
@@ -108,11 +119,5 @@ fn open_directory(path: &str) -> Result<OwnedFd, Failure> {
 
 /// Moves a mount with all that is mounted in it.
 fn graft(tree: &OwnedFd, path: &str) -> Result<(), Failure> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-    let attempt = || move_mount(tree, "", CWD, path, flags);
-    let result = match attempt() {
-        Err(Errno::NOENT) => mkdirat(CWD, path, Mode::from_raw_mode(0o755)).and_then(|()| attempt()),
-        other => other,
-    };
-    result.map_err(|error| failed(path, error))
+    move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(|error| failed(path, error))
 }

@@ -8,15 +8,71 @@ use crate::sys::is_standard;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use guest_protocol::{FailureKind, MAIN_PROCESS, STREAM_PORT, StreamHeader, StreamKind, WindowSize};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, fcntl_setfl, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{self, Errno};
+use rustix::net::sockopt::socket_error;
+use rustix::net::{SendFlags, send};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 /// The first terminal of a new devpts instance.
 const TERMINAL: &str = "/dev/pts/0";
+
+/// How often a connection is tried that the host did not answer in the time the kernel gives it.
+const ATTEMPTS: usize = 30;
+
+/// Connections to the host that have been begun, all at once: each answer is some way away.
+#[derive(Debug)]
+pub struct Opening([Option<(StreamKind, OwnedFd)>; 3]);
+
+impl Opening {
+    /// Begins what a process needs: a terminal, or output and errors and, if it has one, input.
+    ///
+    /// # Errors
+    /// As [`Machine::begin_connect`].
+    pub fn begin<M: Machine>(machine: &M, terminal: bool, stdin: bool) -> io::Result<Self> {
+        let kinds = match (terminal, stdin) {
+            (true, _) => [Some(StreamKind::Terminal), None, None],
+            (false, true) => [Some(StreamKind::Stdin), Some(StreamKind::Stdout), Some(StreamKind::Stderr)],
+            (false, false) => [None, Some(StreamKind::Stdout), Some(StreamKind::Stderr)],
+        };
+        let mut opening = Self([None, None, None]);
+        for (slot, kind) in opening.0.iter_mut().zip(kinds) {
+            *slot = kind.map(|kind| machine.begin_connect(STREAM_PORT).map(|fd| (kind, fd))).transpose()?;
+        }
+        Ok(opening)
+    }
+
+    /// The connection begun at `index`, once it is there and has its header.
+    fn take<M: Machine>(&mut self, machine: &M, index: usize) -> io::Result<Option<OwnedFd>> {
+        let Some((kind, mut connection)) = self.0.get_mut(index).and_then(Option::take) else {
+            return Ok(None);
+        };
+        let header = StreamHeader { process: MAIN_PROCESS, kind }.to_bytes();
+        for _ in 0..ATTEMPTS {
+            match send(&connection, &header, SendFlags::NOSIGNAL) {
+                // A new connection has room for these few bytes.
+                Ok(StreamHeader::LEN) => return Ok(Some(connection)),
+                Ok(_) => return Err(Errno::IO),
+                Err(Errno::NOTCONN | Errno::AGAIN) => {}
+                Err(error) => return Err(error),
+            }
+            match poll(&mut [PollFd::new(&connection, PollFlags::OUT)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+            match socket_error(&connection)? {
+                Ok(()) => {}
+                Err(Errno::TIMEDOUT) => connection = machine.begin_connect(STREAM_PORT)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Errno::TIMEDOUT)
+    }
+}
 
 /// The streams of the process, seen from here.
 pub struct Streams {
@@ -31,38 +87,46 @@ pub struct Streams {
 
 impl Streams {
     /// Three pipes, or /dev/null for the first. Also returns the process's ends, in order.
-    pub fn pipes<M: Machine>(machine: &M, stdin: bool) -> io::Result<(Self, Vec<OwnedFd>)> {
+    ///
+    /// # Errors
+    /// As the system call that failed.
+    pub fn pipes<M: Machine>(machine: &M, mut opening: Opening) -> io::Result<(Self, Vec<OwnedFd>)> {
         let mut ends = Vec::with_capacity(3);
         let mut flows = [None, None, None];
-        if stdin {
+        for (index, slot) in flows.iter_mut().enumerate() {
+            let Some(connection) = opening.take(machine, index)? else {
+                let null = openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+                ends.push(above_standard(null)?);
+                continue;
+            };
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            let connection = connect(machine, StreamKind::Stdin)?;
-            flows[0] = Some(Flow::spliced(Direction::In, connection, writer));
-            ends.push(above_standard(reader)?);
-        } else {
-            let null = openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            ends.push(above_standard(null)?);
-        }
-        for (flow, kind) in flows.iter_mut().skip(1).zip([StreamKind::Stdout, StreamKind::Stderr]) {
-            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            let connection = connect(machine, kind)?;
-            fcntl_setfl(&connection, OFlags::NONBLOCK)?;
-            *flow = Some(Flow::spliced(Direction::Out, reader, connection));
-            ends.push(above_standard(writer)?);
+            let (flow, end) = match index {
+                0 => (Flow::spliced(Direction::In, connection, writer), reader),
+                _ => (Flow::spliced(Direction::Out, reader, connection), writer),
+            };
+            *slot = Some(flow);
+            ends.push(above_standard(end)?);
         }
         Ok((Self { flows, master: None, terminal_end: None }, ends))
     }
 
     /// A terminal. Also returns the process's end of it.
-    pub fn terminal<M: Machine>(machine: &M, size: WindowSize, stdin: bool) -> Result<(Self, Vec<OwnedFd>), Failure> {
-        let open = || {
+    ///
+    /// # Errors
+    /// [`FailureKind::Guest`].
+    pub fn terminal<M: Machine>(
+        machine: &M,
+        mut opening: Opening,
+        size: WindowSize,
+        stdin: bool,
+    ) -> Result<(Self, Vec<OwnedFd>), Failure> {
+        let mut open = || {
             let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let master = openat(CWD, "/dev/pts/ptmx", flags, Mode::empty())?;
             unlockpt(&master)?;
             let end = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
             resize(&master, size)?;
-            let connection = connect(machine, StreamKind::Terminal)?;
-            fcntl_setfl(&connection, OFlags::NONBLOCK)?;
+            let connection = opening.take(machine, 0)?.ok_or(Errno::BADF)?;
             Ok((master, above_standard(end)?, connection))
         };
         let (master, end, connection) =
@@ -96,17 +160,6 @@ impl Streams {
 /// As the TIOCSWINSZ ioctl.
 pub fn resize(master: impl AsFd, size: WindowSize) -> io::Result<()> {
     tcsetwinsize(master, Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 })
-}
-
-/// Opens the connection of a stream.
-fn connect<M: Machine>(machine: &M, kind: StreamKind) -> io::Result<OwnedFd> {
-    let connection = machine.connect(STREAM_PORT)?;
-    let header = StreamHeader { process: MAIN_PROCESS, kind }.to_bytes();
-    // A new connection has room for these few bytes.
-    match io::write(&connection, &header)? {
-        StreamHeader::LEN => Ok(connection),
-        _ => Err(Errno::IO),
-    }
 }
 
 /// The same descriptor, out of the way of the three standard ones: the child moves it onto one of them.

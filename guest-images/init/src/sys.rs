@@ -121,6 +121,12 @@ struct VsockAddress {
     zero: [u8; 3],
 }
 
+impl VsockAddress {
+    fn new(cid: u32, port: u32) -> Self {
+        Self { family: AddressFamily::VSOCK.as_raw(), reserved: 0, port, cid, flags: 0, zero: [0; 3] }
+    }
+}
+
 // SAFETY: the pointer is to a live sockaddr_vm and the length is its own.
 unsafe impl SocketAddrArg for VsockAddress {
     unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
@@ -135,11 +141,9 @@ unsafe impl SocketAddrArg for VsockAddress {
 /// is asked several times.
 pub fn connect_vsock(cid: u32, port: u32) -> io::Result<OwnedFd> {
     const ATTEMPTS: usize = 30;
-    let family = AddressFamily::VSOCK.as_raw();
-    let address = VsockAddress { family, reserved: 0, port, cid, flags: 0, zero: [0; 3] };
     let attempt = || {
-        let socket = rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        rustix::net::connect(&socket, &address)?;
+        let socket = vsock_socket(SocketFlags::CLOEXEC)?;
+        rustix::net::connect(&socket, &VsockAddress::new(cid, port))?;
         Ok(socket)
     };
     let mut result = attempt();
@@ -150,6 +154,22 @@ pub fn connect_vsock(cid: u32, port: u32) -> io::Result<OwnedFd> {
         result = attempt();
     }
     result
+}
+
+/// A stream connection to a vsock port that has been begun; the socket does not block.
+///
+/// # Errors
+/// As socket(2) and connect(2).
+pub fn begin_connect_vsock(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    let socket = vsock_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    match rustix::net::connect(&socket, &VsockAddress::new(cid, port)) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error),
+    }
+}
+
+fn vsock_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)
 }
 
 /// `struct blkpg_partition` (linux/blkpg.h).

@@ -5,7 +5,7 @@ use guest_init::guest::{self, Machine};
 use guest_protocol::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, fcntl_setfl, makedev, mknodat, setxattr};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::{Resource, getrlimit};
@@ -34,11 +34,14 @@ fn connect_to(sockets: &str, port: u32) -> OwnedFd {
 
 impl Machine for Namespaces {
     fn connect(&self, port: u32) -> rustix::io::Result<OwnedFd> {
-        if port == CONTROL_PORT {
-            return UnixStream::connect(format!("{}_{port}", self.sockets))
-                .map(Into::into)
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
-        }
+        assert_eq!(port, CONTROL_PORT);
+        UnixStream::connect(format!("{}_{port}", self.sockets))
+            .map(Into::into)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+
+    fn begin_connect(&self, port: u32) -> rustix::io::Result<OwnedFd> {
+        assert_eq!(port, STREAM_PORT);
         Ok(self.streams.borrow_mut().pop_front().expect("no more than three streams"))
     }
 
@@ -48,14 +51,9 @@ impl Machine for Namespaces {
         }
         mount("tmpfs", target, "tmpfs", MountFlags::empty(), None)?;
         std::fs::write(format!("{target}/layer"), format!("{index}\n")).unwrap();
-        // What else a layer holds travels in a place that this machine has no use for.
+        // Which of the layers below it is travels in a place that this machine has no use for.
         if let Some(at) = layer.start_sector.checked_sub(1) {
-            std::fs::create_dir(format!("{target}/etc")).unwrap();
-            let path = format!("{target}/etc/machine-id");
-            match MACHINE_IDS[at as usize].0 {
-                Some(content) => std::fs::write(path, content).unwrap(),
-                None => mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)).unwrap(),
-            }
+            ETC_LAYERS[at as usize].0(&format!("{target}/etc"));
         }
         Ok(())
     }
@@ -67,7 +65,8 @@ impl Machine for Namespaces {
 fn guest() {
     let sockets = std::env::var(SOCKETS).expect("started by a test");
     let control = connect_to(&sockets, guest::PORT);
-    let streams = (0..3).map(|_| connect_to(&sockets, STREAM_PORT)).collect();
+    let streams = (0..3).map(|_| connect_to(&sockets, STREAM_PORT)).collect::<VecDeque<OwnedFd>>();
+    streams.iter().for_each(|stream| fcntl_setfl(stream, OFlags::NONBLOCK).unwrap());
     let machine = Namespaces { sockets, streams: RefCell::new(streams) };
     std::process::exit(i32::from(guest::run(&machine, control, 7) != End::PowerOff));
 }
@@ -296,22 +295,76 @@ fn a_prepared_guest_whose_host_is_gone_ends() {
     assert!(listener.accept().is_err());
 }
 
-/// What an image has in /etc/machine-id, and what its container has.
-const MACHINE_IDS: [(Option<&str>, &str); 4] = [
-    (Some(""), "30313233343536373839616263646566\n"),
-    (Some("uninitialized\n"), "30313233343536373839616263646566\n"),
-    (Some("fixed\n"), "fixed\n"),
-    (None, "none\n"),
+fn directory(path: &str, mode: u32) {
+    std::fs::create_dir(path).unwrap();
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+}
+
+fn layer_with_machine_id(etc: &str, content: &str) {
+    directory(etc, 0o755);
+    std::fs::write(format!("{etc}/machine-id"), content).unwrap();
+}
+
+fn whiteout(path: &str) {
+    mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)).unwrap();
+}
+
+const OWN_ID: &str = "30313233343536373839616263646566";
+
+/// Makes a layer's /etc; then what its container finds: machine id, mode and owner of /etc, whether the lower
+/// layer's passwd is seen.
+type EtcLayer = (fn(&str), [&'static str; 3]);
+
+const ETC_LAYERS: [EtcLayer; 8] = [
+    (|etc| layer_with_machine_id(etc, ""), [OWN_ID, "755 0:0", "yes"]),
+    (|etc| layer_with_machine_id(etc, "uninitialized\n"), [OWN_ID, "755 0:0", "yes"]),
+    (|etc| layer_with_machine_id(etc, "fixed\n"), ["fixed", "755 0:0", "yes"]),
+    (
+        |etc| {
+            directory(etc, 0o755);
+            whiteout(&format!("{etc}/machine-id"));
+        },
+        ["none", "755 0:0", "yes"],
+    ),
+    (
+        |etc| {
+            layer_with_machine_id(etc, "fixed\n");
+            std::os::unix::fs::chown(etc, Some(12), Some(34)).unwrap();
+            std::fs::set_permissions(etc, std::os::unix::fs::PermissionsExt::from_mode(0o2711)).unwrap();
+        },
+        ["fixed", "2711 12:34", "yes"],
+    ),
+    (whiteout, ["none", "755 0:0", "no"]),
+    (
+        |etc| {
+            layer_with_machine_id(etc, "");
+            setxattr(etc, "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+        },
+        [OWN_ID, "755 0:0", "no"],
+    ),
+    (
+        |etc| {
+            layer_with_machine_id(&etc.replace("etc", "else"), "");
+            std::os::unix::fs::symlink("/else", etc).unwrap();
+        },
+        [OWN_ID, "777 0:0", "no"],
+    ),
 ];
 
 #[test]
-fn a_machine_id_is_filled_in_where_the_image_leaves_it() {
-    for (at, (content, expected)) in MACHINE_IDS.into_iter().enumerate() {
-        let mut order = start(shell("cat /etc/machine-id 2>/dev/null || echo none"));
+fn the_files_in_etc_are_the_containers_own_whatever_etc_is() {
+    let script = "cat /etc/machine-id 2>/dev/null || echo none; stat -c '%a %u:%g' /etc; \
+        [ -e /etc/passwd ] && echo yes || echo no; cat /etc/hostname /etc/resolv.conf; grep db /etc/hosts; \
+        stat -c %a /etc/hosts";
+    for (at, (_, expected)) in ETC_LAYERS.into_iter().enumerate() {
+        let mut order = start(shell(script));
         let layer = order.root.layers[0];
         order.root.layers = vec![layer, Layer { start_sector: at as u64 + 1, ..layer }];
         let Some((stdout, stderr, _)) = run(order) else { return };
-        assert_eq!(stdout, expected, "{content:?}: {stderr}");
+        let lines: Vec<&str> = stdout.lines().collect();
+        let [id, owner, passwd] = expected;
+        let all = [id, owner, passwd, "box", "nameserver 10.9.9.9", "10.1.2.3 db", "644"];
+        assert_eq!(lines, all, "layer {at}: {stderr}");
     }
 }
 
