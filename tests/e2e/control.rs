@@ -1,12 +1,15 @@
 //! `bulkhead vmm` as Firecracker's users start it: a configuration file, a control socket, or both.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::control::Control;
+use tests::terminal::Terminal;
 use tests::{Lab, Running, elf};
 
 use crate::bare::own_kernel;
@@ -141,6 +144,72 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     lab.run(["vmm", "--api-sock", text(&socket)]).assert_failed(125, &["api.sock", "not a socket"]);
     assert_eq!(std::fs::read(&socket).unwrap(), b"precious");
     lab.assert_clean();
+}
+
+/// A terminal is raw while the guest has it, and as it was afterwards.
+#[test]
+fn a_terminal_is_the_guests_and_is_given_back() {
+    let lab = lab!("a_terminal_is_the_guests_and_is_given_back");
+    let patience = lab.patience(1);
+    let file = lab.path("vm.json");
+    let config = json!({ "boot-source": { "kernel_image_path": tiny_kernel(&lab) } });
+    std::fs::write(&file, config.to_string()).unwrap();
+    let mut terminal = Terminal::new();
+    let running = terminal.start(&lab.bulkhead(["vmm", "--config-file", text(&file)]));
+    terminal.wait_for("up\n", patience);
+    assert!(!terminal.is_usual());
+    // ^C is the guest's, SIGTERM is not.
+    terminal.type_in(b"\x03");
+    running.signal(Signal::TERM);
+    assert_eq!(running.end(patience).code, Some(143));
+    assert!(terminal.is_usual());
+    lab.assert_clean();
+}
+
+/// Signals that the process was started to ignore are ignored: nohup works.
+#[test]
+fn an_ignored_signal_stays_ignored() {
+    let lab = lab!("an_ignored_signal_stays_ignored");
+    let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
+    let vmm = lab.bulkhead(["vmm", "--api-sock", text(&socket)]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(vmm.get_program()).args(vmm.get_args());
+    for (key, value) in vmm.get_envs() {
+        value.map(|value| command.env(key, value));
+    }
+    let running = Running::start(command);
+    let control = Control::of(&running, socket, patience);
+    running.signal(Signal::HUP);
+    assert_eq!(control.get("/")["state"], "Not started");
+    running.signal(Signal::TERM);
+    assert_eq!(running.end(patience).code, Some(143));
+    lab.assert_clean();
+}
+
+/// A process without a descriptor for one client more turns it away, and goes on with those it has.
+#[test]
+fn a_client_too_many_for_the_process_is_turned_away() {
+    let lab = lab!("a_client_too_many_for_the_process_is_turned_away");
+    let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
+    let vmm = lab.bulkhead(["vmm", "--api-sock", text(&socket)]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 16; exec \"$@\"", "sh"]).arg(vmm.get_program()).args(vmm.get_args());
+    let running = Running::start(command);
+    let control = Control::of(&running, socket.clone(), patience);
+    let mut clients: Vec<_> = (0..16).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    // The last one is let in and shown out.
+    let mut last = clients.pop().unwrap();
+    last.set_read_timeout(Some(patience)).unwrap();
+    assert_eq!(last.read(&mut [0; 1]).unwrap(), 0);
+    let first = &mut clients[0];
+    first.set_read_timeout(Some(patience)).unwrap();
+    first.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = [0; 15];
+    first.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    drop(clients);
+    control.done("PUT", "/bulkhead/v1/stop", Value::Null);
+    assert_eq!(running.end(patience).code, Some(0));
 }
 
 /// A process that nobody configures says so, and bad configurations are one line.

@@ -21,14 +21,15 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks them, and calls `on_signal` on the event loop for each that comes.
+    /// Blocks them, and calls `on_signal` on the event loop for each that comes. Those that whoever started this process
+    /// had it ignore (nohup, a shell's background) stay ignored; a blocked one would not (signal(7)).
     pub fn new(on_signal: Box<dyn FnMut() + Send>) -> io::Result<Self> {
         // SAFETY: all bit patterns of a signal set are valid, and it is emptied before it is used.
         let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: `set` is a valid set to fill, and the signals exist.
         unsafe {
             libc::sigemptyset(&mut set);
-            for signal in ENDING {
+            for signal in ENDING.into_iter().filter(|signal| !is_ignored(*signal)) {
                 libc::sigaddset(&mut set, signal);
             }
         }
@@ -56,6 +57,14 @@ impl Signals {
     pub fn set_action(&mut self, on_signal: Box<dyn FnMut() + Send>) {
         self.on_signal = on_signal;
     }
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: all bit patterns of the structure are valid; the call only fills it.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a plain call that changes nothing, with a valid structure to fill.
+    let result = unsafe { libc::sigaction(signal, std::ptr::null(), &mut action) };
+    result == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 impl MutEventSubscriber for Signals {
