@@ -22,7 +22,7 @@ pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub struct Request<'a> {
     /// As sent: methods are case-sensitive.
     pub method: &'a str,
-    /// The request target: a path, or anything else that a client makes up.
+    /// The path of the request target, or whatever else a client makes up.
     pub target: &'a str,
     /// Empty if there is none.
     pub body: &'a [u8],
@@ -105,6 +105,7 @@ pub fn parse(buffer: &[u8]) -> Result<Parsed<'_>, HttpError> {
     let (Some(method), Some(target), Some(version)) = (head.method, head.path, head.version) else {
         return Err(HttpError::Malformed("no request line"));
     };
+    let target = path(target);
     let framing = Framing::read(head.headers, version)?;
     let total = head_length + framing.body;
     let Some(body) = buffer.get(head_length..total) else {
@@ -112,6 +113,14 @@ pub fn parse(buffer: &[u8]) -> Result<Parsed<'_>, HttpError> {
     };
     let request = Request { method, target, body, keep_alive: framing.keep_alive };
     Ok(Parsed::Complete { request, length: total })
+}
+
+/// A target may name the server, too (RFC 9112, 3.2.2). There is only this one.
+fn path(target: &str) -> &str {
+    match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or("/", |start| &rest[start..]),
+        None => target,
+    }
 }
 
 fn reason(error: httparse::Error) -> &'static str {
@@ -273,6 +282,13 @@ mod tests {
         assert_eq!((request.method, request.target, request.body), ("PUT", "/vm", &b"abc"[..]));
         assert_eq!(&text[length..], "GET / HTTP/1.1\r\n\r\n");
         assert_eq!(complete(&text[length..]).0.body, b"");
+    }
+
+    #[test]
+    fn a_target_may_name_the_server() {
+        let target = |target: &str| complete(&format!("GET {target} HTTP/1.1\r\n\r\n")).0.target.to_owned();
+        assert_eq!(target("http://localhost/vm/config"), "/vm/config");
+        assert_eq!((target("http://localhost"), target("http:///"), target("*")), ("/".into(), "/".into(), "*".into()));
     }
 
     #[test]
