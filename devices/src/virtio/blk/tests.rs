@@ -44,6 +44,23 @@ fn file(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) -> std::path::PathBuf
 }
 
 #[test]
+fn another_file_takes_the_place_of_the_first_at_run_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (file(&dir, "first", &[1; 4096]), file(&dir, "second", &[2; 8192]));
+    let mut driver = drive(json!([{ "drive_id": "d", "path_on_host": first }]));
+    assert_eq!(read(&mut driver, 0, 512).data[..512], [1; 512]);
+    let device = (KIND.build)(&json!([{ "drive_id": "d", "path_on_host": second }])).unwrap().remove(0);
+    driver.lock().replace(device).unwrap();
+    assert_eq!((driver.get(0x100), driver.get(0x60) & 2), (16, 2), "another capacity, and the driver is told");
+    assert_eq!(read(&mut driver, 15, 512).data[..512], [2; 512]);
+    assert_eq!(status(&write(&mut driver, 0, &[3; 512])), 0);
+    assert_eq!((std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap()[0]), (vec![1; 4096], 3));
+    // One that the driver was told is writable does not become read-only behind its back.
+    let read_only = json!([{ "drive_id": "d", "path_on_host": first, "is_read_only": true }]);
+    assert!(driver.lock().replace((KIND.build)(&read_only).unwrap().remove(0)).is_err());
+}
+
+#[test]
 fn what_is_written_is_in_the_file_and_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(&dir, "disk", &[0; 64 << 10]);
