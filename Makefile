@@ -32,9 +32,10 @@ kernel: build
 image: install
 	tests/images/debian.sh $(IMAGE_DIR)
 
-# The cost of a microVM that does nothing.
+# The cost of a microVM that does nothing, and of one that goes on from a snapshot.
 bench: build
 	$(BULKHEAD) bench null -n 500
+	$(BULKHEAD) bench restore -n 200
 
 # Each fuzz target for FUZZ_SECONDS. Needs a nightly toolchain and cargo-fuzz (`cargo install cargo-fuzz`).
 fuzz:

@@ -18,6 +18,22 @@ pub const HALT: &[u8] = &[
     0xeb, 0xfd, // jmp to it
 ];
 
+/// Says "r" on the serial port, waits until the byte at [`GO`] is not zero, and powers off.
+pub const WAIT: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov $0x3f8, %dx
+    0xb0, 0x72, // mov $'r', %al
+    0xee, // out %al, (%dx)
+    0x80, 0x3c, 0x25, 0x00, 0x00, 0x20, 0x00, 0x00, // 1: cmpb $0, GO
+    0x74, 0xf6, // je 1b
+    0x66, 0xba, 0x00, 0x06, // mov $0x600, %dx
+    0xb0, 0x01, // mov $1, %al
+    0xee, // out %al, (%dx)
+    0xf4, // hlt
+];
+
+/// What [`WAIT`] waits for: a guest-physical address.
+pub const GO: u64 = 0x20_0000;
+
 /// An ELF64 executable with one loadable segment that is `code`.
 pub fn elf(code: &[u8]) -> Vec<u8> {
     let mut file = Vec::with_capacity(HEADERS + code.len());

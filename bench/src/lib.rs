@@ -3,6 +3,8 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`null`] | the cost of a machine that does nothing: process start, one port write, process exit |
+//! | [`restore`] | a machine that goes on from a snapshot: process start to the guest's first instruction |
+//! | [`process`] | monitor processes, started and timed |
 //! | [`stats`] | percentiles |
 //! | [`guest`] | the guest programs it boots: a few instructions in an ELF file |
 //!
@@ -11,4 +13,6 @@
 
 pub mod guest;
 pub mod null;
+pub mod process;
+pub mod restore;
 pub mod stats;

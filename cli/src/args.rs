@@ -245,6 +245,15 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// What it takes to go on from a snapshot: process start to the guest's first instruction, for machines of several sizes
+    Restore {
+        /// How many of each size
+        #[arg(short = 'n', long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        runs: u32,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
 }
 
 /// How results are printed.
