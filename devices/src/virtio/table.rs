@@ -140,6 +140,7 @@ pub(super) fn check_state_version(device: &'static str, state: &Value, version: 
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Driver, RUNNING};
     use super::*;
 
     #[test]
@@ -161,6 +162,35 @@ mod tests {
         let mut names: Vec<_> = built.iter().map(|device| device.info().name).collect();
         names.dedup();
         assert_eq!(names, DEVICES.iter().map(|kind| kind.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_section_is_checked_without_the_host_and_its_lists_have_ids() {
+        for kind in DEVICES {
+            let dir = tempfile::tempdir().unwrap();
+            let mut section = (kind.sample)(dir.path());
+            // What the sample needs of the host is gone, and nobody looks for it.
+            drop(dir);
+            (kind.check)(&section).unwrap();
+            let id = |section: &Value| kind.id_key.map(|key| section[0][key].is_string());
+            assert_eq!(id(&section), section.is_array().then_some(true), "{}", kind.name);
+            let target = if section.is_array() { &mut section[0] } else { &mut section };
+            target["no_such_option"] = true.into();
+            let error = (kind.check)(&section).unwrap_err().to_string();
+            assert!(error.contains("no_such_option") && error.starts_with(kind.config_key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_device_with_something_to_swap_can_be_swapped_while_it_runs() {
+        for kind in DEVICES.iter().filter(|kind| !kind.swappable.is_empty()) {
+            let dir = tempfile::tempdir().unwrap();
+            let section = (kind.sample)(dir.path());
+            let build = || (kind.build)(&section).unwrap().remove(0);
+            let mut driver = Driver::start(build());
+            driver.lock().replace(build()).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
+            assert!(driver.settle() && driver.status() == RUNNING, "{}", kind.name);
+        }
     }
 
     #[test]

@@ -37,6 +37,7 @@ const THERE: &[(&str, &str, &str)] = &[
     ("PUT", "/snapshot/load", r#"{"snapshot_path": "/s"}"#),
     ("GET", "/bulkhead/v1/metrics", ""),
     ("PUT", "/bulkhead/v1/stop", ""),
+    ("PUT", "/bulkhead/v1/stop", "null"),
 ];
 
 /// And all others.
