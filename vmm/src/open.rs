@@ -8,10 +8,25 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+/// Opens whatever is there for reading.
+pub fn any(path: &Path) -> io::Result<File> {
+    // Without O_NONBLOCK a FIFO would block here; on a regular file it does nothing.
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
+
 /// Opens a regular file for reading.
 pub fn regular(path: &Path) -> io::Result<File> {
-    // Without O_NONBLOCK a FIFO would block here; on a regular file it does nothing.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    check_regular(any(path)?)
+}
+
+/// The same, of one that is no link to another: where the directory comes from somebody else, a link would let that
+/// somebody choose among all files of this host.
+pub fn regular_itself(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
+    check_regular(OpenOptions::new().read(true).custom_flags(flags).open(path)?)
+}
+
+fn check_regular(file: File) -> io::Result<File> {
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -60,12 +75,23 @@ mod tests {
         fifo(&path);
         assert!(regular(&path).unwrap_err().to_string().contains("not a regular file"));
         assert!(output(&path).unwrap_err().to_string().contains("nobody reads"));
-        assert!(directory(&path).is_err());
+        assert!(regular_itself(&path).unwrap_err().to_string().contains("not a regular file"));
+        assert!(any(&path).is_ok() && directory(&path).is_err());
         let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
         output(&path).unwrap().write_all(b"words").unwrap();
         let mut got = [0; 5];
         reader.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"words");
+    }
+
+    #[test]
+    fn a_link_is_followed_only_where_it_may_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        File::create(&file).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(regular(&link).is_ok() && regular_itself(&file).is_ok());
+        assert!(regular_itself(&link).is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 
 use super::SnapshotError;
 use super::files::Unfinished;
+use crate::open;
 
 /// What the name of a copy begins with.
 const PREFIX: &str = "disk-";
@@ -31,7 +32,7 @@ pub fn capture(sections: &mut Map<String, Value>, target: &Unfinished) -> Result
     for (number, path) in writable_files(sections).into_iter().enumerate() {
         let original = PathBuf::from(path.as_str().unwrap_or_default());
         let name = format!("{PREFIX}{number}");
-        let from = File::open(&original).map_err(io_error(&original))?;
+        let from = open::any(&original).map_err(io_error(&original))?;
         if !from.metadata().map_err(io_error(&original))?.is_file() {
             let why = "a block device cannot be part of a snapshot; use a file, or make the disk read-only";
             return Err(io_error(&original)(io::Error::new(ErrorKind::Unsupported, why)));
@@ -49,7 +50,7 @@ pub fn provide(sections: &mut Map<String, Value>, dir: &Path) -> Result<Vec<File
     for path in writable_files(sections) {
         let Some(name) = path.as_str().filter(|name| is_copy(name)) else { continue };
         let captured = dir.join(name);
-        let from = File::open(&captured).map_err(io_error(&captured))?;
+        let from = open::regular_itself(&captured).map_err(io_error(&captured))?;
         let nameless = OpenOptions::new()
             .read(true)
             .write(true)
@@ -173,6 +174,18 @@ mod tests {
         assert!(device.to_string().contains("block device"), "{device}");
         let mut gone = sections(Path::new("disk-0"));
         assert!(provide(&mut gone, dir.path()).unwrap_err().to_string().contains("disk-0"));
+    }
+
+    #[test]
+    fn a_snapshot_of_somebody_else_neither_blocks_nor_names_files_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk-0");
+        std::os::unix::fs::symlink("/etc/passwd", &disk).unwrap();
+        assert!(provide(&mut sections(Path::new("disk-0")), dir.path()).is_err());
+        fs::remove_file(&disk).unwrap();
+        open::fifo(&disk);
+        let fifo = provide(&mut sections(Path::new("disk-0")), dir.path()).unwrap_err();
+        assert!(fifo.to_string().contains("not a regular file"), "{fifo}");
     }
 
     #[test]
