@@ -1,6 +1,7 @@
 //! What can go wrong with an image, as the user sees it: one line that names the image and the reason.
 
 use crate::digest::Digest;
+use crate::erofs::MergeError;
 use crate::layer::LayerError;
 use crate::oci::OciError;
 use crate::oci::reference::RefError;
@@ -58,6 +59,14 @@ pub enum ImageError {
         dir: PathBuf,
         /// What was free before.
         free: u64,
+    },
+    /// The layers of an image cannot be made into one file system.
+    #[error("image store '{}': cannot merge the image's layers: {source}; remove its layers with `bulkhead system prune` and try again", dir.display())]
+    Merge {
+        /// The store.
+        dir: PathBuf,
+        /// What is wrong.
+        source: MergeError,
     },
     /// No loaded image of that name.
     #[error("no image '{name}' in the store; there is: {available} (load one with `bulkhead load FILE`)")]

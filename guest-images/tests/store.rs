@@ -233,3 +233,37 @@ fn a_killed_conversion_is_done_again() {
     assert!(temp_files(dir).is_empty());
     store.prepare(&ImageRef::OciArchive(dir.join("i.tar"), None), &mut ()).expect("good");
 }
+
+fn merged_files(dir: &Path) -> usize {
+    fs::read_dir(dir.join("store/merged")).expect("readable").count()
+}
+
+#[test]
+fn several_layers_are_merged_once_and_again_when_one_is_another_file() {
+    let temp = tempfile::tempdir().expect("temporary directory");
+    let dir = temp.path();
+    let archive = dir.join("image.tar");
+    let layers = [layer([file("a", "low"), file("b", vec![1; 9000])]), layer([]), layer([file("a", "high")])];
+    fs::write(&archive, Layout::simple(&layers).tar()).expect("writable");
+    let store = open(dir);
+    store.load(&archive, None, &mut ()).expect("an OCI archive");
+    assert_eq!(merged_files(dir), 0);
+    let prepare = || store.prepare(&"image".parse::<ImageRef>().expect("a name"), &mut ()).expect("loaded");
+    let first = prepare();
+    let disk: Vec<u8> = first.disk().flat_map(|part| fs::read(&part.path).expect("readable")).collect();
+    let merged = first.merged.clone().expect("two layers with files");
+    let files = Image::read_disk(&disk, merged.bytes as usize);
+    assert_eq!((&files[&b"a"[..]].data[..], files[&b"b"[..]].data.len(), files.len()), (&b"high"[..], 9000, 3));
+    assert_eq!(prepare().merged, Some(merged.clone()));
+    // Where a layer's data is in a file converted by another program nobody knows.
+    let copy = dir.join("copy");
+    fs::copy(&first.layers[0].path, &copy).expect("writable");
+    fs::rename(&copy, &first.layers[0].path).expect("writable");
+    let second = prepare().merged.expect("two layers with files");
+    assert_ne!(second.path, merged.path);
+    drop(first);
+    // What is in use stays, what no image has any more goes.
+    assert!(store.prune().expect("writable") > 0 && merged_files(dir) == 1 && second.path.exists());
+    store.remove("image").expect("loaded");
+    assert_eq!((merged_files(dir), layer_files(dir)), (0, 0));
+}

@@ -35,8 +35,6 @@ use crate::templates::Templates;
 
 /// Sectors of virtio disks and of layer ranges, in bytes.
 const SECTOR: u64 = 512;
-/// Each layer starts at a multiple of this on the disk that they make up (docs/interfaces.md).
-const EXTENT_ALIGN: u64 = 4096;
 /// Size of that disk as guests see it, in bytes: the same for every image, so that a guest can have booted before it is known
 /// which one it gets. What no layer covers is zeros.
 const LAYERS_CAPACITY: u64 = 1 << 40;
@@ -161,9 +159,9 @@ pub fn kernel_kind(kvm: KvmKind) -> KernelKind {
     }
 }
 
-/// All layers as one read-only disk.
+/// The image's file system, and the layers it leads to, as one read-only disk.
 fn drives(image: &PreparedImage) -> anyhow::Result<serde_json::Value> {
-    let extents = image.layers.iter().map(|layer| path_text(&layer.path)).collect::<Result<Vec<_>, _>>()?;
+    let extents = image.disk().map(|layer| path_text(&layer.path)).collect::<Result<Vec<_>, _>>()?;
     Ok(json!([{ "drive_id": "layers", "is_root_device": false, "is_read_only": true, "extents": extents,
                 "capacity": LAYERS_CAPACITY }]))
 }
@@ -184,26 +182,16 @@ fn start(args: &Run, command: Vec<String>, image: &PreparedImage, name: &str) ->
         wall_clock_ns: 0,
         machine_id,
         hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
-        root: Root {
-            layers: layers(image.layers.iter().map(|layer| layer.bytes)),
-            upper_bytes: None,
-            read_only: args.read_only,
-        },
+        root: Root { layers: image.disk().take(1).map(layer).collect(), upper_bytes: None, read_only: args.read_only },
         names: Names::default(),
         end: if own_kernel { End::PowerOff } else { End::Reset },
         process: process(args, command, &image.config)?,
     })
 }
 
-/// Where each layer of so many bytes lies on the disk.
-fn layers(sizes: impl Iterator<Item = u64>) -> Vec<Layer> {
-    let mut next = 0;
-    let place = |bytes: u64| {
-        let layer = Layer { start_sector: next / SECTOR, sectors: bytes.div_ceil(SECTOR), fs: LayerFs::Erofs };
-        next += bytes.next_multiple_of(EXTENT_ALIGN);
-        layer
-    };
-    sizes.map(place).collect()
+/// The file system that the disk begins with.
+fn layer(image: &guest_images::Layer) -> Layer {
+    Layer { start_sector: 0, sectors: image.bytes.div_ceil(SECTOR), fs: LayerFs::Erofs }
 }
 
 /// The process: the image's wishes, changed by the flags, with docker's rules.
@@ -313,13 +301,6 @@ mod tests {
         let got = process_of(&["i"], &image()).unwrap();
         assert_eq!((got.cwd.as_str(), got.user.as_str()), ("/srv", "app"));
         assert!(process_of(&["-w", "rel", "i"], &image()).unwrap_err().to_string().contains("rel"));
-    }
-
-    #[test]
-    fn layers_lie_one_after_the_other_at_page_boundaries() {
-        let got = layers([4096, 5000, 512].into_iter());
-        let places: Vec<_> = got.iter().map(|layer| (layer.start_sector, layer.sectors)).collect();
-        assert_eq!(places, [(0, 8), (8, 10), (24, 1)]);
     }
 
     #[test]

@@ -60,6 +60,11 @@ pub(super) fn device_number(major: u32, minor: u32) -> Result<u32, ErofsError> {
     Ok((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
+/// The major and minor of a device number as [`device_number`] makes it.
+pub(super) fn decode_device_number(number: u32) -> (u32, u32) {
+    ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & !0xff))
+}
+
 pub(super) struct Inode<'a> {
     pub layout: Layout,
     pub file_type: FileType,
@@ -114,6 +119,12 @@ pub(crate) fn split_xattr_name(name: &[u8]) -> Option<(u8, &[u8])> {
     let rest = &name[prefix.len()..];
     let is_acl = matches!(index, 2 | 3);
     (rest.is_empty() == is_acl && rest.len() <= 255).then_some((*index, rest))
+}
+
+/// The name that [`split_xattr_name`] split.
+pub(super) fn join_xattr_name(index: u8, rest: &[u8]) -> Option<Vec<u8>> {
+    let (prefix, _) = PREFIXES.iter().find(|(_, known)| *known == index)?;
+    Some([prefix, rest].concat())
 }
 
 /// The inline attribute area of an inode; empty if there are none. `opaque` adds overlayfs's mark of an opaque directory.

@@ -7,16 +7,22 @@
 //! checksum: images are only used after their content's digest was verified, and computing it costs boot time where the
 //! guest kernel is emulated.
 //!
+//! [`merge`] makes one image of several: all of their metadata, while the data stays in them.
+//!
 //! Not here: compression, chunks, shared attributes, multiple devices.
 
 mod blocks;
 mod dirents;
 mod format;
+mod merge;
+mod reader;
 mod writer;
 
 pub use blocks::BlockWriter;
 pub(crate) use format::split_xattr_name;
 pub use format::{BLOCK, Summary, summary};
+pub use merge::{MergeError, merge};
+pub use reader::{ReadError, read_tree};
 pub use writer::finish;
 
 /// Files up to this many bytes are stored beside their inode: one block read brings both.

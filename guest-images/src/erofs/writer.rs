@@ -50,10 +50,25 @@ impl Place {
 ///
 /// # Errors
 /// Writing fails, the limit is reached, or an inode cannot be represented.
-pub fn finish<W: Write + Seek>(
+pub fn finish<W: Write + Seek>(tree: Tree, out: BlockWriter<W>, uuid: [u8; 16]) -> Result<(W, u64), ErofsError> {
+    finish_with(tree, out, uuid, Data::Within)
+}
+
+/// Where the data of files that are not inline is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Data {
+    /// In the image.
+    Within,
+    /// In this many blocks that follow it.
+    Behind(u32),
+}
+
+/// As [`finish`].
+pub(super) fn finish_with<W: Write + Seek>(
     mut tree: Tree,
     mut out: BlockWriter<W>,
     uuid: [u8; 16],
+    data: Data,
 ) -> Result<(W, u64), ErofsError> {
     drop_hidden_whiteouts(&mut tree);
     let mut table = Table::collect(&tree)?;
@@ -65,6 +80,11 @@ pub fn finish<W: Write + Seek>(
         table.write_directory_blocks(&tree, index, &mut out)?;
     }
     let meta_block = out.next_block();
+    if let Data::Behind(blocks) = data {
+        let own = u64::from(meta_block) + table.bytes().div_ceil(BLOCK as u64);
+        let end = u32::try_from(own + u64::from(blocks)).map_err(|_| ErofsError::TooLarge(u64::from(u32::MAX)))?;
+        table.move_data(&tree, end - blocks);
+    }
     table.write_inodes(&tree, &mut out)?;
     let root_nid = (FIRST / SLOT as u64) as u16;
     let inodes = table.places.len() as u64;
@@ -189,6 +209,20 @@ impl Table {
             }
             place.offset = offset;
             offset = (offset + place.len() as u64).next_multiple_of(SLOT as u64);
+        }
+    }
+
+    /// Bytes of all inodes with what is stored beside them.
+    fn bytes(&self) -> u64 {
+        self.places.last().map_or(0, |place| place.offset + place.len() as u64)
+    }
+
+    /// Counts the blocks of file data from another place on.
+    fn move_data(&mut self, tree: &Tree, by: u32) {
+        for place in &mut self.places {
+            if matches!(tree.node(place.id).kind, Kind::File(FileData::Blocks { .. })) {
+                place.addr += by;
+            }
         }
     }
 

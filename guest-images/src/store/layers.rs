@@ -3,7 +3,7 @@
 use super::lock::{WorkLock, is_linked, lock};
 use super::{Progress, Store};
 use crate::digest::{Algorithm, Digest, HashingReader};
-use crate::erofs::{self, BLOCK, ErofsError};
+use crate::erofs::{self, BLOCK, ErofsError, MergeError};
 use crate::error::ImageError;
 use crate::layer::{self, Flavour, LayerError, Limits};
 use crate::oci::source::Source;
@@ -42,19 +42,25 @@ pub(super) struct Held {
 pub(super) enum Origin {
     Layer,
     Rootfs,
+    /// Of the layers of an image.
+    Merged,
 }
+
+const MERGED: &str = "merged-";
 
 /// Name of a layer's file without its suffix.
 pub(super) fn key(origin: Origin, digest: &Digest) -> String {
     match origin {
         Origin::Layer => digest.file_name(),
         Origin::Rootfs => format!("rootfs-{}", digest.hex()),
+        Origin::Merged => format!("{MERGED}{}", digest.hex()),
     }
 }
 
 impl Store {
     pub(super) fn layer_path(&self, key: &str) -> PathBuf {
-        self.dir.join("layers").join(format!("{key}.erofs"))
+        let directory = if key.starts_with(MERGED) { "merged" } else { "layers" };
+        self.dir.join(directory).join(format!("{key}.erofs"))
     }
 
     /// Opens a converted layer and locks it against removal. `None`: it is not there (or damaged).
@@ -104,6 +110,30 @@ impl Store {
             convert(&file)?;
             work.publish(&file, &self.layer_path(&key))?;
         }
+    }
+
+    /// Identifies these very layer files, in this order: a merged image leads to blocks in them, and a layer that is converted
+    /// anew may have its data elsewhere. None if one is not there.
+    pub(super) fn merged_digest<'a>(layers: impl Iterator<Item = &'a Path>) -> Option<Digest> {
+        let mut identity = Vec::new();
+        for path in layers {
+            identity.extend(super::file_fingerprint(&fs::metadata(path).ok()?));
+        }
+        Some(Digest::of(&identity))
+    }
+
+    /// The image that makes one file system of several layers; `digest` identifies those of the image.
+    pub(super) fn merged_layer(&self, digest: &Digest, held: &[Held]) -> Result<Held, ImageError> {
+        self.layer(Origin::Merged, digest, |file| {
+            let (limits, free) = self.limits()?;
+            let layers: Vec<_> = held.iter().map(|held| (&held.file, held.layer.bytes)).collect();
+            let budget = limits.metadata.min(limits.bytes);
+            match erofs::merge(&layers, file, digest.uuid(), budget, limits.entries) {
+                Ok(_) => Ok(()),
+                Err(MergeError::Write(e)) => Err(self.layer_error("of all layers", free, e.into())),
+                Err(source) => Err(ImageError::Merge { dir: self.dir.clone(), source }),
+            }
+        })
     }
 
     /// The limits for one layer: no more bytes than there is room for.

@@ -4,6 +4,7 @@
 //! ```text
 //! version              "1"
 //! layers/KEY.erofs     a converted layer; whoever uses it holds a shared flock on it
+//! merged/KEY.erofs     the metadata of an image with several layers, merged; locked like a layer
 //! images/HASH.json     a loaded image: name, configuration, layers
 //! tmp/KEY.lock, .tmp   work going on; the lock's holder owns the .tmp; without holder both are rubbish
 //! ```
@@ -18,6 +19,7 @@ mod records;
 
 pub use layers::Layer;
 pub use records::ImageInfo;
+use records::Record;
 
 use crate::digest::Digest;
 use crate::error::ImageError;
@@ -57,10 +59,19 @@ pub struct PreparedImage {
     pub id: Digest,
     /// The layers, lowest first; never empty.
     pub layers: Vec<Layer>,
+    /// With several layers: the file system that they make together; see [`crate::erofs::merge`].
+    pub merged: Option<Layer>,
     /// How to start its process.
     pub config: ProcessDefaults,
     /// Keeps the layers from being removed for as long as it lives.
     pub lock: LayersInUse,
+}
+
+impl PreparedImage {
+    /// What makes up the disk of a VM, in order. The file system on it is the first of them.
+    pub fn disk(&self) -> impl Iterator<Item = &Layer> {
+        self.merged.iter().chain(&self.layers)
+    }
 }
 
 /// Shared locks on layer images. The kernel drops them with the process.
@@ -68,7 +79,7 @@ pub struct PreparedImage {
 pub struct LayersInUse(Vec<File>);
 
 impl LayersInUse {
-    /// The layer images, open for reading, in the order of [`PreparedImage::layers`].
+    /// The images, open for reading: the layers' in the order of [`PreparedImage::layers`], then the merged one.
     pub fn files(&self) -> &[File] {
         &self.0
     }
@@ -79,7 +90,7 @@ impl LayersInUse {
 pub struct Usage {
     /// Converted layers.
     pub layers: usize,
-    /// Bytes they take on disk (holes take none).
+    /// Bytes they take on disk, with what they were merged into (holes take none).
     pub bytes: u64,
 }
 
@@ -105,7 +116,7 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_with(dir: impl Into<PathBuf>, limits: Limits) -> Result<Store, ImageError> {
         let dir = dir.into();
-        for dir in [dir.clone(), dir.join("layers"), dir.join("images"), dir.join("tmp")] {
+        for dir in [dir.clone(), dir.join("layers"), dir.join("merged"), dir.join("images"), dir.join("tmp")] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             made.map_err(ImageError::io("create", dir))?;
         }
@@ -187,13 +198,11 @@ impl Store {
     pub fn remove(&self, name: &str) -> Result<ImageInfo, ImageError> {
         let _work = self.lock()?;
         let record = self.find(name)?;
+        let keys = self.keys(&record);
         self.remove_record(&record.name)?;
         let used = self.referenced()?;
-        for layer in &record.layers {
-            let key = layers::key(Origin::Layer, &layer.digest);
-            if !used.contains(&key) {
-                self.remove_layer(&self.layer_path(&key))?;
-            }
+        for key in keys.difference(&used) {
+            self.remove_layer(&self.layer_path(key))?;
         }
         Ok(record.into())
     }
@@ -207,7 +216,7 @@ impl Store {
         let _work = self.lock()?;
         let used = self.referenced()?;
         let mut freed = 0;
-        for path in self.layer_files()? {
+        for path in self.files("merged")?.into_iter().chain(self.files("layers")?) {
             let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let bytes = path.metadata().map_or(0, |meta| meta.blocks() * 512);
             if !used.contains(&key) && self.remove_layer(&path)? {
@@ -222,22 +231,29 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn usage(&self) -> Result<Usage, ImageError> {
-        let files = self.layer_files()?;
-        let bytes = files.iter().map(|path| path.metadata().map_or(0, |meta| meta.blocks() * 512)).sum();
-        Ok(Usage { layers: files.len(), bytes })
+        let (layers, merged) = (self.files("layers")?, self.files("merged")?);
+        let bytes =
+            layers.iter().chain(&merged).map(|path| path.metadata().map_or(0, |meta| meta.blocks() * 512)).sum();
+        Ok(Usage { layers: layers.len(), bytes })
     }
 
-    fn layer_files(&self) -> Result<Vec<PathBuf>, ImageError> {
-        let dir = self.dir.join("layers");
+    fn files(&self, directory: &str) -> Result<Vec<PathBuf>, ImageError> {
+        let dir = self.dir.join(directory);
         let entries = fs::read_dir(&dir).map_err(ImageError::io("read", &dir))?;
         entries.map(|entry| Ok(entry.map_err(ImageError::io("read", &dir))?.path())).collect()
     }
 
-    /// Keys of the layers that loaded images have.
+    /// Keys of the files that loaded images have.
     fn referenced(&self) -> Result<HashSet<String>, ImageError> {
-        let records = self.records()?;
-        let layers = records.iter().flat_map(|record| &record.layers);
-        Ok(layers.map(|layer| layers::key(Origin::Layer, &layer.digest)).collect())
+        Ok(self.records()?.iter().flat_map(|record| self.keys(record)).collect())
+    }
+
+    /// Keys of an image's layers, and of what they were merged into.
+    fn keys(&self, record: &Record) -> HashSet<String> {
+        let layers: Vec<String> = record.layers.iter().map(|layer| layers::key(Origin::Layer, &layer.digest)).collect();
+        let paths: Vec<PathBuf> = layers.iter().map(|key| self.layer_path(key)).collect();
+        let merged = Self::merged_digest(paths.iter().map(PathBuf::as_path));
+        layers.into_iter().chain(merged.map(|digest| layers::key(Origin::Merged, &digest))).collect()
     }
 
     /// Removes a layer's file unless someone uses it; says whether it did.

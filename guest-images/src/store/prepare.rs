@@ -39,7 +39,7 @@ impl Store {
             }
         };
         let held = self.convert(&name, &source, &resolved, progress)?;
-        Ok(prepared(resolved.id, resolved.config, held))
+        self.prepared(resolved.id, resolved.config, held)
     }
 
     fn archive(&self, path: &Path) -> Result<Source, SourceError> {
@@ -69,7 +69,7 @@ impl Store {
     fn prepare_rootfs(&self, path: &Path, progress: &mut dyn Progress) -> Result<PreparedImage, ImageError> {
         progress.layer(0, 1, false);
         let held = self.rootfs_layer(path, progress)?;
-        Ok(prepared(held.layer.digest.clone(), ProcessDefaults::default(), vec![held]))
+        self.prepared(held.layer.digest.clone(), ProcessDefaults::default(), vec![held])
     }
 
     fn prepare_loaded(&self, name: &str, progress: &mut dyn Progress) -> Result<PreparedImage, ImageError> {
@@ -80,7 +80,7 @@ impl Store {
             let missing = || ImageError::LayerMissing { name: record.name.clone(), layer: layer.digest.clone() };
             held.push(self.open_layer(Origin::Layer, &layer.digest)?.ok_or_else(missing)?);
         }
-        Ok(prepared(record.id, record.config, held))
+        self.prepared(record.id, record.config, held)
     }
 
     /// Loads the images of an OCI layout (directory or archive) or a docker archive under the names they bring, or the
@@ -126,6 +126,32 @@ impl Store {
         Ok(loaded)
     }
 
+    /// Leaves out layers without any file (some builders make one per metadata step), but never all of them; merges those that
+    /// remain, if they are several.
+    fn prepared(&self, id: Digest, config: ProcessDefaults, held: Vec<Held>) -> Result<PreparedImage, ImageError> {
+        let digest = Self::merged_digest(held.iter().map(|held| held.layer.path.as_path()));
+        let all_empty = held.iter().all(|held| held.empty);
+        let mut kept: Vec<Held> = held.into_iter().filter(|held| all_empty || !held.empty).collect();
+        if all_empty {
+            kept.truncate(1);
+        }
+        let merged = match digest {
+            Some(digest) if kept.len() > 1 => Some(self.merged_layer(&digest, &kept)?),
+            Some(_) => None,
+            // They are locked, so someone else than a store has removed one.
+            None => {
+                let dir = self.dir().join("layers");
+                return Err(ImageError::io("find a layer in", dir)(std::io::ErrorKind::NotFound.into()));
+            }
+        };
+        let (layers, mut files): (_, Vec<_>) = kept.into_iter().map(|held| (held.layer, held.file)).unzip();
+        let merged = merged.map(|held| {
+            files.push(held.file);
+            held.layer
+        });
+        Ok(PreparedImage { id, layers, merged, config, lock: LayersInUse(files) })
+    }
+
     fn names_for(&self, path: &Path, image: &Resolved, name: Option<&str>) -> Result<Vec<String>, ImageError> {
         if let Some(name) = name {
             return Ok(vec![name.to_owned()]);
@@ -148,15 +174,4 @@ fn record(name: String, image: &Resolved, held: &[Held]) -> Record {
         layers: held.iter().map(layer).collect(),
         config: image.config.clone(),
     }
-}
-
-/// Leaves out layers without any file (some builders make one per metadata step), but never all of them.
-fn prepared(id: Digest, config: ProcessDefaults, held: Vec<Held>) -> PreparedImage {
-    let all_empty = held.iter().all(|held| held.empty);
-    let mut kept: Vec<Held> = held.into_iter().filter(|held| all_empty || !held.empty).collect();
-    if all_empty {
-        kept.truncate(1);
-    }
-    let (layers, files) = kept.into_iter().map(|held| (held.layer, held.file)).unzip();
-    PreparedImage { id, layers, config, lock: LayersInUse(files) }
 }

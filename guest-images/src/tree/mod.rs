@@ -207,6 +207,13 @@ impl Tree {
         Ok(self.bind(dir, name, id))
     }
 
+    /// Takes a name out of a directory, if it is there.
+    pub fn remove(&mut self, dir: NodeId, name: &[u8]) {
+        if let Kind::Dir { entries, .. } = &mut self.node_mut(dir).kind {
+            entries.remove(name);
+        }
+    }
+
     /// Gives an existing node that is no directory one more name.
     ///
     /// # Errors

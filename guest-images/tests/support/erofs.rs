@@ -44,11 +44,16 @@ fn le(bytes: &[u8]) -> u64 {
 impl<'a> Image<'a> {
     /// All files by path (`""` is the root).
     pub fn read(bytes: &'a [u8]) -> BTreeMap<Vec<u8>, File> {
+        Self::read_disk(bytes, bytes.len())
+    }
+
+    /// The same of the image in the first `own` bytes of a disk.
+    pub fn read_disk(bytes: &'a [u8], own: usize) -> BTreeMap<Vec<u8>, File> {
         let sb = &bytes[1024..1152];
         assert_eq!(le(&sb[0..4]), 0xE0F5_E1E2, "magic");
         assert_eq!(sb[12], 12, "block size");
         assert_eq!(le(&sb[80..84]), 0, "no incompatible features");
-        assert_eq!(le(&sb[36..40]) as usize * BLOCK, bytes.len(), "blocks");
+        assert_eq!(le(&sb[36..40]) as usize * BLOCK, own, "blocks");
         let image = Image { bytes, meta: le(&sb[40..44]) as usize * BLOCK };
         let root = le(&sb[14..16]);
         let mut files = BTreeMap::new();
