@@ -103,11 +103,14 @@ pub struct MachineConfig {
     pub vcpu_count: u8,
     /// Guest RAM in MiB.
     pub mem_size_mib: u64,
+    /// Make each snapshot of the machine one that the next can be a change to.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub track_dirty_pages: bool,
 }
 
 impl Default for MachineConfig {
     fn default() -> Self {
-        MachineConfig { vcpu_count: 1, mem_size_mib: 128 }
+        MachineConfig { vcpu_count: 1, mem_size_mib: 128, track_dirty_pages: false }
     }
 }
 
@@ -173,7 +176,7 @@ impl ConfigError {
 impl MachineConfig {
     /// Checks that it can be had; `host_mib` is the host's RAM in MiB.
     pub fn validate(&self, host_mib: u64) -> Result<(), ConfigError> {
-        let MachineConfig { vcpu_count, mem_size_mib } = *self;
+        let MachineConfig { vcpu_count, mem_size_mib, .. } = *self;
         if !(1..=MAX_VCPUS).contains(&vcpu_count) {
             return Err(ConfigError::Vcpus(vcpu_count));
         }
@@ -197,10 +200,11 @@ impl VmConfig {
     pub fn over(self, saved: VmConfig) -> VmConfig {
         let mut devices = saved.devices;
         devices.extend(self.devices);
+        let machine = MachineConfig { track_dirty_pages: self.machine.track_dirty_pages, ..saved.machine };
         VmConfig {
             boot_source: None,
             snapshot: self.snapshot,
-            machine: saved.machine,
+            machine,
             serial: self.serial,
             cpuid_cache: self.cpuid_cache,
             devices,
@@ -235,7 +239,7 @@ mod tests {
     #[test]
     fn defaults_are_a_small_machine() {
         let config = VmConfig::from_json(MINIMAL).unwrap();
-        assert_eq!(config.machine, MachineConfig { vcpu_count: 1, mem_size_mib: 128 });
+        assert_eq!(config.machine, MachineConfig { vcpu_count: 1, mem_size_mib: 128, track_dirty_pages: false });
         assert_eq!(config.serial, SerialConfig::Off);
         config.validate(1024).unwrap();
     }

@@ -6,7 +6,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
+use crate::snapshot::memory::{self as snapshot, Source};
 use devices::GuestRam;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -38,6 +40,22 @@ pub enum MemoryError {
 
 /// Host mappings are aligned to this, the size of a large page, so that the host can back RAM with large pages.
 const ALIGNMENT: usize = 2 << 20;
+
+const PAGE: u64 = snapshot::PAGE as u64;
+/// Runs of this many pages or less are cheaper to read than to map.
+const LONE_PAGES: u64 = 8;
+/// With more extents than this, none is mapped.
+const MOST_MAPPINGS: usize = 8192;
+
+/// Maps `len` bytes of `file` from `offset` on over what is mapped at `start`, which belongs to the caller.
+fn map_over(start: *mut u8, len: usize, file: &File, offset: u64) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: the range is part of a mapping of RAM, which stays readable and writable memory of the same length.
+    let mapped = unsafe { libc::mmap(start.cast(), len, protection, flags, file.as_raw_fd(), offset) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
 
 /// One mapping of the host, given back when dropped.
 #[derive(Debug)]
@@ -112,11 +130,58 @@ impl Ram {
         Self::map(mib, &mut |len, _| Mapping::anonymous(len))
     }
 
-    /// Maps `mib` MiB of RAM with the content of `file`, region after region.
+    /// Maps `mib` MiB of RAM as a private view of files, of which the first has all pages and each other one lies over those
+    /// before it. There must be one.
     ///
     /// A file that somebody cuts short afterwards ends this process with SIGBUS when the guest uses what is missing.
-    pub fn of_file(mib: u64, file: &File) -> Result<Self, MemoryError> {
-        Self::map(mib, &mut |len, offset| Mapping::of_file(len, file, offset))
+    pub fn of_files(mib: u64, sources: &[Source]) -> Result<Self, MemoryError> {
+        let failed = |problem: String| MemoryError::Map { mib, problem };
+        let (first, over) = sources.split_first().ok_or_else(|| failed("there is no file".into()))?;
+        let ram = Self::map(mib, &mut |len, offset| Mapping::of_file(len, &first.file, offset))?;
+        for source in over {
+            ram.lay_over(source, true).map_err(|e| failed(e.to_string()))?;
+        }
+        Ok(ram)
+    }
+
+    /// Makes RAM a private view of a file that holds what RAM holds: all of it, or in the given extents. Nothing may use RAM
+    /// meanwhile. Short extents may stay as they are: then they still count as changed.
+    pub fn rebase(&self, source: &Source) -> io::Result<()> {
+        self.lay_over(source, false)
+    }
+
+    /// Maps the extents, or reads those that are short, if `read` says so.
+    fn lay_over(&self, source: &Source, read: bool) -> io::Result<()> {
+        // Each mapping may cost two more, and a process has 65530 at most where nobody has changed that.
+        let many = source.extents.as_ref().is_some_and(|extents| extents.len() > MOST_MAPPINGS);
+        let lone = if many { u64::MAX } else { LONE_PAGES };
+        let mut offset = 0;
+        for region in self.guest.iter() {
+            let end = offset + region.len();
+            let whole = [(offset / PAGE, region.len() / PAGE)];
+            for &(first, count) in source.extents.as_deref().unwrap_or(&whole) {
+                let (from, to) = ((first * PAGE).max(offset), (first + count) * PAGE);
+                let to = to.min(end);
+                if from >= to {
+                    continue;
+                }
+                let len = (to - from) as usize;
+                // SAFETY: `from` lies in the region, which is mapped as a whole.
+                let start = unsafe { region.as_ptr().add((from - offset) as usize) };
+                if count <= lone {
+                    if !read {
+                        continue;
+                    }
+                    // SAFETY: `len` bytes from `start` on lie in the region, and nobody else uses it yet.
+                    let bytes = unsafe { std::slice::from_raw_parts_mut(start, len) };
+                    source.file.read_exact_at(bytes, from)?;
+                } else {
+                    map_over(start, len, &source.file, from)?;
+                }
+            }
+            offset = end;
+        }
+        Ok(())
     }
 
     /// `map` gets the length of each region and its place among all of RAM.

@@ -87,7 +87,11 @@ impl Running {
     }
 
     fn snapshot(&self, path: &Path) -> Result<SnapshotReport, VmmError> {
-        Ok(self.handle.snapshot(&SnapshotRequest { path: path.to_owned(), kind: SnapshotKind::Full })?)
+        self.snapshot_of(SnapshotKind::Full, path)
+    }
+
+    fn snapshot_of(&self, kind: SnapshotKind, path: &Path) -> Result<SnapshotReport, VmmError> {
+        Ok(self.handle.snapshot(&SnapshotRequest { path: path.to_owned(), kind })?)
     }
 
     fn end(mut self, key: u8) -> ExitReason {
@@ -125,6 +129,48 @@ fn original_and_clones_go_on_where_they_were() {
     }
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
+fn changes_are_laid_over_what_they_are_changes_to() {
+    if no_kvm("changes_are_laid_over_what_they_are_changes_to") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let kernel = Kernel::new(WAITER);
+    let mut config = kernel.config(1);
+    let untracked = Running::start(&config).unwrap();
+    assert_eq!(untracked.output.recv_timeout(HANG), Ok(b'r'));
+    untracked.snapshot(&at("full")).unwrap();
+    assert!(untracked.snapshot_of(SnapshotKind::Diff, &at("none")).unwrap_err().to_string().contains("full one"));
+    assert_eq!(untracked.end(b'g'), ExitReason::PowerOff);
+
+    config.machine.track_dirty_pages = true;
+    let original = Running::start(&config).unwrap();
+    assert_eq!(original.output.recv_timeout(HANG), Ok(b'r'));
+    assert!(original.snapshot_of(SnapshotKind::Diff, &at("none")).is_err());
+    let full = original.snapshot(&at("one")).unwrap().bytes;
+    for (name, parent) in [("two", "one"), ("three", "two")] {
+        let report = original.snapshot_of(SnapshotKind::Diff, &at(name)).unwrap();
+        assert!(report.bytes < full, "{name}: {report:?}, {full} after {parent}");
+        assert!(original.snapshot_of(SnapshotKind::Diff, &at(name)).is_err(), "in the place of its parent");
+    }
+    // From the end of the chain, and a change to what it came from.
+    let clone = Running::start(&from(&at("three"))).unwrap();
+    clone.snapshot_of(SnapshotKind::Diff, &at("four")).unwrap();
+    let grandchild = Running::start(&from(&at("four"))).unwrap();
+    for running in [original, clone, grandchild] {
+        assert_eq!(running.end(b'g'), ExitReason::PowerOff);
+    }
+    let error = |what: &str| {
+        let error = Running::start(&from(&at("four"))).err().unwrap().to_string();
+        assert!(error.contains(what), "{error}");
+    };
+    fs::rename(at("one"), at("elsewhere")).unwrap();
+    error("one");
+    fs::rename(at("full"), at("one")).unwrap();
+    error("replaced");
 }
 
 #[test]

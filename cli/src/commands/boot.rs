@@ -133,7 +133,11 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
             boot_args: words.collect::<Vec<_>>().join(" "),
             protocol: args.protocol,
         }),
-        machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
+        machine: MachineConfig {
+            vcpu_count: args.machine.cpus,
+            mem_size_mib: args.machine.memory_mib,
+            track_dirty_pages: false,
+        },
         serial: SerialConfig::Stdio,
         cpuid_cache: None,
         devices,

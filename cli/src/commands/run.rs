@@ -144,7 +144,11 @@ fn machine(args: &Run) -> anyhow::Result<VmConfig> {
             boot_args: words.collect::<Vec<_>>().join(" "),
             protocol: BootProtocol::Auto,
         }),
-        machine: MachineConfig { vcpu_count: args.machine.cpus, mem_size_mib: args.machine.memory_mib },
+        machine: MachineConfig {
+            vcpu_count: args.machine.cpus,
+            mem_size_mib: args.machine.memory_mib,
+            track_dirty_pages: false,
+        },
         serial: SerialConfig::Off,
         cpuid_cache: None,
         devices: serde_json::Map::new(),

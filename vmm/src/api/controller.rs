@@ -214,8 +214,8 @@ impl Controller {
             return Err(Refused::NotBlank);
         }
         let source = SnapshotSource { path: load.path, resume: load.resume };
-        let config = Draft { snapshot: Some(source), ..self.draft.clone() }.to_config()?;
         self.draft.track_dirty_pages = load.track_dirty_pages;
+        let config = Draft { snapshot: Some(source), ..self.draft.clone() }.to_config()?;
         self.phase = Phase::Starting(Some(Launch { config }));
         self.load_began = Some(Instant::now());
         Ok(())

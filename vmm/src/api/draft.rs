@@ -88,7 +88,8 @@ impl Draft {
         Draft {
             boot_source: config.boot_source.clone(),
             snapshot: config.snapshot.clone(),
-            machine: config.machine.clone(),
+            machine: MachineConfig { track_dirty_pages: false, ..config.machine.clone() },
+            track_dirty_pages: config.machine.track_dirty_pages,
             serial: config.serial.clone(),
             devices: config.devices.clone(),
             ..Draft::default()
@@ -127,6 +128,7 @@ impl Draft {
         let machine = MachineConfig {
             vcpu_count: body.vcpu_count.unwrap_or(before.vcpu_count),
             mem_size_mib: body.mem_size_mib.unwrap_or(before.mem_size_mib),
+            track_dirty_pages: false,
         };
         machine.validate(host_mib)?;
         self.machine = machine;
@@ -183,7 +185,7 @@ impl Draft {
             cpuid_cache: None,
             boot_source: self.boot_source.clone(),
             snapshot: self.snapshot.clone(),
-            machine: self.machine.clone(),
+            machine: MachineConfig { track_dirty_pages: self.track_dirty_pages, ..self.machine.clone() },
             serial: self.serial.clone(),
             devices: self.devices.clone(),
         })

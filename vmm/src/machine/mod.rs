@@ -33,7 +33,8 @@ use crate::events::{Event, ExitReason, Phase, monotonic_ns};
 use crate::host;
 use crate::irq::KvmRoutes;
 use crate::memory::{self, Ram};
-use crate::snapshot;
+use crate::snapshot::memory::Source;
+use crate::snapshot::{self, Parent};
 use crate::vcpu::{Shared, Vcpu, registers};
 use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS, LAPIC_BASE};
 use ending::{Ending, EndingEvent, on_end};
@@ -80,10 +81,19 @@ struct Parts {
     kvm: Kvm,
     vm: Arc<VmFd>,
     memory: Ram,
-    /// What `memory` is a private view of, if it came from a snapshot.
-    base: Option<File>,
+    /// What `memory` is a private view of. Taken with the threads' lock held.
+    base: Mutex<Base>,
     /// Disks that exist only for this machine.
     _disks: Vec<File>,
+}
+
+/// What RAM is a private view of.
+#[derive(Default)]
+struct Base {
+    /// The files, the lowest first; none if it has its pages for itself.
+    sources: Vec<Source>,
+    /// The snapshot that they make up, with its absolute path; none if nobody can find it there.
+    snapshot: Option<Parent>,
 }
 
 impl Parts {
@@ -118,9 +128,12 @@ impl Machine {
         config.validate(host::memory_mib())?;
         let source = config.snapshot.as_ref();
         let saved = source.map(|source| snapshot::files::open(&source.path)).transpose()?;
-        let (mut config, saved, base) = match saved {
-            Some((saved, memory)) => (config.clone().over(saved.config.clone()), Some(saved), Some(memory)),
-            None => (config.clone(), None, None),
+        let (mut config, saved, base) = match (saved, source) {
+            (Some((saved, sources)), Some(source)) => {
+                let base = Base { sources, snapshot: restore::parent(&source.path, &saved.meta) };
+                (config.clone().over(saved.config.clone()), Some(saved), base)
+            }
+            _ => (config.clone(), None, Base::default()),
         };
         config.validate(host::memory_mib())?;
         let disks = match config.snapshot.clone() {
@@ -135,7 +148,7 @@ impl Machine {
         }
         let vm = Arc::new(create_vm(&host_kvm)?);
         let mib = config.machine.mem_size_mib;
-        let memory = base.as_ref().map_or_else(|| Ram::new(mib), |file| Ram::of_file(mib, file))?;
+        let memory = if saved.is_some() { Ram::of_files(mib, &base.sources) } else { Ram::new(mib) }?;
         memory::register(&vm, &memory)?;
         let ram = memory.guest();
         split_irqchip(&vm)?;
@@ -155,7 +168,17 @@ impl Machine {
             Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone(), over };
         let resume = config.snapshot.as_ref().is_none_or(|source| source.resume);
         let config = Mutex::new(config);
-        let parts = Parts { config, transports, serial, ioapic, kvm: host_kvm, vm, memory, base, _disks: disks };
+        let parts = Parts {
+            config,
+            transports,
+            serial,
+            ioapic,
+            kvm: host_kvm,
+            vm,
+            memory,
+            base: Mutex::new(base),
+            _disks: disks,
+        };
         let vcpus = match &saved {
             Some(saved) => restore::restore(&parts, saved, &shared)?,
             None => boot_vcpus(&parts, &windows, &shared)?,

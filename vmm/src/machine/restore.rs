@@ -3,6 +3,7 @@
 //! The order matters (see also `vcpu::state`): vCPUs with their LAPICs before the clock, routes before the transports,
 //! which may raise interrupts.
 
+use std::path::Path;
 use std::sync::PoisonError;
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -12,7 +13,7 @@ use super::error::VmmError;
 use super::{Parts, create_vcpu};
 use crate::cpuid::{self, Model};
 use crate::host::{self, KvmKind};
-use crate::snapshot::{Snapshot, SnapshotError};
+use crate::snapshot::{Meta, Parent, Snapshot, SnapshotError};
 use crate::vcpu::{Shared, Vcpu};
 
 /// Whether the snapshot can go on here: on the same kind of KVM, and the same processor or, where guests see only what
@@ -39,6 +40,11 @@ pub(super) fn check_host(saved: &Snapshot, host_kvm: &Kvm) -> Result<(), Snapsho
         None => Ok(()),
         Some(feature) => Err(other(&format!(", which lacks {feature}"))),
     }
+}
+
+/// The snapshot in `dir` as one that others can be changes to; `None` if there is no saying where that is.
+pub(super) fn parent(dir: &Path, meta: &Meta) -> Option<Parent> {
+    Some(Parent { path: std::fs::canonicalize(dir).ok()?, memory_id: meta.memory_id })
 }
 
 /// Puts everything but memory where it was, and returns the vCPUs.

@@ -1,5 +1,6 @@
 //! A running or paused machine into a snapshot.
 
+use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,52 +8,81 @@ use devices::virtio::MmioTransport;
 use kvm_bindings::kvm_clock_data;
 use rustix::rand::GetRandomFlags;
 
-use super::Parts;
 use super::handle::{Handle, RunState, Threads};
+use super::{Base, Parts, restore};
 use crate::api::{SnapshotKind, SnapshotReport, SnapshotRequest};
 use crate::config::VmConfig;
 use crate::cpuid::Model;
 use crate::events::monotonic_ns;
 use crate::host;
 use crate::snapshot::files::{self, Unfinished};
-use crate::snapshot::{Meta, Snapshot, SnapshotError, disks, memory};
+use crate::snapshot::memory::Source;
+use crate::snapshot::{Meta, Parent, Snapshot, SnapshotError, disks, memory};
 use crate::vcpu::SavedVcpu;
 use crate::vcpu::state::{self, StateError};
 
 impl Handle {
     /// Takes a snapshot into a directory, which must not exist or be a snapshot, and is replaced then. A running machine
     /// stands still meanwhile and goes on afterwards, whether it succeeded or not.
+    ///
+    /// One of kind [`SnapshotKind::Diff`] has the memory that changed since the snapshot that the machine came from or, with
+    /// `track_dirty_pages`, since the last one that was taken of it.
     pub fn snapshot(&self, request: &SnapshotRequest) -> Result<SnapshotReport, SnapshotError> {
-        if request.kind != SnapshotKind::Full {
-            return Err(SnapshotError::Incremental);
-        }
         let parts = self.parts()?;
         let unfinished = Unfinished::create(&request.path)?;
+        // Held to the end, so that nobody else asks for a change to a snapshot that is not there yet.
+        let mut threads = self.started_threads();
         let mut pause_ns = 0;
-        let result = {
-            let mut threads = self.started_threads();
-            match threads.state {
-                RunState::Ended => return Err(SnapshotError::Ended),
-                RunState::Paused => parts.save(&threads, &unfinished),
-                RunState::Running => {
-                    let began = monotonic_ns();
-                    threads.pause();
-                    let result = parts.save(&threads, &unfinished);
-                    threads.resume();
-                    pause_ns = monotonic_ns().saturating_sub(began);
-                    result
-                }
+        let result = match threads.state {
+            RunState::Ended => return Err(SnapshotError::Ended),
+            RunState::Paused => parts.save(&threads, request, &unfinished),
+            RunState::Running => {
+                let began = monotonic_ns();
+                threads.pause();
+                let result = parts.save(&threads, request, &unfinished);
+                threads.resume();
+                pause_ns = monotonic_ns().saturating_sub(began);
+                result
             }
         };
-        let bytes = result?;
+        let (bytes, meta) = result?;
         unfinished.finish()?;
+        if parts.config().machine.track_dirty_pages {
+            parts.base().snapshot = restore::parent(&request.path, &meta);
+        }
         Ok(SnapshotReport { bytes, pause_ns })
     }
 }
 
 impl Parts {
-    /// Writes state and memory; returns the bytes of memory. The vCPUs are paused.
-    fn save(&self, threads: &Threads, target: &Unfinished) -> Result<u64, SnapshotError> {
+    fn base(&self) -> MutexGuard<'_, Base> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The snapshot that one at `target` would be a change to.
+    fn parent_for(&self, target: &Path) -> Result<Parent, SnapshotError> {
+        let base = self.base();
+        let parent = base.snapshot.as_ref().ok_or(SnapshotError::NoParent)?;
+        // In the place of its own parent it would be a change to itself.
+        let replaces = std::fs::canonicalize(target).is_ok_and(|target| target == parent.path);
+        if replaces || base.sources.len() > files::MOST_PARENTS {
+            return Err(SnapshotError::NoParent);
+        }
+        let io = |source| SnapshotError::Io { path: parent.path.clone(), source };
+        Ok(Parent { path: files::path_of_parent(&parent.path, target).map_err(io)?, ..parent.clone() })
+    }
+
+    /// Writes state and memory; returns the bytes of memory, and what is told of the snapshot. The vCPUs are paused.
+    fn save(
+        &self,
+        threads: &Threads,
+        request: &SnapshotRequest,
+        target: &Unfinished,
+    ) -> Result<(u64, Meta), SnapshotError> {
+        let parent = match request.kind {
+            SnapshotKind::Full => None,
+            SnapshotKind::Diff => Some(self.parent_for(&request.path)?),
+        };
         // Held to the end, so that no device writes to RAM that has been written out already.
         let mut transports: Vec<MutexGuard<'_, MmioTransport>> =
             self.transports.iter().map(|t| t.lock().unwrap_or_else(PoisonError::into_inner)).collect();
@@ -66,12 +96,13 @@ impl Parts {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = VmConfig { snapshot: None, ..self.config() };
         disks::capture(&mut config.devices, target)?;
-        let snapshot = Snapshot {
+        let mut snapshot = Snapshot {
             meta: Meta {
                 kvm: host::kind(),
                 cpu: Model::host(),
                 taken_at_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
                 memory_id,
+                parent,
             },
             config,
             vcpus: self.save_vcpus(threads)?,
@@ -79,13 +110,31 @@ impl Parts {
             ioapic,
             serial,
             transports: transport_states,
+            extents: None,
         };
         // Memory after everything else: saving the vCPUs or devices may write to it.
         let file = target.file(files::MEMORY)?;
-        let written = memory::write(&self.memory, self.base.as_ref(), &file, &memory_id).map_err(io)?;
+        let mut base = self.base();
+        let written = if snapshot.meta.parent.is_some() {
+            let (written, extents) = memory::write_changed(&self.memory, &file, &memory_id).map_err(io)?;
+            snapshot.extents = Some(extents);
+            written
+        } else {
+            memory::write(&self.memory, &base.sources, &file, &memory_id).map_err(io)?
+        };
         target.write(files::STATE, &snapshot.encode()?)?;
         file.sync_all().map_err(io)?;
-        Ok(written.bytes)
+        if snapshot.config.machine.track_dirty_pages {
+            let source = Source { file, extents: snapshot.extents };
+            self.memory.rebase(&source).map_err(io)?;
+            if source.extents.is_none() {
+                base.sources.clear();
+            }
+            base.sources.push(source);
+            // Until it is known to be where it should.
+            base.snapshot = None;
+        }
+        Ok((written.bytes, snapshot.meta))
     }
 
     fn save_vcpus(&self, threads: &Threads) -> Result<Vec<SavedVcpu>, SnapshotError> {

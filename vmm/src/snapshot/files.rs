@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 
+use super::memory::Source;
 use super::{FormatError, Snapshot, SnapshotError, format, memory};
 
 /// Name of the state file.
@@ -25,19 +26,58 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
     move |source| SnapshotError::Io { path: path.to_owned(), source }
 }
 
-/// Reads and verifies the state in `dir`, and opens the memory that belongs to it.
-pub fn open(dir: &Path) -> Result<(Snapshot, File), SnapshotError> {
+/// Most snapshots that one can be a change to, one after the other.
+pub const MOST_PARENTS: usize = 64;
+
+/// Reads and verifies the state in `dir`, and opens the memory that belongs to it: its parents' first, its own last.
+pub fn open(dir: &Path) -> Result<(Snapshot, Vec<Source>), SnapshotError> {
+    let (snapshot, source) = open_one(dir)?;
+    let mib = snapshot.config.machine.mem_size_mib;
+    let mut sources = vec![source];
+    let (mut dir, mut parent) = (dir.to_owned(), snapshot.meta.parent.clone());
+    while let Some(wanted) = parent {
+        let wrong = |problem: String| SnapshotError::Parent { path: dir.clone(), problem };
+        if sources.len() > MOST_PARENTS {
+            return Err(wrong(format!("more than {MOST_PARENTS} of them")));
+        }
+        let path = dir.join(&wanted.path);
+        let (found, source) = open_one(&path).map_err(|e| wrong(e.to_string()))?;
+        if found.meta.memory_id != wanted.memory_id || found.config.machine.mem_size_mib != mib {
+            return Err(wrong(format!("{} has been replaced by another", path.display())));
+        }
+        sources.push(source);
+        (dir, parent) = (path, found.meta.parent);
+    }
+    sources.reverse();
+    Ok((snapshot, sources))
+}
+
+fn open_one(dir: &Path) -> Result<(Snapshot, Source), SnapshotError> {
     let path = dir.join(STATE);
     let bytes = read_state(&path)?;
     let records = format::parse(&bytes).map_err(|source| SnapshotError::Format { path, source })?;
-    let snapshot = Snapshot::decode(&records)?;
+    let mut snapshot = Snapshot::decode(&records)?;
     let path = dir.join(MEMORY);
-    let file = crate::open::regular(&path).map_err(io_error(&path))?;
+    let file = File::open(&path).map_err(io_error(&path))?;
     let bytes = snapshot.config.machine.mem_size_mib.saturating_mul(1 << 20);
     if !memory::belongs(&file, bytes, &snapshot.meta.memory_id).map_err(io_error(&path))? {
         return Err(SnapshotError::Memory(path));
     }
-    Ok((snapshot, file))
+    let extents = snapshot.extents.take();
+    Ok((snapshot, Source { file, extents }))
+}
+
+/// The path of the snapshot `parent`, for a child that is to be at `target`: beside each other, both can be moved.
+pub fn path_of_parent(parent: &Path, target: &Path) -> io::Result<PathBuf> {
+    let parent = fs::canonicalize(parent)?;
+    let beside = match target.parent() {
+        Some(dir) if dir != Path::new("") => fs::canonicalize(dir)?,
+        _ => std::env::current_dir()?,
+    };
+    Ok(match (parent.parent(), parent.file_name()) {
+        (Some(dir), Some(name)) if dir == beside => Path::new("..").join(name),
+        _ => parent,
+    })
 }
 
 /// The file's bytes, as far as a state file can have as many.

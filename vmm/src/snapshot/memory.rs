@@ -21,6 +21,8 @@ const MAGIC: [u8; 8] = *b"BULKMEM1";
 pub const ID_LEN: usize = 16;
 /// pagemap: in memory, or in swap (Linux `admin-guide/mm/pagemap.rst`).
 const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
+/// pagemap: a page of a file, or of shared memory. A page of a private mapping that has been written to is not.
+const OF_FILE: u64 = 1 << 61;
 /// Pages whose pagemap entries are read at a time.
 const BATCH: usize = 16 << 10;
 
@@ -36,31 +38,112 @@ pub fn file_len(ram_bytes: u64) -> u64 {
     ram_bytes.saturating_add(PAGE as u64)
 }
 
+/// Pages one after the other: the first, and how many.
+pub type Extent = (u64, u64);
+
+/// A file that RAM is a private view of.
+#[derive(Debug)]
+pub struct Source {
+    /// With RAM's pages at their places.
+    pub file: File,
+    /// The pages that are in it, where it does not have all.
+    pub extents: Option<Vec<Extent>>,
+}
+
 /// Writes all of `ram` into the empty `file`, and `id` behind it. Nothing may write to RAM meanwhile.
 ///
-/// `base` is the file that RAM is a private view of, if it is one.
-pub fn write(ram: &Ram, base: Option<&File>, file: &File, id: &[u8; ID_LEN]) -> io::Result<Written> {
-    let pagemap = File::open("/proc/self/pagemap")?;
+/// `sources` are what RAM is a private view of, if it is one.
+pub fn write(ram: &Ram, sources: &[Source], file: &File, id: &[u8; ID_LEN]) -> io::Result<Written> {
     let mut written = Written::default();
+    for_each_region(ram, PRESENT_OR_SWAPPED, 0, &mut |bytes, candidates, offset| {
+        for source in sources {
+            match &source.extents {
+                None => mark_data(&source.file, offset, candidates)?,
+                Some(extents) => mark_extents(extents, offset, candidates),
+            }
+        }
+        written.bytes += write_pages(bytes, candidates, file, offset)?;
+        Ok(())
+    })?;
+    finish(ram, file, id)?;
+    Ok(written)
+}
+
+/// Writes the pages of `ram` that are no longer those of the files that it is a private view of; returns which they are.
+/// Otherwise as [`write()`]. What vCPUs and devices write is found alike: both write through the one mapping.
+pub fn write_changed(ram: &Ram, file: &File, id: &[u8; ID_LEN]) -> io::Result<(Written, Vec<Extent>)> {
+    let (mut written, mut extents) = (Written::default(), Vec::new());
+    for_each_region(ram, PRESENT_OR_SWAPPED, OF_FILE, &mut |bytes, changed, offset| {
+        written.bytes += write_pages(bytes, changed, file, offset)?;
+        extents.extend(runs(changed, offset / PAGE as u64));
+        Ok(())
+    })?;
+    finish(ram, file, id)?;
+    Ok((written, extents))
+}
+
+/// Gets the bytes of a region, which of its pages have been asked for, and its place among all of RAM.
+type WithRegion<'a> = dyn FnMut(&[u8], &mut [bool], u64) -> io::Result<()> + 'a;
+
+/// Calls `with` for each region, with the pages that have a flag of `any` and none of `none` in the pagemap.
+fn for_each_region(ram: &Ram, any: u64, none: u64, with: &mut WithRegion<'_>) -> io::Result<()> {
+    let pagemap = File::open("/proc/self/pagemap")?;
     let mut offset = 0;
     for region in ram.guest().iter() {
         let (start, len) = (region.as_ptr(), region.len() as usize);
-        let mut candidates = touched(&pagemap, start as usize, len / PAGE)?;
-        if let Some(base) = base {
-            mark_data(base, offset, &mut candidates)?;
-        }
+        let mut pages = flagged(&pagemap, start as usize, len / PAGE, any, none)?;
         // SAFETY: the region is a live mapping of `len` readable bytes, and its vCPUs are paused and its devices locked:
         // nobody writes to it while the slice lives.
         let bytes = unsafe { std::slice::from_raw_parts(start, len) };
-        written.bytes += write_pages(bytes, &candidates, file, offset)?;
+        with(bytes, &mut pages, offset)?;
         offset += region.len();
     }
-    file.set_len(file_len(offset))?;
+    Ok(())
+}
+
+/// The last page.
+fn finish(ram: &Ram, file: &File, id: &[u8; ID_LEN]) -> io::Result<()> {
+    let length = ram.guest().iter().map(GuestMemoryRegion::len).sum();
+    file.set_len(file_len(length))?;
     let mut trailer = [0; PAGE];
     trailer[..8].copy_from_slice(&MAGIC);
     trailer[8..8 + ID_LEN].copy_from_slice(id);
-    file.write_all_at(&trailer, offset)?;
-    Ok(written)
+    file.write_all_at(&trailer, length)
+}
+
+/// The pages that are marked, as extents; `first` is the number of the first page.
+fn runs(pages: &[bool], first: u64) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    for (page, _) in (first..).zip(pages).filter(|(_, marked)| **marked) {
+        match extents.last_mut() {
+            Some((start, count)) if *start + *count == page => *count += 1,
+            _ => extents.push((page, 1)),
+        }
+    }
+    extents
+}
+
+/// Whether these are extents of a file of so many pages, in order.
+pub fn are_sound(extents: &[Extent], pages: u64) -> bool {
+    let mut end = 0;
+    extents.iter().all(|&(first, count)| {
+        let sound = first >= end && count > 0 && first.checked_add(count).is_some_and(|end| end <= pages);
+        end = first.saturating_add(count);
+        sound
+    })
+}
+
+/// Marks the pages of extents that are among those from `offset` on.
+fn mark_extents(extents: &[Extent], offset: u64, pages: &mut [bool]) {
+    let base = offset / PAGE as u64;
+    for &(first, count) in extents {
+        let place =
+            |page: u64| usize::try_from(page.saturating_sub(base)).map_or(pages.len(), |at| at.min(pages.len()));
+        let (from, to) = (place(first), place(first.saturating_add(count)));
+        if let Some(marked) = pages.get_mut(from..to) {
+            marked.fill(true);
+        }
+    }
 }
 
 /// Whether `file` is the one that was written with `id`, for `ram_bytes` of RAM.
@@ -73,18 +156,18 @@ pub fn belongs(file: &File, ram_bytes: u64, id: &[u8; ID_LEN]) -> io::Result<boo
     Ok(trailer[..8] == MAGIC && trailer[8..] == *id)
 }
 
-/// For each page from `start` on: whether this process has it in memory or in swap.
-fn touched(pagemap: &File, start: usize, pages: usize) -> io::Result<Vec<bool>> {
-    let mut touched = Vec::with_capacity(pages);
+/// For each page from `start` on: whether its pagemap entry has a flag of `any` and none of `none`.
+fn flagged(pagemap: &File, start: usize, pages: usize, any: u64, none: u64) -> io::Result<Vec<bool>> {
+    let mut flagged = Vec::with_capacity(pages);
     let mut entries = vec![0; BATCH.min(pages) * 8];
-    while touched.len() < pages {
-        let count = BATCH.min(pages - touched.len());
+    while flagged.len() < pages {
+        let count = BATCH.min(pages - flagged.len());
         let batch = &mut entries[..count * 8];
-        pagemap.read_exact_at(batch, ((start / PAGE + touched.len()) * 8) as u64)?;
+        pagemap.read_exact_at(batch, ((start / PAGE + flagged.len()) * 8) as u64)?;
         let entry = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-        touched.extend(batch.chunks_exact(8).map(|bytes| entry(bytes) & PRESENT_OR_SWAPPED != 0));
+        flagged.extend(batch.chunks_exact(8).map(entry).map(|entry| entry & any != 0 && entry & none == 0));
     }
-    Ok(touched)
+    Ok(flagged)
 }
 
 /// Marks the pages for which `file` has data in the range from `offset` on.
@@ -153,24 +236,102 @@ mod tests {
         // Touched and zero again.
         ram.guest().write_obj(0u8, GuestAddress(100 * PAGE as u64)).unwrap();
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(write(&ram, None, &file, &ID).unwrap(), Written { bytes: 4 * PAGE as u64 });
+        assert_eq!(write(&ram, &[], &file, &ID).unwrap(), Written { bytes: 4 * PAGE as u64 });
         assert!(file.metadata().unwrap().blocks() * 512 < 64 * PAGE as u64, "not sparse");
         assert!(belongs(&file, 32 << 20, &ID).unwrap());
         assert!(!belongs(&file, 32 << 20, &[8; ID_LEN]).unwrap() && !belongs(&file, 31 << 20, &ID).unwrap());
 
-        let copy = Ram::of_file(32, &file).unwrap();
+        let source = |file: &File| Source { file: file.try_clone().unwrap(), extents: None };
+        let sources = [source(&file)];
+        let copy = Ram::of_files(32, &sources).unwrap();
         assert_eq!([byte(&copy, 17), byte(&copy, 5 * 4096 + 17), byte(&copy, 8191 * 4096 + 17)], [1, 6, 8]);
 
         // A snapshot of the copy has what it changed and what it did not.
         copy.guest().write_obj(9u8, GuestAddress(300 * PAGE as u64)).unwrap();
         copy.guest().write_obj(0u8, GuestAddress(17)).unwrap();
         let second = tempfile::tempfile().unwrap();
-        let bytes = write(&copy, Some(&file), &second, &ID).unwrap().bytes;
-        let again = Ram::of_file(32, &second).unwrap();
+        let bytes = write(&copy, &sources, &second, &ID).unwrap().bytes;
+        let again = Ram::of_files(32, &[source(&second)]).unwrap();
         assert_eq!(bytes, 4 * PAGE as u64);
         assert_eq!([byte(&again, 17), byte(&again, 4096 + 17), byte(&again, 300 * 4096)], [0, 2, 9]);
         // The first file is as it was.
-        assert_eq!(byte(&Ram::of_file(32, &file).unwrap(), 17), 1);
+        assert_eq!(byte(&Ram::of_files(32, &sources).unwrap(), 17), 1);
+    }
+
+    #[test]
+    fn what_has_changed_is_written_and_laid_over_what_has_not() {
+        let page = PAGE as u64;
+        let ram = Ram::new(32).unwrap();
+        for at in 0..200 {
+            ram.guest().write_obj(1u8, GuestAddress(at * page)).unwrap();
+        }
+        let base = tempfile::tempfile().unwrap();
+        write(&ram, &[], &base, &ID).unwrap();
+        let base = || Source { file: base.try_clone().unwrap(), extents: None };
+
+        // Twice in a row: a machine on its base, and one on top of both. Lone pages are read, long runs are mapped.
+        let mut files: Vec<(File, Vec<Extent>)> = Vec::new();
+        for round in 2..4u8 {
+            let layers = |files: &[(File, Vec<Extent>)]| -> Vec<Source> {
+                let over = files
+                    .iter()
+                    .map(|(file, extents)| Source { file: file.try_clone().unwrap(), extents: Some(extents.clone()) });
+                [base()].into_iter().chain(over).collect()
+            };
+            let ram = Ram::of_files(32, &layers(&files)).unwrap();
+            assert_eq!(byte(&ram, 3 * page), if round == 2 { 1 } else { 2 });
+            for at in [3, 5000].into_iter().chain(40..140) {
+                ram.guest().write_obj(round, GuestAddress(at * page)).unwrap();
+            }
+            ram.guest().write_obj(0u8, GuestAddress(7 * page)).unwrap();
+            let file = tempfile::tempfile().unwrap();
+            let (written, extents) = write_changed(&ram, &file, &ID).unwrap();
+            assert_eq!((written.bytes, &extents[..]), (102 * page, &[(3, 1), (7, 1), (40, 100), (5000, 1)][..]));
+            files.push((file, extents));
+            let again = Ram::of_files(32, &layers(&files)).unwrap();
+            let seen = [0, 3, 7, 39, 40, 139, 140, 5000, 5001].map(|at| byte(&again, at * page));
+            assert_eq!(seen, [1, round, 0, 1, round, round, 1, round, 0]);
+            // All of it in one file again.
+            let whole = tempfile::tempfile().unwrap();
+            write(&again, &layers(&files), &whole, &ID).unwrap();
+            let whole = Ram::of_files(32, &[Source { file: whole, extents: None }]).unwrap();
+            assert_eq!([0, 3, 7, 139, 5000].map(|at| byte(&whole, at * page)), [1, round, 0, round, round]);
+        }
+    }
+
+    #[test]
+    fn ram_goes_on_as_a_view_of_what_was_written() {
+        let page = PAGE as u64;
+        let ram = Ram::new(32).unwrap();
+        ram.guest().write_obj(1u8, GuestAddress(page)).unwrap();
+        let first = tempfile::tempfile().unwrap();
+        write(&ram, &[], &first, &ID).unwrap();
+        ram.rebase(&Source { file: first, extents: None }).unwrap();
+        for at in 9..30 {
+            ram.guest().write_obj(2u8, GuestAddress(at * page)).unwrap();
+        }
+        let second = tempfile::tempfile().unwrap();
+        let (_, extents) = write_changed(&ram, &second, &ID).unwrap();
+        assert_eq!((byte(&ram, page), &extents[..]), (1, &[(9, 21)][..]));
+        ram.rebase(&Source { file: second, extents: Some(extents) }).unwrap();
+        let third = tempfile::tempfile().unwrap();
+        assert_eq!(write_changed(&ram, &third, &ID).unwrap(), (Written { bytes: 0 }, vec![]));
+        assert_eq!([byte(&ram, page), byte(&ram, 9 * page)], [1, 2]);
+    }
+
+    #[test]
+    fn extents_that_lead_out_of_ram_or_back_are_not_sound() {
+        for (extents, sound) in [
+            (&[(0, 4), (4, 4)][..], true),
+            (&[], true),
+            (&[(0, 9)], false),
+            (&[(4, 2), (5, 1)], false),
+            (&[(4, 2), (0, 1)], false),
+            (&[(1, 0)], false),
+            (&[(u64::MAX, 2)], false),
+        ] {
+            assert_eq!(are_sound(extents, 8), sound, "{extents:?}");
+        }
     }
 
     #[test]
@@ -178,6 +339,6 @@ mod tests {
         let ram = Ram::new(16).unwrap();
         ram.guest().write_obj(1u8, GuestAddress(0)).unwrap();
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        assert!(write(&ram, None, &full, &ID).is_err());
+        assert!(write(&ram, &[], &full, &ID).is_err());
     }
 }

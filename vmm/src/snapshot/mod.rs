@@ -39,6 +39,7 @@ mod kind {
     pub const IOAPIC: u32 = 5;
     pub const SERIAL: u32 = 6;
     pub const TRANSPORT: u32 = 7;
+    pub const EXTENTS: u32 = 8;
 }
 
 /// Version of the records that have no version of their own.
@@ -55,6 +56,19 @@ pub struct Meta {
     /// CLOCK_REALTIME of the host, in nanoseconds.
     pub taken_at_ns: u64,
     /// Identity of the memory file.
+    pub memory_id: [u8; memory::ID_LEN],
+    /// The snapshot whose memory has what this one's does not, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+}
+
+/// The snapshot that another one is a change to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parent {
+    /// Its directory: absolute, or as seen from the child's directory.
+    pub path: PathBuf,
+    /// Identity of its memory file.
     pub memory_id: [u8; memory::ID_LEN],
 }
 
@@ -75,6 +89,8 @@ pub struct Snapshot {
     pub serial: SerialState,
     /// Transports with their devices, in order of their windows.
     pub transports: Vec<TransportState>,
+    /// The pages that the memory file has, if it does not have all.
+    pub extents: Option<Vec<memory::Extent>>,
 }
 
 /// A snapshot that cannot be taken, or is none, or does not fit here.
@@ -113,9 +129,17 @@ pub enum SnapshotError {
     /// Taken on another kind of KVM or processor.
     #[error("the snapshot does not fit this host: {0}; boot anew")]
     Host(String),
-    /// Only full ones can be taken.
-    #[error("incremental snapshots cannot be taken yet; take a full one")]
-    Incremental,
+    /// There is nothing to be a change to.
+    #[error("no snapshot that this one could be a change to; take a full one, of a machine with track_dirty_pages")]
+    NoParent,
+    /// A parent of it.
+    #[error("snapshot {path}: a snapshot that it is a change to: {problem}")]
+    Parent {
+        /// The child.
+        path: PathBuf,
+        /// What is wrong with the parent.
+        problem: String,
+    },
     /// The machine has ended.
     #[error("the machine has ended")]
     Ended,
@@ -172,6 +196,10 @@ impl Snapshot {
         }
         let clock = postcard::to_allocvec(&self.clock).map_err(|e| wrong("clock")(e.to_string()))?;
         writer.push(kind::CLOCK, RECORD_VERSION, &clock);
+        if let Some(extents) = &self.extents {
+            let bytes = postcard::to_allocvec(extents).map_err(|e| wrong("extents")(e.to_string()))?;
+            writer.push(kind::EXTENTS, RECORD_VERSION, &bytes);
+        }
         for vcpu in &self.vcpus {
             let bytes = postcard::to_allocvec(vcpu).map_err(|e| wrong("vcpu")(e.to_string()))?;
             writer.push(kind::VCPU, state::VERSION, &bytes);
@@ -193,6 +221,13 @@ impl Snapshot {
             if found == expected { Ok(()) } else { Err(SnapshotError::Count { what, found, expected }) }
         };
         check("vCPUs", snapshot.vcpus.len(), usize::from(snapshot.config.machine.vcpu_count))?;
+        if snapshot.extents.is_some() != snapshot.meta.parent.is_some() {
+            return Err(wrong("extents")("they do not go with the parent".into()));
+        }
+        let pages = snapshot.config.machine.mem_size_mib.saturating_mul(1 << 20) / memory::PAGE as u64;
+        if !snapshot.extents.as_ref().is_none_or(|extents| memory::are_sound(extents, pages)) {
+            return Err(wrong("extents")("not pages of the machine's memory".into()));
+        }
         Ok(snapshot)
     }
 }
@@ -205,6 +240,7 @@ struct Parts {
     clock: Option<kvm_clock_data>,
     ioapic: Option<IoapicState>,
     serial: Option<SerialState>,
+    extents: Option<Vec<memory::Extent>>,
     vcpus: Vec<SavedVcpu>,
     transports: Vec<TransportState>,
 }
@@ -222,6 +258,7 @@ impl Parts {
             kind::IOAPIC => once(&mut self.ioapic, "ioapic", json("ioapic", record)?),
             kind::SERIAL => once(&mut self.serial, "serial", json("serial", record)?),
             kind::CLOCK => once(&mut self.clock, "clock", binary("clock", record)?),
+            kind::EXTENTS => once(&mut self.extents, "extents", binary("extents", record)?),
             kind::VCPU => {
                 self.vcpus.push(binary("vcpu", record)?);
                 Ok(())
@@ -244,6 +281,7 @@ impl Parts {
             serial: self.serial.ok_or_else(missing("serial"))?,
             vcpus: self.vcpus,
             transports: self.transports,
+            extents: self.extents,
         })
     }
 }

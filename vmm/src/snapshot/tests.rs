@@ -5,13 +5,20 @@ use super::*;
 fn sample() -> Snapshot {
     let config = r#"{ "boot-source": { "kernel_image_path": "/k" }, "machine-config": { "vcpu_count": 2 } }"#;
     Snapshot {
-        meta: Meta { kvm: KvmKind::AmdV, cpu: Model::host(), taken_at_ns: 5, memory_id: [3; memory::ID_LEN] },
+        meta: Meta {
+            kvm: KvmKind::AmdV,
+            cpu: Model::host(),
+            taken_at_ns: 5,
+            memory_id: [3; memory::ID_LEN],
+            parent: Some(Parent { path: "../base".into(), memory_id: [4; memory::ID_LEN] }),
+        },
         config: VmConfig::from_json(config).unwrap(),
         vcpus: vec![SavedVcpu::sample(), SavedVcpu::sample()],
         clock: kvm_clock_data { clock: 77, ..Default::default() },
         ioapic: IoapicState { select: 1, id: 0, entries: [1 << 16; 24] },
         serial: SerialState::default(),
         transports: vec![],
+        extents: Some(vec![(0, 3), (7, 1)]),
     }
 }
 
@@ -34,7 +41,7 @@ fn changed(change: impl FnOnce(&mut Vec<(u32, u32, Vec<u8>)>)) -> Vec<u8> {
 fn what_is_encoded_is_decoded() {
     let (snapshot, again) = (sample(), decode(&sample().encode().unwrap()).unwrap());
     assert_eq!((&again.meta, &again.config, again.clock.clock), (&snapshot.meta, &snapshot.config, 77));
-    assert_eq!((again.ioapic, again.vcpus.len()), (snapshot.ioapic, 2));
+    assert_eq!((again.ioapic, again.vcpus.len(), again.extents), (snapshot.ioapic, 2, snapshot.extents));
 }
 
 #[test]
@@ -49,6 +56,19 @@ fn records_that_are_missing_doubled_unknown_or_newer_are_refused() {
     }
     let error = decode(&changed(|records| records.push((99, 1, vec![])))).unwrap_err().to_string();
     assert!(error.contains("kind 99"), "{error}");
+}
+
+#[test]
+fn extents_go_with_a_parent_and_stay_in_memory() {
+    let with = |change: fn(&mut Snapshot)| {
+        let mut snapshot = sample();
+        change(&mut snapshot);
+        decode(&snapshot.encode().unwrap()).is_ok()
+    };
+    assert!(with(|snapshot| (snapshot.extents, snapshot.meta.parent) = (None, None)));
+    assert!(!with(|snapshot| snapshot.extents = None));
+    assert!(!with(|snapshot| snapshot.meta.parent = None));
+    assert!(!with(|snapshot| snapshot.extents = Some(vec![(128 << 8, 1)])));
 }
 
 proptest! {
