@@ -51,7 +51,7 @@ pub struct Launch<'a> {
 
 impl Launch<'_> {
     /// Runs one process in a VM. `booting` is called before a VM boots, to make what it boots from; `started` whenever a
-    /// VM's process is there, which is when signals are the session's business.
+    /// VM's process is there and signals have become the session's business.
     ///
     /// # Errors
     /// The outer one: there is no VM.
@@ -67,8 +67,9 @@ impl Launch<'_> {
         if let Some(source) = template.as_ref().and_then(Template::source) {
             let config = VmConfig { boot_source: None, snapshot: Some(source), ..self.config.clone() };
             let monitor = self.monitor(&config)?;
-            started();
+            // Signals are the conversation's before nobody else attends to them: none is lost in between.
             let mut conversation = self.session.begin(monitor.ended())?;
+            started();
             match conversation.arrive() {
                 Ok(()) => {
                     let result = conversation.start(start, io);
@@ -88,8 +89,8 @@ impl Launch<'_> {
         }
         booting()?;
         let monitor = self.monitor(&self.config)?;
-        started();
         let mut conversation = self.session.begin(monitor.ended())?;
+        started();
         let wanted = template.as_ref().zip(self.templates);
         if let Some((template, templates)) = wanted
             && let Some(_making) = templates.make(template)
