@@ -245,6 +245,18 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// A container's run, booting and from a template: the same command, in turns
+    Run {
+        /// How many of each
+        #[arg(short = 'n', long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        runs: u32,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+        /// The image, and the command to run in it
+        #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+        image_and_command: Vec<String>,
+    },
     /// What it takes to go on from a snapshot: process start to the guest's first instruction, for machines of several sizes
     Restore {
         /// How many of each size

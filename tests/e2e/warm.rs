@@ -74,3 +74,19 @@ fn templates_are_made_replaced_when_damaged_and_pruned() {
     assert_eq!(templates(&lab), 0);
     lab.assert_clean();
 }
+
+/// The benchmark runs a command both ways; its times are for an idle machine to judge.
+#[test]
+fn the_run_benchmark_measures() {
+    let lab = lab!("the_run_benchmark_measures");
+    let patience = lab.patience(3);
+    let line = ["bench", "run", "-n", "1", "--format", "json", &lab.probe_image(), "/probe", "memory"];
+    let ended = Running::start(lab.bulkhead(line)).end(patience);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    for (kind, begin) in [("cold", "kernel"), ("warm", "wake")] {
+        let phases = report[kind]["phases"].as_array().unwrap();
+        assert!(phases.len() == 6 && phases[2][0] == begin, "{report}");
+    }
+    lab.assert_clean();
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bench::process::Monitor;
 use bench::stats::Summary;
-use bench::{null, restore};
+use bench::{null, restore, run};
 use serde::Serialize;
 
 use crate::args::{Bench, BenchWhat, Format};
@@ -17,14 +17,19 @@ pub fn bench(args: &Bench) -> Outcome {
     rundir::ensure(&paths::run())?;
     let cpuid_cache = paths::cpuid_cache();
     let monitor = Monitor { bulkhead: Path::new("/proc/self/exe"), cpuid_cache: &cpuid_cache };
-    match args.what {
-        BenchWhat::Null { runs, format } => {
+    match &args.what {
+        &BenchWhat::Null { runs, format } => {
             let report = null::run(monitor, runs as usize)?;
             show(format, &report, print_null)?;
         }
-        BenchWhat::Restore { runs, format } => {
+        &BenchWhat::Restore { runs, format } => {
             let report = restore::run(monitor, runs as usize)?;
             show(format, &report, print_restore)?;
+        }
+        BenchWhat::Run { runs, format, image_and_command } => {
+            let what = run::What { bulkhead: monitor.bulkhead, arguments: image_and_command };
+            let report = run::run(what, *runs as usize)?;
+            show(*format, &report, print_run)?;
         }
     }
     Ok(0)
@@ -43,6 +48,16 @@ fn row(name: &str, s: &Summary) -> [String; 5] {
 }
 
 const HEAD: [&str; 5] = ["MS", "MIN", "P50", "P99", "MAX"];
+
+fn print_run(report: &run::Report) -> io::Result<()> {
+    let series = |name: &str, series: &run::Series| {
+        let phases = series.phases.iter().map(|(name, summary)| row(&format!("  {name}"), summary));
+        [row(name, &series.total)].into_iter().chain(phases).collect::<Vec<_>>()
+    };
+    let rows = [series("cold", &report.cold), series("warm", &report.warm)].concat();
+    output::table(HEAD, rows.into_iter().chain([row("floor: an empty process", &report.floor)]))?;
+    output::print(&format!("{} runs of each; cold is {:.1} times warm\n", report.floor.samples, report.ratio))
+}
 
 fn print_restore(report: &restore::Report) -> io::Result<()> {
     let rows = report.sizes.iter().flat_map(|size| {
