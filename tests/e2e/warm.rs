@@ -7,7 +7,7 @@ use tests::{Lab, Running};
 use crate::lab;
 
 /// What a clone must not share with its siblings, and the time.
-const FACTS: &str = "cat /proc/sys/kernel/random/uuid; hostname; head -c16 /dev/urandom | od -An -tx1; date +%s";
+const FACTS: &str = "cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id; hostname; head -c16 /dev/urandom | od -An -tx1; date +%s";
 
 /// Number of templates in the lab's store.
 fn templates(lab: &Lab) -> u64 {
@@ -33,15 +33,29 @@ fn clones_of_a_template_are_not_alike() {
     let mut seen = std::collections::HashSet::new();
     for ended in &clones {
         let lines: Vec<&str> = ended.text().lines().collect();
-        assert_eq!(lines.len(), 4, "{ended:?}");
-        for line in &lines[..3] {
+        assert_eq!(lines.len(), 5, "{ended:?}");
+        for line in &lines[..4] {
             assert!(seen.insert(line.to_string()), "'{line}' twice in {clones:?}");
         }
-        let clock: u64 = lines[3].parse().unwrap();
+        let clock: u64 = lines[4].parse().unwrap();
         assert!(clock <= now && now - clock < patience.as_secs(), "{clock} is not the time, which is {now}");
     }
     assert!(clones.iter().all(was_warm), "{clones:?}");
     lab.assert_clean();
+}
+
+/// A template's kernel has not asked its disk for anything: what it had read would be another image's.
+fn assert_disk_untouched(lab: &Lab) {
+    const BLOCK_DEVICE: &str = "\"device_id\":2,";
+    let entries = std::fs::read_dir(lab.store().join("templates")).unwrap().flatten();
+    let states: Vec<_> = entries.filter_map(|entry| std::fs::read(entry.path().join("state")).ok()).collect();
+    assert!(!states.is_empty());
+    for state in states {
+        let state = String::from_utf8_lossy(&state);
+        let (_, disk) = state.split_once(BLOCK_DEVICE).expect("the layers' disk");
+        let (disk, _) = disk.split_once("\"interrupt_status\"").expect("the end of its queues");
+        assert!(disk.contains("\"ready\":[0,0]"), "requests were made: {disk}");
+    }
 }
 
 #[test]
@@ -57,6 +71,7 @@ fn templates_are_made_replaced_when_damaged_and_pruned() {
     assert!(!was_warm(&run(&[])));
     assert!(was_warm(&run(&[])));
     assert_eq!(templates(&lab), 1);
+    assert_disk_untouched(&lab);
     let mut entries = std::fs::read_dir(lab.store().join("templates")).unwrap().flatten().map(|entry| entry.path());
     let template = entries.find(|path| path.join("state").exists()).expect("a template");
     let state = template.join("state");
