@@ -12,7 +12,7 @@ set -euo pipefail
 
 readonly SERIES=6.12
 readonly PACKAGE=linux-source-$SERIES
-readonly VERSION=1 # part of the hash: raise it when a change to this script must give another result
+readonly VERSION=2 # part of the hash: raise it when a change to this script must give another result
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${BULKHEAD_CACHE:-${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/bulkhead}/kernel
@@ -74,7 +74,7 @@ input_hash() {
     {
         printf '%s\n' "$VERSION" "$version" "$(gcc --version | head -n1)" "$(ld --version | head -n1)"
         cd "$here"
-        sha256sum base.config "$flavour.config" "$flavour.cmdline" patches/*.patch
+        sha256sum base.config "$flavour.config" "$flavour.cmdline" patches/*.patch cc headers-*.h
     } | sha256sum | cut -c1-16
 }
 
@@ -162,10 +162,10 @@ fail() {
 build_flavour() {
     local flavour=$1 hash=$2 version=$3 out=$tmp/$1 stage=$tmp/stage-$1
     say "building $flavour ($PACKAGE $version)"
-    mkdir "$out" "$stage"
+    mkdir "$out" "$stage" "$out.headers"
     configure "$flavour" "$out"
     # Fixed names and date: the same inputs give the same bytes. In the background, so that a signal is acted on at once.
-    make -C "$tree" O="$out" -j"$(nproc)" LOCALVERSION="-bulkhead-$flavour" KBUILD_BUILD_USER=bulkhead KBUILD_BUILD_HOST=bulkhead \
+    BULKHEAD_HEADERS=$out.headers make -C "$tree" O="$out" -j"$(nproc)" CC="$here/cc" LOCALVERSION="-bulkhead-$flavour" KBUILD_BUILD_USER=bulkhead KBUILD_BUILD_HOST=bulkhead \
         KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' vmlinux bzImage >>"$log" 2>&1 9>&- &
     child=$!
     wait "$child" || fail "the $flavour kernel does not build"
@@ -181,7 +181,7 @@ build_flavour() {
         printf 'flavour %s\nsource %s %s\ncompiler %s\n' "$flavour" "$PACKAGE" "$version" "$(gcc --version | head -n1)"
         (cd "$stage" && sha256sum vmlinux bzImage System.map config cmdline)
     } >"$stage/manifest"
-    rm -rf "$out" "${cache:?}/$hash"
+    rm -rf "$out" "$out.headers" "${cache:?}/$hash"
     mv "$stage" "$cache/$hash"
 }
 
