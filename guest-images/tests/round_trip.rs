@@ -3,6 +3,7 @@
 mod support;
 
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use std::collections::BTreeMap;
 use support::convert;
 use support::erofs::Image;
@@ -54,7 +55,12 @@ fn model(items: &[Item]) -> Option<BTreeMap<Vec<u8>, Item>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        // What has failed once is tried first, from then on.
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/round_trip.regressions"))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn a_tree_survives(items in prop::collection::vec(any_item(), 0..12)) {
@@ -91,5 +97,23 @@ proptest! {
         if let Ok(image) = convert(&tar) {
             Image::read(&image);
         }
+    }
+}
+
+/// A root directory may be as long as what is left of the first block, or longer.
+#[test]
+fn a_root_directory_of_any_length_is_found() {
+    for length in (3800..4300).step_by(4) {
+        // Each entry takes twelve bytes and its name.
+        let name = |at: usize, length: usize| format!("{at:03}{}", "x".repeat(length - 3));
+        let mut left = length - 2 * 12 - 3;
+        let mut items = Vec::new();
+        while left > 12 + 3 {
+            let name = name(items.len(), (left - 12).min(200));
+            left -= 12 + name.len();
+            items.push(dir(&name));
+        }
+        let image = convert(&Tar::of(items.clone())).expect("a good layer");
+        assert_eq!(Image::read(&image).len(), items.len() + 1, "{length} bytes");
     }
 }

@@ -86,7 +86,8 @@ pub(super) fn finish_with<W: Write + Seek>(
         table.move_data(&tree, end - blocks);
     }
     table.write_inodes(&tree, &mut out)?;
-    let root_nid = (FIRST / SLOT as u64) as u16;
+    // The first inode, in the first block or, if it is too long for what is left of that, at the start of the second.
+    let root_nid = table.places.first().map_or(0, Place::nid) as u16;
     let inodes = table.places.len() as u64;
     out.finish(|blocks| SuperBlock { root_nid, inodes, blocks, meta_block, uuid }.encode())
 }
