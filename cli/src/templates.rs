@@ -14,7 +14,7 @@ use guest_images::Digest;
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use vmm::VmConfig;
-use vmm::config::SnapshotSource;
+use vmm::config::{Paging, SnapshotSource};
 use vmm::cpuid::Model;
 use vmm::host::{self, KvmKind};
 
@@ -93,7 +93,7 @@ pub struct Template {
 impl Template {
     /// Where to go on from, if it is there.
     pub fn source(&self) -> Option<SnapshotSource> {
-        self.found.then(|| SnapshotSource { path: self.path.clone(), resume: true })
+        self.found.then(|| SnapshotSource { path: self.path.clone(), resume: true, paging: Paging::Map })
     }
 
     /// Where to put it.

@@ -49,6 +49,20 @@ pub struct SnapshotSource {
     /// Go on at once; otherwise the machine stays paused until it is told to.
     #[serde(default = "yes")]
     pub resume: bool,
+    /// How memory comes out of the snapshot's files.
+    #[serde(default)]
+    pub paging: Paging,
+}
+
+/// How a machine's memory comes out of a snapshot's files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Paging {
+    /// As a private mapping of them: what is in the page cache costs next to nothing.
+    #[default]
+    Map,
+    /// By userfaultfd: what the first machine wanted within a second is read in one go for all that come later.
+    Userfault,
 }
 
 fn yes() -> bool {

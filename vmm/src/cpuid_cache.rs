@@ -13,16 +13,15 @@
 //! processor that it does not have.
 
 use std::arch::x86_64::__cpuid_count;
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
+
+use crate::open;
 
 /// Raise the digit with the format.
 const MAGIC: &[u8; 8] = b"BHCPUID1";
@@ -74,7 +73,7 @@ pub fn supported(kvm: &Kvm, cache: Option<&Path>) -> Result<CpuId, kvm_ioctls::E
     }
     let answer = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     if let Some((path, key)) = &place
-        && let Err(why) = write(path, &encode(key, answer.as_slice()))
+        && let Err(why) = open::put(path, &encode(key, answer.as_slice()))
     {
         tracing::debug!("{}: {why}", path.display());
     }
@@ -85,18 +84,12 @@ fn unusable(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// The effective user's id.
-fn user() -> u32 {
-    // SAFETY: it only returns a number.
-    unsafe { libc::geteuid() }
-}
-
 fn read(path: &Path, key: &Key) -> io::Result<CpuId> {
     // Not blocking: whoever put a pipe there would have us wait.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let meta = file.metadata()?;
-    if !meta.is_file() || (meta.uid() != user() && meta.uid() != 0) || meta.mode() & 0o022 != 0 {
+    if !meta.is_file() || (meta.uid() != open::user() && meta.uid() != 0) || meta.mode() & 0o022 != 0 {
         return Err(unusable("not a file that only its owner, this user or root, may write"));
     }
     if meta.len() > MAX_FILE {
@@ -105,32 +98,6 @@ fn read(path: &Path, key: &Key) -> io::Result<CpuId> {
     let mut bytes = vec![0; meta.len() as usize];
     file.read_exact(&mut bytes)?;
     decode(&bytes, key)
-}
-
-/// Puts a file in place at once, without a name before it is whole: a process that ends in between leaves nothing.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = path.parent().ok_or_else(|| unusable("no directory"))?;
-    let meta = fs::symlink_metadata(dir)?;
-    if !meta.is_dir() || meta.uid() != user() || meta.mode() & 0o022 != 0 {
-        return Err(unusable("not in a directory that only this user may write to"));
-    }
-    let mut file = OpenOptions::new().write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(dir)?;
-    file.write_all(bytes)?;
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    name(&file, path)
-}
-
-/// Gives a file without a name the name `path`, unless there is one (open(2), O_TMPFILE).
-fn name(file: &File, path: &Path) -> io::Result<()> {
-    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    let to = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: two valid C strings that live until the call is over.
-    let done =
-        unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn encode(key: &Key, entries: &[kvm_cpuid_entry2]) -> Vec<u8> {
@@ -209,7 +176,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cpuid");
         for count in [60, 3] {
-            write(&path, &encode(&key(), &entries()[..count])).unwrap();
+            open::put(&path, &encode(&key(), &entries()[..count])).unwrap();
             assert_eq!(read(&path, &key()).unwrap().as_slice(), &entries()[..count]);
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -258,7 +225,7 @@ mod tests {
         symlink(&path, &link).unwrap();
         assert!(read(&link, &key()).is_err());
         assert!(read(dir.path(), &key()).is_err());
-        if user() == 0 {
+        if open::user() == 0 {
             std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
             assert!(read(&path, &key()).is_err());
         }
@@ -270,8 +237,8 @@ mod tests {
         let open = dir.path().join("open");
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(write(&open.join("cpuid"), b"x").is_err());
-        assert!(write(&dir.path().join("missing/cpuid"), b"x").is_err());
+        assert!(open::put(&open.join("cpuid"), b"x").is_err());
+        assert!(open::put(&dir.path().join("missing/cpuid"), b"x").is_err());
         assert_eq!(fs::read_dir(&open).unwrap().count(), 0);
     }
 

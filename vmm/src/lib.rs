@@ -5,6 +5,7 @@
 //! | [`config`] | what a machine is made of: plain data, checked before anything is built |
 //! | [`host`] | what this host's KVM is and can do |
 //! | [`memory`] | guest RAM and its KVM slots |
+//! | [`pager`] | guest RAM that is read when it is asked for |
 //! | [`irq`] | interrupt lines (irqfd) and message routing for the userspace IOAPIC |
 //! | [`cpuid`] | what each vCPU says it is |
 //! | [`cpuid_cache`] | what KVM offers of that, kept from one machine to the next |
@@ -30,6 +31,7 @@ pub mod irq;
 pub mod machine;
 pub mod memory;
 mod open;
+mod pager;
 pub mod session;
 mod signals;
 pub mod snapshot;

@@ -28,6 +28,9 @@ pub enum MemoryError {
         /// The host's answer.
         problem: String,
     },
+    /// It cannot come page by page.
+    #[error(transparent)]
+    Pager(#[from] crate::pager::PagerError),
     /// KVM would not take a region.
     #[error("guest memory: KVM_SET_USER_MEMORY_REGION for {start:#x}: {source}")]
     Slot {

@@ -1,12 +1,13 @@
 //! Files that a client or a configuration names, opened on the event loop: without waiting for whoever has the other end of
 //! what turns out to be a FIFO.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, CWD, OFlags, linkat};
 
 /// Opens whatever is there for reading.
 pub fn any(path: &Path) -> io::Result<File> {
@@ -52,6 +53,32 @@ pub fn output(path: &Path) -> io::Result<File> {
         rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
     }
     Ok(file)
+}
+
+/// The effective user's id.
+pub fn user() -> u32 {
+    // SAFETY: it only returns a number.
+    unsafe { libc::geteuid() }
+}
+
+/// Puts a file in place at once, without a name before it is whole: a process that ends in between leaves nothing. The
+/// directory must be one that nobody but this user may write to.
+pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let unusable = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
+    let dir = path.parent().ok_or_else(|| unusable("no directory"))?;
+    let meta = fs::symlink_metadata(dir)?;
+    if !meta.is_dir() || meta.uid() != user() || meta.mode() & 0o022 != 0 {
+        return Err(unusable("not in a directory that only this user may write to"));
+    }
+    let mut file = OpenOptions::new().write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(dir)?;
+    file.write_all(bytes)?;
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // Gives a file without a name that name, unless there is one (open(2), O_TMPFILE).
+    linkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(())
 }
 
 /// Makes a FIFO.

@@ -162,6 +162,10 @@ impl Session {
 
     /// The machine that is wanted next; none if the end is wanted instead.
     fn wait_for_launch(&mut self) -> Result<Option<VmConfig>, VmmError> {
+        // A machine that a file describes is waited for by nobody.
+        if let Some(launch) = self.control.with(Controller::take_launch) {
+            return Ok(Some(launch.config));
+        }
         let mut manager = self.event_loop()?;
         loop {
             if lock(&self.signals).came().is_some() || self.control.with(|controller| controller.wants_stop()) {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::routes::Request;
 use super::{SnapshotKind, SnapshotRequest, VmState};
-use crate::config::{MachineConfig, SerialConfig};
+use crate::config::{MachineConfig, Paging, SerialConfig};
 
 /// A body that asks for nothing this monitor does.
 #[derive(Debug, thiserror::Error)]
@@ -185,6 +185,8 @@ pub struct LoadRequest {
     pub resume: bool,
     /// As in `machine-config`.
     pub track_dirty_pages: bool,
+    /// Firecracker's `mem_backend`, as far as it is ours.
+    pub paging: Paging,
 }
 
 /// `snapshot/load`.
@@ -216,10 +218,15 @@ pub fn load_snapshot(value: Value) -> Result<LoadRequest, BodyError> {
     }
     let body: Load = serde_json::from_value(value)?;
     inside(&body.snapshot_path, body.mem_file_path.as_deref(), "mem_file_path")?;
+    let mut paging = Paging::Map;
     if let Some(backend) = &body.mem_backend {
-        if backend.backend_type != "File" {
-            return Err(invalid(format!("mem_backend: '{}' is not supported; use File", backend.backend_type)));
-        }
+        paging = match backend.backend_type.as_str() {
+            "File" => Paging::Map,
+            "Userfault" => Paging::Userfault,
+            other => {
+                return Err(invalid(format!("mem_backend: '{other}' is not supported; use File or Userfault")));
+            }
+        };
         inside(&body.snapshot_path, Some(&backend.backend_path), "mem_backend")?;
     }
     let refused = [
@@ -232,5 +239,5 @@ pub fn load_snapshot(value: Value) -> Result<LoadRequest, BodyError> {
         return Err(invalid(format!("{key} is not supported")));
     }
     let track_dirty_pages = body.track_dirty_pages || body.enable_diff_snapshots;
-    Ok(LoadRequest { path: body.snapshot_path, resume: body.resume_vm, track_dirty_pages })
+    Ok(LoadRequest { path: body.snapshot_path, resume: body.resume_vm, track_dirty_pages, paging })
 }

@@ -213,7 +213,7 @@ impl Controller {
         if !self.draft.is_blank() {
             return Err(Refused::NotBlank);
         }
-        let source = SnapshotSource { path: load.path, resume: load.resume };
+        let source = SnapshotSource { path: load.path, resume: load.resume, paging: load.paging };
         self.draft.track_dirty_pages = load.track_dirty_pages;
         let config = Draft { snapshot: Some(source), ..self.draft.clone() }.to_config()?;
         self.phase = Phase::Starting(Some(Launch { config }));

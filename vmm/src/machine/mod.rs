@@ -26,13 +26,14 @@ use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::complete::{self, XsaveScratch};
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, Paging, VmConfig};
 use crate::cpuid::{self, Identity};
 use crate::cpuid_cache;
 use crate::events::{Event, ExitReason, Phase, monotonic_ns};
 use crate::host;
 use crate::irq::KvmRoutes;
 use crate::memory::{self, Ram};
+use crate::pager::Pager;
 use crate::snapshot::memory::Source;
 use crate::snapshot::{self, Parent};
 use crate::vcpu::{Shared, Vcpu, registers};
@@ -80,6 +81,8 @@ struct Parts {
     ioapic: Arc<Mutex<Ioapic>>,
     kvm: Kvm,
     vm: Arc<VmFd>,
+    /// Gives `memory` its pages, if a mapping does not.
+    _pager: Option<Pager>,
     memory: Ram,
     /// What `memory` is a private view of. Taken with the threads' lock held.
     base: Mutex<Base>,
@@ -148,7 +151,9 @@ impl Machine {
         }
         let vm = Arc::new(create_vm(&host_kvm)?);
         let mib = config.machine.mem_size_mib;
-        let memory = if saved.is_some() { Ram::of_files(mib, &base.sources) } else { Ram::new(mib) }?;
+        let paged = config.snapshot.as_ref().filter(|source| source.paging == Paging::Userfault);
+        let mapped = saved.is_some() && paged.is_none();
+        let memory = if mapped { Ram::of_files(mib, &base.sources) } else { Ram::new(mib) }?;
         memory::register(&vm, &memory)?;
         let ram = memory.guest();
         split_irqchip(&vm)?;
@@ -156,6 +161,10 @@ impl Machine {
 
         let ending = Arc::new(Ending::new().map_err(io_error("eventfd"))?);
         manager.add_subscriber(Arc::new(Mutex::new(EndingEvent::new(ending.clone()))));
+        let pager = match (paged, &saved) {
+            (Some(source), Some(saved)) => Some(restore::pager(&memory, &base.sources, source, saved, &ending)?),
+            _ => None,
+        };
 
         let (pio, mmio) = (Bus::default(), Bus::default());
         let ioapic = Arc::new(Mutex::new(Ioapic::new(Box::new(KvmRoutes(vm.clone())))));
@@ -175,6 +184,7 @@ impl Machine {
             ioapic,
             kvm: host_kvm,
             vm,
+            _pager: pager,
             memory,
             base: Mutex::new(base),
             _disks: disks,

@@ -4,17 +4,23 @@
 //! which may raise interrupts.
 
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
 
+use super::ending::Ending;
 use super::error::VmmError;
 use super::{Parts, create_vcpu};
+use crate::config::SnapshotSource;
 use crate::cpuid::{self, Model};
 use crate::host::{self, KvmKind};
+use crate::memory::{MemoryError, Ram};
+use crate::pager::Pager;
+use crate::pager::working_set::Place;
+use crate::snapshot::memory::Source;
 use crate::snapshot::{Meta, Parent, Snapshot, SnapshotError};
-use crate::vcpu::{Shared, Vcpu};
+use crate::vcpu::{Shared, Vcpu, VcpuError};
 
 /// Whether the snapshot can go on here: on the same kind of KVM, and the same processor or, where guests see only what
 /// KVM lets them see, one that has all the guest has been told of.
@@ -45,6 +51,20 @@ pub(super) fn check_host(saved: &Snapshot, host_kvm: &Kvm) -> Result<(), Snapsho
 /// The snapshot in `dir` as one that others can be changes to; `None` if there is no saying where that is.
 pub(super) fn parent(dir: &Path, meta: &Meta) -> Option<Parent> {
     Some(Parent { path: std::fs::canonicalize(dir).ok()?, memory_id: meta.memory_id })
+}
+
+/// What gives RAM its pages, from now on.
+pub(super) fn pager(
+    ram: &Ram,
+    sources: &[Source],
+    from: &SnapshotSource,
+    saved: &Snapshot,
+    ending: &Arc<Ending>,
+) -> Result<Pager, VmmError> {
+    let ending = ending.clone();
+    let on_error = Box::new(move |problem| ending.report(Err(VcpuError::Memory(problem))));
+    let place = Place::of(&from.path, saved.meta.memory_id);
+    Ok(Pager::start(ram, sources, place, on_error).map_err(MemoryError::from)?)
 }
 
 /// Puts everything but memory where it was, and returns the vCPUs.

@@ -5,7 +5,8 @@
 //! for RAM that is a view of another snapshot's file, that file's own holes.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::SeekFrom;
@@ -112,7 +113,7 @@ fn finish(ram: &Ram, file: &File, id: &[u8; ID_LEN]) -> io::Result<()> {
 }
 
 /// The pages that are marked, as extents; `first` is the number of the first page.
-fn runs(pages: &[bool], first: u64) -> Vec<Extent> {
+pub fn runs(pages: &[bool], first: u64) -> Vec<Extent> {
     let mut extents: Vec<Extent> = Vec::new();
     for (page, _) in (first..).zip(pages).filter(|(_, marked)| **marked) {
         match extents.last_mut() {
@@ -172,7 +173,12 @@ fn flagged(pagemap: &File, start: usize, pages: usize, any: u64, none: u64) -> i
 
 /// Marks the pages for which `file` has data in the range from `offset` on.
 fn mark_data(file: &File, offset: u64, pages: &mut [bool]) -> io::Result<()> {
-    let end = offset + (pages.len() * PAGE) as u64;
+    data_runs(file, offset, pages.len(), &mut |run| pages.get_mut(run).unwrap_or_default().fill(true))
+}
+
+/// Calls `with` for each run of pages, of `pages` from `offset` on, for which `file` has data.
+pub fn data_runs(file: &File, offset: u64, pages: usize, with: &mut dyn FnMut(Range<usize>)) -> io::Result<()> {
+    let end = offset + (pages * PAGE) as u64;
     let mut at = offset;
     while at < end {
         let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
@@ -182,8 +188,7 @@ fn mark_data(file: &File, offset: u64, pages: &mut [bool]) -> io::Result<()> {
             Err(e) => return Err(e.into()),
         };
         let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?.min(end);
-        let (first, last) = ((data - offset) as usize / PAGE, ((hole - offset) as usize).div_ceil(PAGE));
-        pages.get_mut(first..last).ok_or(ErrorKind::InvalidData)?.fill(true);
+        with((data - offset) as usize / PAGE..((hole - offset) as usize).div_ceil(PAGE));
         at = hole;
     }
     Ok(())

@@ -55,6 +55,9 @@ pub enum VcpuError {
         /// Hardware entry failure reason.
         reason: u64,
     },
+    /// A page of guest memory could not be had.
+    #[error("{0}")]
+    Memory(String),
     /// An exit that this monitor never asked KVM for.
     #[error("vCPU {index}: unexpected exit from the guest: {exit}")]
     Unexpected {

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::SnapshotKind;
+use crate::config::Paging;
 
 fn ask(method: &str, target: &str, body: &str) -> Result<Request, RouteError> {
     route(&http::Request { method, target, body: body.as_bytes(), keep_alive: true })
@@ -166,8 +167,11 @@ fn a_snapshot_is_one_directory() {
     assert_eq!(ask("PUT", "/snapshot/create", body), Ok(Request::CreateSnapshot(wanted)));
     let body = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "File", "backend_path": "/s/memory"},
                    "enable_diff_snapshots": true, "resume_vm": true, "network_overrides": [], "huge_pages": "None"}"#;
-    let wanted = LoadRequest { path: "/s".into(), resume: true, track_dirty_pages: true };
-    assert_eq!(ask("PUT", "/snapshot/load", body), Ok(Request::LoadSnapshot(wanted)));
+    let wanted = LoadRequest { path: "/s".into(), resume: true, track_dirty_pages: true, paging: Paging::Map };
+    assert_eq!(ask("PUT", "/snapshot/load", body), Ok(Request::LoadSnapshot(wanted.clone())));
+    let body = body.replace("File", "Userfault");
+    let wanted = LoadRequest { paging: Paging::Userfault, ..wanted };
+    assert_eq!(ask("PUT", "/snapshot/load", &body), Ok(Request::LoadSnapshot(wanted)));
 }
 
 #[test]
