@@ -154,7 +154,7 @@ fn save(kernel: &Path, snapshot: &Path, memory_mib: u64) -> Result<vmm::api::Sna
     std::thread::scope(|scope| {
         let runner = scope.spawn(move || machine.run(&mut |_| {}));
         let waits = output.recv_timeout(PATIENCE).map_err(|_| BenchError::Machine("its guest does not run".into()));
-        let request = SnapshotRequest { path: snapshot.to_owned(), kind: SnapshotKind::Full };
+        let request = SnapshotRequest { path: snapshot.to_owned(), kind: SnapshotKind::Full, base_of_next: false };
         let report = waits.and_then(|()| handle.snapshot(&request).map_err(|e| failed(&e)));
         handle.stop();
         match runner.join() {

@@ -91,7 +91,12 @@ impl Running {
     }
 
     fn snapshot_of(&self, kind: SnapshotKind, path: &Path) -> Result<SnapshotReport, VmmError> {
-        Ok(self.handle.snapshot(&SnapshotRequest { path: path.to_owned(), kind })?)
+        Ok(self.handle.snapshot(&SnapshotRequest { path: path.to_owned(), kind, base_of_next: false })?)
+    }
+
+    /// One that the next change is a change to.
+    fn base(&self, kind: SnapshotKind, path: &Path) -> Result<SnapshotReport, VmmError> {
+        Ok(self.handle.snapshot(&SnapshotRequest { path: path.to_owned(), kind, base_of_next: true })?)
     }
 
     fn end(mut self, key: u8) -> ExitReason {
@@ -144,7 +149,18 @@ fn changes_are_laid_over_what_they_are_changes_to() {
     assert_eq!(untracked.output.recv_timeout(HANG), Ok(b'r'));
     untracked.snapshot(&at("full")).unwrap();
     assert!(untracked.snapshot_of(SnapshotKind::Diff, &at("none")).unwrap_err().to_string().contains("full one"));
+    // Bases one by one: what is taken between two of them is no base.
+    let base = untracked.base(SnapshotKind::Full, &at("base")).unwrap().bytes;
+    for name in ["between", "next"] {
+        let report = untracked.snapshot_of(SnapshotKind::Diff, &at(name)).unwrap();
+        assert!(report.bytes < base, "{name}: {report:?} after {base}");
+    }
+    untracked.base(SnapshotKind::Diff, &at("second")).unwrap();
+    fs::remove_dir_all(at("between")).unwrap();
+    untracked.snapshot_of(SnapshotKind::Diff, &at("next")).unwrap();
+    let clone = Running::start(&from(&at("next"))).unwrap();
     assert_eq!(untracked.end(b'g'), ExitReason::PowerOff);
+    assert_eq!(clone.end(b'g'), ExitReason::PowerOff);
 
     config.machine.track_dirty_pages = true;
     let original = Running::start(&config).unwrap();
@@ -212,7 +228,7 @@ fn a_snapshot_that_cannot_be_written_leaves_nothing_behind_and_the_machine_goes_
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     let handle = original.handle.clone();
     assert_eq!(original.end(b'g'), ExitReason::PowerOff);
-    let late = SnapshotRequest { path: dir.path().join("late"), kind: SnapshotKind::Full };
+    let late = SnapshotRequest { path: dir.path().join("late"), kind: SnapshotKind::Full, base_of_next: false };
     assert!(handle.snapshot(&late).is_err());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }

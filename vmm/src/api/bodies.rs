@@ -160,6 +160,8 @@ pub fn create_snapshot(value: Value) -> Result<SnapshotRequest, BodyError> {
         mem_file_path: Option<PathBuf>,
         #[serde(default)]
         snapshot_type: Kind,
+        #[serde(default)]
+        base_of_next: bool,
     }
     #[derive(Default, Deserialize)]
     enum Kind {
@@ -173,7 +175,7 @@ pub fn create_snapshot(value: Value) -> Result<SnapshotRequest, BodyError> {
         Kind::Full => SnapshotKind::Full,
         Kind::Diff => SnapshotKind::Diff,
     };
-    Ok(SnapshotRequest { path: body.snapshot_path, kind })
+    Ok(SnapshotRequest { path: body.snapshot_path, kind, base_of_next: body.base_of_next })
 }
 
 /// `snapshot/load`.

@@ -201,6 +201,7 @@ impl Controller {
                     SnapshotKind::Diff => Timed::DiffSnapshot,
                 };
                 self.metrics.time(timed, began);
+                self.metrics.snapshot(report);
             }
             Request::UpdateDevice(update) => vm.update_device(&update)?,
             _ => {}

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::SnapshotReport;
 use super::bodies::MetricsBody;
 
 /// Operations that are timed.
@@ -58,6 +59,8 @@ pub struct Metrics {
     failed: u64,
     /// The last of each kind.
     latencies: [Duration; TIMED.len()],
+    /// The last one.
+    snapshot: SnapshotReport,
 }
 
 impl Metrics {
@@ -92,6 +95,11 @@ impl Metrics {
         self.latencies[what as usize] = since.elapsed();
     }
 
+    /// Remembers what a snapshot came to.
+    pub fn snapshot(&mut self, report: SnapshotReport) {
+        self.snapshot = report;
+    }
+
     /// All of it, as it is now.
     pub fn tell(&self) -> Value {
         let latencies = TIMED.iter().zip(&self.latencies).map(|(name, time)| ((*name).to_owned(), micros(*time)));
@@ -101,6 +109,7 @@ impl Metrics {
             "api_requests": { "get": self.get, "put": self.put, "patch": self.patch, "other": self.other,
                               "failed": self.failed },
             "latencies_us": latencies.collect::<serde_json::Map<_, _>>(),
+            "last_snapshot": { "bytes": self.snapshot.bytes, "pause_us": self.snapshot.pause_ns / 1000 },
         })
     }
 

@@ -23,7 +23,7 @@ pub enum SnapshotKind {
     /// All of it.
     #[default]
     Full,
-    /// What changed since the last snapshot of this machine, or the one that it was restored from.
+    /// What changed since the last snapshot of this machine that was made a base, or the one that it was restored from.
     Diff,
 }
 
@@ -34,6 +34,8 @@ pub struct SnapshotRequest {
     pub path: PathBuf,
     /// How much of the memory it holds.
     pub kind: SnapshotKind,
+    /// Make it the one that the next of kind [`SnapshotKind::Diff`] is a change to, as each is with `track_dirty_pages`.
+    pub base_of_next: bool,
 }
 
 /// What making a snapshot came to.

@@ -25,8 +25,8 @@ impl Handle {
     /// Takes a snapshot into a directory, which must not exist or be a snapshot, and is replaced then. A running machine
     /// stands still meanwhile and goes on afterwards, whether it succeeded or not.
     ///
-    /// One of kind [`SnapshotKind::Diff`] has the memory that changed since the snapshot that the machine came from or, with
-    /// `track_dirty_pages`, since the last one that was taken of it.
+    /// One of kind [`SnapshotKind::Diff`] has the memory that changed since the snapshot that the machine came from or since the
+    /// last one that was taken of it as a base: with `base_of_next`, or `track_dirty_pages` of the machine.
     pub fn snapshot(&self, request: &SnapshotRequest) -> Result<SnapshotReport, SnapshotError> {
         let parts = self.parts()?;
         let unfinished = Unfinished::create(&request.path)?;
@@ -47,7 +47,7 @@ impl Handle {
         };
         let (bytes, meta) = result?;
         unfinished.finish()?;
-        if parts.config().machine.track_dirty_pages {
+        if parts.becomes_base(request) {
             parts.base().snapshot = restore::parent(&request.path, &meta);
         }
         Ok(SnapshotReport { bytes, pause_ns })
@@ -57,6 +57,10 @@ impl Handle {
 impl Parts {
     fn base(&self) -> MutexGuard<'_, Base> {
         self.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn becomes_base(&self, request: &SnapshotRequest) -> bool {
+        request.base_of_next || self.config().machine.track_dirty_pages
     }
 
     /// The snapshot that one at `target` would be a change to.
@@ -124,7 +128,7 @@ impl Parts {
         };
         target.write(files::STATE, &snapshot.encode()?)?;
         file.sync_all().map_err(io)?;
-        if snapshot.config.machine.track_dirty_pages {
+        if self.becomes_base(request) {
             let source = Source { file, extents: snapshot.extents };
             self.memory.rebase(&source).map_err(io)?;
             if source.extents.is_none() {

@@ -130,7 +130,9 @@ pub enum SnapshotError {
     #[error("the snapshot does not fit this host: {0}; boot anew")]
     Host(String),
     /// There is nothing to be a change to.
-    #[error("no snapshot that this one could be a change to; take a full one, of a machine with track_dirty_pages")]
+    #[error(
+        "no snapshot that this one could be a change to; take a full one, with base_of_next or of a machine with track_dirty_pages"
+    )]
     NoParent,
     /// A parent of it.
     #[error("snapshot {path}: a snapshot that it is a change to: {problem}")]

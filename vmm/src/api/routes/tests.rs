@@ -163,7 +163,7 @@ fn bodies_that_are_wrong_name_what_is() {
 #[test]
 fn a_snapshot_is_one_directory() {
     let body = r#"{"snapshot_path": "/s", "mem_file_path": "/s/memory", "snapshot_type": "Diff"}"#;
-    let wanted = SnapshotRequest { path: "/s".into(), kind: SnapshotKind::Diff };
+    let wanted = SnapshotRequest { path: "/s".into(), kind: SnapshotKind::Diff, base_of_next: false };
     assert_eq!(ask("PUT", "/snapshot/create", body), Ok(Request::CreateSnapshot(wanted)));
     let body = r#"{"snapshot_path": "/s", "mem_backend": {"backend_type": "File", "backend_path": "/s/memory"},
                    "enable_diff_snapshots": true, "resume_vm": true, "network_overrides": [], "huge_pages": "None"}"#;
