@@ -134,6 +134,14 @@ pub enum ImageError {
         /// Why.
         source: serde_json::Error,
     },
+    /// A list of layers that are to stay is damaged, or names one that is gone.
+    #[error("image store: '{}': {problem}", path.display())]
+    Kept {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
 }
 
 impl ImageError {

@@ -27,7 +27,7 @@ pub use error::ImageError;
 pub use layer::Limits;
 pub use oci::config::ProcessDefaults;
 pub use oci::reference::ImageRef;
-pub use store::{ImageInfo, Layer, LayersInUse, PreparedImage, Progress, Store};
+pub use store::{ImageInfo, KEEPERS, KeptLayers, Layer, LayerKey, LayersInUse, PreparedImage, Progress, Store};
 
 /// The guest's first process, a static executable, built from `guest-images/init` by this crate's build script.
 pub static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));

@@ -38,7 +38,7 @@ pub(super) struct Held {
 }
 
 /// Which kind of thing a layer was made of; the kinds do not share files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Origin {
     Layer,
     Rootfs,

@@ -6,17 +6,20 @@
 //! layers/KEY.erofs     a converted layer; whoever uses it holds a shared flock on it
 //! merged/KEY.erofs     the metadata of an image with several layers, merged; locked like a layer
 //! images/HASH.json     a loaded image: name, configuration, layers
+//! snapshots/ID/layers  layers that stay for as long as this file does; the rest of the directory is not the store's
 //! tmp/KEY.lock, .tmp   work going on; the lock's holder owns the .tmp; without holder both are rubbish
 //! ```
 //!
 //! Lock order: the store's lock (`tmp/store.lock`, for changes to `images/` and removal of layers), then a layer's
 //! work lock, then locks on layer files. Nobody waits for the store's lock while holding a work lock.
 
+mod kept;
 mod layers;
 mod lock;
 mod prepare;
 mod records;
 
+pub use kept::{KEEPERS, KeptLayers, LayerKey};
 pub use layers::Layer;
 pub use records::ImageInfo;
 use records::Record;
@@ -190,8 +193,8 @@ impl Store {
         Ok(self.records()?.into_iter().map(ImageInfo::from).collect())
     }
 
-    /// Removes a loaded image and those of its layers that no other image has and no container uses. Returns what it
-    /// was.
+    /// Removes a loaded image and those of its layers that no other image has, no container uses and no snapshot keeps.
+    /// Returns what it was.
     ///
     /// # Errors
     /// There is no such image, or the store cannot be changed.
@@ -207,7 +210,7 @@ impl Store {
         Ok(record.into())
     }
 
-    /// Removes all layers that belong to no loaded image and are not in use (images run straight from a file leave such
+    /// Removes all layers that belong to no loaded image and are neither in use nor kept (images run straight from a file leave such
     /// layers for the next run). Returns how many bytes of disk that gave back.
     ///
     /// # Errors
@@ -243,9 +246,11 @@ impl Store {
         entries.map(|entry| Ok(entry.map_err(ImageError::io("read", &dir))?.path())).collect()
     }
 
-    /// Keys of the files that loaded images have.
+    /// Keys of the files that loaded images have, and of those that are kept.
     fn referenced(&self) -> Result<HashSet<String>, ImageError> {
-        Ok(self.records()?.iter().flat_map(|record| self.keys(record)).collect())
+        let mut keys = self.all_kept()?;
+        keys.extend(self.records()?.iter().flat_map(|record| self.keys(record)));
+        Ok(keys)
     }
 
     /// Keys of an image's layers, and of what they were merged into.
