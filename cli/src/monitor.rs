@@ -1,13 +1,13 @@
-//! The per-VM process, seen from its parent: `bulkhead vmm` started, told its configuration, listened to, ended.
+//! The per-VM process, seen from its parent: `bulkhead-vmm` (or `bulkhead vmm`) started, told its configuration, listened to, ended.
 //!
 //! The child has a process group of its own, so that a terminal's ^C reaches this process alone, and it dies with this
 //! one (`commands::vmm` arranges that). It does not know what the VM is for.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -76,6 +76,14 @@ pub struct Report {
     version: Option<u32>,
 }
 
+/// The program of a microVM's process: `bulkhead-vmm` beside this one, or this one, which can do the same. Either takes
+/// `vmm` as its first argument.
+pub fn program() -> PathBuf {
+    let this = Path::new("/proc/self/exe");
+    let beside = fs::read_link(this).map(|path| path.with_file_name("bulkhead-vmm"));
+    beside.ok().filter(|path| path.is_file()).unwrap_or_else(|| this.to_owned())
+}
+
 /// A running per-VM process. Dropping it ends it.
 #[derive(Debug)]
 pub struct Monitor {
@@ -89,7 +97,7 @@ impl Monitor {
     /// Starts the process with this configuration (JSON). To be called on the main thread: the child dies with the
     /// thread that starts it. It serves its control socket at `control`. With `verbose` its logs and errors go to our stderr.
     pub fn start(config: &str, console: Console, control: Option<&Path>, verbose: bool) -> Result<Self, MonitorError> {
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(program());
         command.arg0("bulkhead").args(["vmm", "--parent", &std::process::id().to_string()]).process_group(0);
         command.arg("--cpuid-cache").arg(paths::cpuid_cache());
         if let Some(control) = control {

@@ -18,6 +18,8 @@ use vmm::config::{Paging, SnapshotSource};
 use vmm::cpuid::Model;
 use vmm::host::{self, KvmKind};
 
+use crate::monitor;
+
 /// Raised when templates of older versions of this program will not do although the program's file is the same.
 const VERSION: u32 = 1;
 /// Most templates that are kept.
@@ -30,6 +32,7 @@ const MOST_BYTES: u64 = 2 << 30;
 pub struct Ingredients<'a> {
     version: u32,
     program: FileId,
+    monitor: FileId,
     kernel: FileId,
     boot_args: &'a str,
     vcpus: u8,
@@ -67,6 +70,7 @@ impl<'a> Ingredients<'a> {
         Some(Ingredients {
             version: VERSION,
             program: FileId::of(Path::new("/proc/self/exe")).ok()?,
+            monitor: FileId::of(&monitor::program()).ok()?,
             kernel: FileId::of(&source.kernel_image_path).ok()?,
             boot_args: &source.boot_args,
             vcpus: config.machine.vcpu_count,

@@ -1,5 +1,7 @@
 //! Images in the store, the doctor, the benchmark.
 
+use std::path::PathBuf;
+
 use crate::lab;
 
 /// load, images, run by name, rmi.
@@ -57,19 +59,30 @@ fn the_doctor_reports() {
     lab.assert_clean();
 }
 
-/// The program is linked statically, and still loaded at an address of the host's choice (.cargo/config.toml).
+/// The programs are linked statically, and still loaded at an address of the host's choice (.cargo/config.toml). One does
+/// without the other.
 #[test]
-fn the_program_needs_no_dynamic_linker() {
-    let lab = lab!("the_program_needs_no_dynamic_linker");
-    let file = std::fs::read(lab.bulkhead(["doctor"]).get_program()).unwrap();
-    let number = |at: usize, len: usize| file[at..at + len].iter().rev().fold(0, |n, b| n << 8 | usize::from(*b));
-    // ELF-64: e_type, and p_type of each program header.
-    const POSITION_INDEPENDENT: usize = 3;
-    const INTERPRETER: usize = 3;
-    assert_eq!(number(16, 2), POSITION_INDEPENDENT);
-    let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
-    let types: Vec<usize> = (0..count).map(|i| number(table + i * size, 4)).collect();
-    assert!(types.contains(&1) && !types.contains(&INTERPRETER), "{types:?}");
+fn the_programs_need_no_dynamic_linker() {
+    let lab = lab!("the_programs_need_no_dynamic_linker");
+    let program = PathBuf::from(lab.bulkhead(["doctor"]).get_program());
+    for path in [program.clone(), program.with_file_name("bulkhead-vmm")] {
+        let file = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let number = |at: usize, len: usize| file[at..at + len].iter().rev().fold(0, |n, b| n << 8 | usize::from(*b));
+        // ELF-64: e_type, and p_type of each program header.
+        const POSITION_INDEPENDENT: usize = 3;
+        const INTERPRETER: usize = 3;
+        assert_eq!(number(16, 2), POSITION_INDEPENDENT);
+        let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+        let types: Vec<usize> = (0..count).map(|i| number(table + i * size, 4)).collect();
+        assert!(types.contains(&1) && !types.contains(&INTERPRETER), "{}: {types:?}", path.display());
+    }
+    let alone = lab.path("bulkhead");
+    std::fs::copy(&program, &alone).unwrap();
+    let ended = std::process::Command::new(&alone)
+        .args(["bench", "null", "-n", "1"])
+        .env("BULKHEAD_RUN", lab.path("r"))
+        .output();
+    assert!(ended.unwrap().status.success());
 }
 
 /// The null benchmark works and its memory is within bounds; its times are for an idle machine to judge.

@@ -47,17 +47,9 @@ fn vm_id(text: &str) -> Result<String, String> {
 }
 
 impl Vmm {
-    /// Parses the arguments, the verb first.
-    ///
-    /// # Errors
-    /// Wrong usage, and requests for help.
-    pub fn parse_words(words: &[OsString]) -> Result<Self, clap::Error> {
-        // What other verbs write needs no explanation, and clap takes 60 us to get ready to give one.
-        Self::quick(words.get(1..).unwrap_or_default()).map_or_else(|| Self::try_parse_from(words), Ok)
-    }
-
-    /// Parses flags with a value each, all of them right; `None` leaves it to clap to say what is wrong, or means.
-    fn quick(words: &[OsString]) -> Option<Self> {
+    /// Parses what other verbs write after the verb, flags with a value each, all of them right. `None` leaves it to clap,
+    /// which takes 60 us to get ready, to say what is wrong, or means.
+    pub fn quick(words: &[OsString]) -> Option<Self> {
         let (mut config_fd, mut events_fd, mut parent, mut cpuid_cache) = (None, None, None, None);
         let (mut api_sock, mut id) = (None, None);
         let path = |word: &OsStr| (!word.is_empty()).then(|| PathBuf::from(word));
@@ -101,7 +93,7 @@ mod tests {
             let quick = Vmm::quick(&words[1..]).unwrap_or_else(|| panic!("{line}"));
             assert_eq!(format!("{quick:?}"), format!("{:?}", Vmm::try_parse_from(&words).unwrap()), "{line}");
         }
-        assert_eq!(Vmm::parse_words(&words("vmm --config-fd=3")).unwrap().config_fd, Some(3));
+        assert_eq!(Vmm::try_parse_from(words("vmm --config-fd=3")).unwrap().config_fd, Some(3));
     }
 
     #[test]
@@ -118,7 +110,7 @@ mod tests {
             "vmm --help",
         ] {
             let words = words(line);
-            assert!(Vmm::quick(&words[1..]).is_none() && Vmm::parse_words(&words).is_err(), "{line}");
+            assert!(Vmm::quick(&words[1..]).is_none() && Vmm::try_parse_from(&words).is_err(), "{line}");
         }
     }
 }

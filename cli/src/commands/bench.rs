@@ -10,13 +10,14 @@ use serde::Serialize;
 
 use crate::args::{Bench, BenchWhat, Format};
 use crate::failure::Outcome;
-use crate::{output, paths, rundir};
+use crate::{monitor, output, paths, rundir};
 
 /// Measures, and prints the report.
 pub fn bench(args: &Bench) -> Outcome {
     rundir::ensure(&paths::run())?;
     let cpuid_cache = paths::cpuid_cache();
-    let monitor = Monitor { bulkhead: Path::new("/proc/self/exe"), cpuid_cache: &cpuid_cache };
+    let program = monitor::program();
+    let monitor = Monitor { bulkhead: &program, cpuid_cache: &cpuid_cache };
     match &args.what {
         &BenchWhat::Null { runs, format } => {
             let report = null::run(monitor, runs as usize)?;
@@ -27,7 +28,7 @@ pub fn bench(args: &Bench) -> Outcome {
             show(format, &report, print_restore)?;
         }
         BenchWhat::Run { runs, format, image_and_command } => {
-            let what = run::What { bulkhead: monitor.bulkhead, arguments: image_and_command };
+            let what = run::What { bulkhead: Path::new("/proc/self/exe"), arguments: image_and_command };
             let report = run::run(what, *runs as usize)?;
             show(*format, &report, print_run)?;
         }
