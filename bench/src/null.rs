@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::process::Child;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -69,26 +70,40 @@ fn config(kernel: &Path) -> String {
     .to_string()
 }
 
-/// Private memory of a monitor whose guest is halted, without the guest's RAM.
+/// Private memory of a monitor whose guest is halted, without the guest's RAM, beside another one: what two of them have in
+/// common, the program's text above all, is no microVM's own.
 fn private_memory(monitor: Monitor<'_>, kernel: &Path) -> Result<u64, BenchError> {
-    let mut child = start(monitor, &config(kernel))?;
-    let result = (|| {
-        let stdout = child.stdout.take().ok_or_else(|| BenchError::Machine("no output".into()))?;
+    let _other = Halted::start(monitor, kernel)?;
+    let halted = Halted::start(monitor, kernel)?;
+    let maps = std::fs::read_to_string(format!("/proc/{}/smaps", halted.0.id())).map_err(io_error("smaps"))?;
+    Ok(private_kib(&maps, MEMORY_MIB * 1024))
+}
+
+/// A machine whose guest is halted. It has no end of its own; dropped, it is killed.
+struct Halted(Child);
+
+impl Halted {
+    fn start(monitor: Monitor<'_>, kernel: &Path) -> Result<Self, BenchError> {
+        let mut halted = Halted(start(monitor, &config(kernel))?);
+        let stdout = halted.0.stdout.take().ok_or_else(|| BenchError::Machine("no output".into()))?;
         let runs = |line: &String| matches!(serde_json::from_str(line), Ok(Event::Phase { phase: Phase::Run, .. }));
-        if !BufReader::new(stdout).lines().map_while(Result::ok).any(|line| runs(&line)) {
-            let mut why = String::new();
-            if let Some(mut stderr) = child.stderr.take() {
-                stderr.read_to_string(&mut why).map_err(io_error("output of the monitor"))?;
-            }
-            return Err(BenchError::Machine(why.trim().to_owned()));
+        if BufReader::new(stdout).lines().map_while(Result::ok).any(|line| runs(&line)) {
+            return Ok(halted);
         }
-        let maps = std::fs::read_to_string(format!("/proc/{}/smaps", child.id())).map_err(io_error("smaps"))?;
-        Ok(private_kib(&maps, MEMORY_MIB * 1024))
-    })();
-    // It has no end of its own; whatever came before, it must not stay.
-    let _ = child.kill();
-    let _ = child.wait();
-    result
+        let mut why = String::new();
+        if let Some(mut stderr) = halted.0.stderr.take() {
+            stderr.read_to_string(&mut why).map_err(io_error("output of the monitor"))?;
+        }
+        Err(BenchError::Machine(why.trim().to_owned()))
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Sum of the Private_* lines of `smaps` over all mappings but those of `guest_kib` KiB.
