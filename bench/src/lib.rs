@@ -3,18 +3,30 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`null`] | the cost of a machine that does nothing: process start, one port write, process exit |
-//! | [`restore`] | a machine that goes on from a snapshot: process start to the guest's first instruction |
+//! | [`restore`] | a machine that goes on from a snapshot: process start to the guest's first instruction, and to an answer |
+//! | [`clones`] | many machines from one snapshot, all running at once |
+//! | [`snapshot`] | taking a snapshot, beside a plain write of the same bytes |
 //! | [`run`] | `bulkhead run`, booting and from a template |
 //! | [`process`] | monitor processes, started and timed |
+//! | [`machine`] | machines in this process, to be saved or measured |
+//! | [`answer`] | the guest that answers over vsock, and its host's side |
+//! | [`container`] | `runc run` of a container that does nothing |
+//! | [`memory`] | what of a monitor's memory is its own, and what its guest's |
 //! | [`stats`] | percentiles |
-//! | [`guest`] | the guest programs it boots: a few instructions in an ELF file |
+//! | [`guest`] | the guest programs it boots |
 //!
 //! Every figure stands beside a floor from the same run. It does not print: the CLI does.
 #![forbid(unsafe_code)]
 
+pub mod answer;
+pub mod clones;
+pub mod container;
 pub mod guest;
+pub mod machine;
+pub mod memory;
 pub mod null;
 pub mod process;
 pub mod restore;
 pub mod run;
+pub mod snapshot;
 pub mod stats;

@@ -11,9 +11,9 @@ use std::time::Duration;
 use serde::Serialize;
 use vmm::events::{Event, Phase};
 
-use crate::guest;
 use crate::process::{BenchError, Monitor, PHASES, floor, io_error, sample, start};
 use crate::stats::{Summary, summarise};
+use crate::{guest, memory};
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -75,8 +75,7 @@ fn config(kernel: &Path) -> String {
 fn private_memory(monitor: Monitor<'_>, kernel: &Path) -> Result<u64, BenchError> {
     let _other = Halted::start(monitor, kernel)?;
     let halted = Halted::start(monitor, kernel)?;
-    let maps = std::fs::read_to_string(format!("/proc/{}/smaps", halted.0.id())).map_err(io_error("smaps"))?;
-    Ok(private_kib(&maps, MEMORY_MIB * 1024))
+    Ok(memory::of_process(halted.0.id(), MEMORY_MIB, None)?.monitor_kib)
 }
 
 /// A machine whose guest is halted. It has no end of its own; dropped, it is killed.
@@ -106,32 +105,9 @@ impl Drop for Halted {
     }
 }
 
-/// Sum of the Private_* lines of `smaps` over all mappings but those of `guest_kib` KiB.
-fn private_kib(smaps: &str, guest_kib: u64) -> u64 {
-    let mut sum = 0;
-    let mut is_guest = false;
-    for line in smaps.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let (key, value) = (words.next().unwrap_or(""), words.next().and_then(|v| v.parse::<u64>().ok()));
-        match (key, value) {
-            ("Size:", Some(size)) => is_guest = size == guest_kib,
-            ("Private_Clean:" | "Private_Dirty:", Some(kib)) if !is_guest => sum += kib,
-            _ => {}
-        }
-    }
-    sum
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn guest_ram_does_not_count_as_the_monitors() {
-        let smaps = "7f00-7f01 rw-p 0 00:00 0 \nSize: 131072 kB\nPrivate_Clean: 4 kB\nPrivate_Dirty: 9000 kB\n\
-                     55-56 r--p 0 00:00 0 /x\nSize: 300 kB\nPrivate_Clean: 3 kB\nPrivate_Dirty: 5 kB\nShared_Clean: 7 kB\n";
-        assert_eq!(private_kib(smaps, 131_072), 8);
-    }
 
     #[test]
     fn no_runs_is_an_error() {

@@ -22,8 +22,11 @@ pub enum BenchError {
         source: std::io::Error,
     },
     /// The machine did not end as it should.
-    #[error("the null machine failed: {0}")]
+    #[error("the microVM failed: {0}")]
     Machine(String),
+    /// The container beside it did not run.
+    #[error("{0}")]
+    Container(String),
     /// No samples were asked for.
     #[error("at least one run is needed")]
     NoRuns,
@@ -32,6 +35,12 @@ pub enum BenchError {
 /// For `map_err`.
 pub(crate) fn io_error(what: &'static str) -> impl FnOnce(std::io::Error) -> BenchError {
     move |source| BenchError::Io { what, source }
+}
+
+/// The error that a monitor's last words are, if it has some.
+pub(crate) fn words(error: BenchError, stderr: &[u8]) -> BenchError {
+    let said = String::from_utf8_lossy(stderr);
+    if said.trim().is_empty() { error } else { BenchError::Machine(said.trim().to_owned()) }
 }
 
 /// The monitor to measure.

@@ -1,28 +1,27 @@
-//! A machine that goes on from a snapshot: process start to the guest's first instruction.
+//! A machine that goes on from a snapshot: process start to the guest's first instruction, and to the answer of a process in it.
 //!
-//! The guest was saved while it waited for a byte in its memory. The byte is set in the snapshot's memory file, so the first
-//! instructions of a restored guest find it and end the machine: their effect is what is timed. Machines of several
-//! sizes take turns, with a process that does nothing as the floor, so that all share the same moments of the host.
+//! For the first, the guest was saved while it waited for a byte in its memory. The byte is set in the snapshot's memory file, so the
+//! first instructions of a restored guest find it and end the machine: their effect is what is timed. The second is
+//! [`crate::answer`], beside `runc run` of a container that does nothing. Machines of several sizes take turns, with a process
+//! that does nothing as the floor, so that all share the same moments of the host.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::mpsc::{self, Sender};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
-use vmm::api::{SnapshotKind, SnapshotRequest};
-use vmm::{Console, Machine, VmConfig};
+use vmm::Console;
+use vmm::api::{SnapshotKind, SnapshotReport};
 
-use crate::guest;
+use crate::container::Bundle;
+use crate::machine::{Bell, save, with_machine};
 use crate::process::{BenchError, Monitor, PHASES, floor, io_error, sample};
 use crate::stats::{Summary, summarise};
+use crate::{answer, guest};
 
 /// Sizes of machines, MiB.
 pub const SIZES: [u64; 3] = [128, 1024, 4096];
-/// A guest of a few instructions that has not run by then never will.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,6 +30,10 @@ pub struct Report {
     pub sizes: Vec<Size>,
     /// A process that does nothing.
     pub floor: Summary,
+    /// `runc run` of a container that does nothing, process start to process exit; none where runc is not installed.
+    pub runc: Option<Summary>,
+    /// The median answer of the smallest machine by that of runc.
+    pub answer_by_runc: Option<f64>,
 }
 
 /// Machines of one size.
@@ -44,6 +47,8 @@ pub struct Size {
     pub total: Summary,
     /// The parts of `total`, in order.
     pub phases: Vec<(&'static str, Summary)>,
+    /// Process start to the answer of a process in ring 3 of another guest, over vsock.
+    pub answer: Summary,
     /// Taking the snapshot: how long the guest stood still, microseconds.
     pub pause_us: f64,
     /// Bytes of memory in the snapshot.
@@ -63,45 +68,57 @@ pub fn run(monitor: Monitor<'_>, runs: usize) -> Result<Report, BenchError> {
     for memory_mib in SIZES.into_iter().filter(|&size| size <= host) {
         series.push(Series::prepare(monitor, &kernel, &dir.path().join(memory_mib.to_string()), memory_mib)?);
     }
-    let mut floors = Vec::new();
+    let mut bundle = Bundle::prepare(&dir.path().join("bundle"))?;
+    let (mut floors, mut containers) = (Vec::new(), Vec::new());
     for _ in 0..runs {
         for series in &mut series {
             series.add(monitor)?;
         }
+        if let Some(bundle) = &mut bundle {
+            containers.push(bundle.sample()?);
+        }
         floors.push(floor()?);
     }
-    let sizes = series.iter().map(Series::size).collect::<Option<_>>().ok_or(BenchError::NoRuns)?;
-    Ok(Report { sizes, floor: summarise(&floors).ok_or(BenchError::NoRuns)? })
+    let sizes: Vec<Size> = series.iter().map(Series::size).collect::<Option<_>>().ok_or(BenchError::NoRuns)?;
+    let runc = summarise(&containers);
+    let answer_by_runc = sizes.first().zip(runc).map(|(size, runc)| size.answer.p50_us / runc.p50_us);
+    Ok(Report { sizes, floor: summarise(&floors).ok_or(BenchError::NoRuns)?, runc, answer_by_runc })
 }
 
 /// The samples of one size.
 struct Series {
     memory_mib: u64,
     config: String,
-    pause_ns: u64,
-    memory_bytes: u64,
+    answering: PathBuf,
+    report: SnapshotReport,
     guests: Vec<Duration>,
     totals: Vec<Duration>,
     phases: [Vec<Duration>; PHASES.len()],
+    answers: Vec<Duration>,
 }
 
 impl Series {
-    fn prepare(monitor: Monitor<'_>, kernel: &Path, snapshot: &Path, memory_mib: u64) -> Result<Self, BenchError> {
-        let report = save(kernel, snapshot, memory_mib)?;
-        let memory = OpenOptions::new().write(true).open(snapshot.join("memory")).map_err(io_error("memory file"))?;
+    fn prepare(monitor: Monitor<'_>, kernel: &Path, dir: &Path, memory_mib: u64) -> Result<Self, BenchError> {
+        std::fs::create_dir(dir).map_err(io_error("temporary directory"))?;
+        let (waiting, answering) = (dir.join("waiting"), dir.join("answering-snapshot"));
+        let report = save_waiting(kernel, &waiting, memory_mib)?;
+        let memory = OpenOptions::new().write(true).open(waiting.join("memory")).map_err(io_error("memory file"))?;
         // RAM begins at address 0, and so does the file.
         memory.write_all_at(&[1], guest::GO).map_err(io_error("memory file"))?;
-        let config = serde_json::json!({ "snapshot": { "path": snapshot } }).to_string();
-        // The first pays for cold caches, once.
+        answer::prepare(dir, &answering, memory_mib)?;
+        let config = serde_json::json!({ "snapshot": { "path": waiting } }).to_string();
+        // The first of each pays for cold caches, once.
         sample(monitor, &config)?;
+        answer::sample(monitor, &answering, &dir.join("a"))?;
         Ok(Series {
             memory_mib,
             config,
-            pause_ns: report.pause_ns,
-            memory_bytes: report.bytes,
+            answering,
+            report,
             guests: Vec::new(),
             totals: Vec::new(),
             phases: Default::default(),
+            answers: Vec::new(),
         })
     }
 
@@ -110,6 +127,7 @@ impl Series {
         self.guests.push(sample.guest);
         self.totals.push(sample.total);
         self.phases.iter_mut().zip(sample.phases).for_each(|(all, part)| all.push(part));
+        self.answers.push(answer::sample(monitor, &self.answering, &self.answering.with_file_name("a"))?);
         Ok(())
     }
 
@@ -120,48 +138,21 @@ impl Series {
             guest: summarise(&self.guests)?,
             total: summarise(&self.totals)?,
             phases: phases.collect(),
-            pause_us: self.pause_ns as f64 / 1e3,
-            memory_bytes: self.memory_bytes,
+            answer: summarise(&self.answers)?,
+            pause_us: self.report.pause_ns as f64 / 1e3,
+            memory_bytes: self.report.bytes,
         })
     }
 }
 
-/// Tells of each byte of serial output.
-struct Tell(Sender<()>);
-
-impl Write for Tell {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Whoever waited has heard enough.
-        let _ = self.0.send(());
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Boots the guest in this process, and takes the snapshot when it waits.
-fn save(kernel: &Path, snapshot: &Path, memory_mib: u64) -> Result<vmm::api::SnapshotReport, BenchError> {
-    let failed = |error: &dyn std::fmt::Display| BenchError::Machine(error.to_string());
-    let json = serde_json::json!({ "boot-source": { "kernel_image_path": kernel },
-                                   "machine-config": { "vcpu_count": 1, "mem_size_mib": memory_mib } });
-    let config = VmConfig::from_json(&json.to_string()).map_err(|e| failed(&e))?;
-    let (sender, output) = mpsc::channel();
-    let console = Console { input: None, output: Box::new(Tell(sender)) };
-    let machine = Machine::build(&config, Some(console), &mut |_| {}).map_err(|e| failed(&e))?;
-    let handle = machine.handle();
-    std::thread::scope(|scope| {
-        let runner = scope.spawn(move || machine.run(&mut |_| {}));
-        let waits = output.recv_timeout(PATIENCE).map_err(|_| BenchError::Machine("its guest does not run".into()));
-        let request = SnapshotRequest { path: snapshot.to_owned(), kind: SnapshotKind::Full, base_of_next: false };
-        let report = waits.and_then(|()| handle.snapshot(&request).map_err(|e| failed(&e)));
-        handle.stop();
-        match runner.join() {
-            Ok(Ok(_)) => report,
-            Ok(Err(error)) => Err(failed(&error)),
-            Err(_) => Err(BenchError::Machine("it panicked".into())),
-        }
+fn save_waiting(kernel: &Path, snapshot: &Path, memory_mib: u64) -> Result<SnapshotReport, BenchError> {
+    let config = serde_json::json!({ "boot-source": { "kernel_image_path": kernel },
+                                     "machine-config": { "vcpu_count": 1, "mem_size_mib": memory_mib } });
+    let (bell, output) = Bell::new();
+    with_machine(&config, Console { input: None, output }, |handle| {
+        bell.wait()?;
+        save(handle, snapshot, SnapshotKind::Full)
     })
 }
 

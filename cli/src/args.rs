@@ -1,6 +1,7 @@
 //! The command line: verbs and flags, with docker's names where the meaning is docker's. It parses and explains; it does
 //! nothing.
 
+mod bench;
 mod vmm;
 
 use std::ffi::OsString;
@@ -10,6 +11,7 @@ use ::vmm::config::BootProtocol;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::bench::{Bench, BenchWhat};
 pub use self::vmm::Vmm;
 use crate::failure::sanitize;
 use crate::size;
@@ -225,46 +227,6 @@ pub enum SystemWhat {
         /// Accepted, as in docker: nothing is asked, because nothing is lost
         #[arg(short, long)]
         force: bool,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct Bench {
-    #[command(subcommand)]
-    pub what: BenchWhat,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum BenchWhat {
-    /// The cost of a microVM that does nothing: process start, one port write by the guest, process exit
-    Null {
-        /// How many to run
-        #[arg(short = 'n', long, value_name = "N", default_value = "200", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-        runs: u32,
-        /// How to print
-        #[arg(long, value_enum, default_value_t)]
-        format: Format,
-    },
-    /// A container's run, booting and from a template: the same command, in turns
-    Run {
-        /// How many of each
-        #[arg(short = 'n', long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        runs: u32,
-        /// How to print
-        #[arg(long, value_enum, default_value_t)]
-        format: Format,
-        /// The image, and the command to run in it
-        #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
-        image_and_command: Vec<String>,
-    },
-    /// What it takes to go on from a snapshot: process start to the guest's first instruction, for machines of several sizes
-    Restore {
-        /// How many of each size
-        #[arg(short = 'n', long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-        runs: u32,
-        /// How to print
-        #[arg(long, value_enum, default_value_t)]
-        format: Format,
     },
 }
 

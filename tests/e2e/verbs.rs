@@ -133,6 +133,101 @@ fn the_restore_benchmark_measures() {
     for size in sizes {
         assert!(size["guest"]["samples"] == 2 && size["memory_bytes"].as_u64().unwrap() > 0, "{report}");
         assert_eq!(size["phases"].as_array().unwrap().len(), 5, "{report}");
+        assert_eq!(size["answer"]["samples"], 2, "{report}");
     }
+    // Where runc is not installed, it says so.
+    let runc = [&report["runc"]["samples"], &report["answer_by_runc"]];
+    assert!(runc[0] == 2 && runc[1].is_f64() || report["runc"].is_null() && runc[1].is_null(), "{report}");
+    lab.assert_clean();
+}
+
+/// A shell that runs `script`, whose arguments are a command and its.
+fn in_shell(script: &str, command: &std::process::Command) -> std::process::Command {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            shell.env(name, value);
+        }
+    }
+    shell
+}
+
+/// Clones answer, each for itself, and cost little; what stops them is told.
+#[test]
+fn the_clones_benchmark_measures() {
+    let lab = lab!("the_clones_benchmark_measures");
+    let ended = lab.run(["bench", "clones", "-n", "6", "--memory", "64m", "--parallel", "3", "--format", "json"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert!(report["clones"] == 6 && report["stopped"].is_null(), "{report}");
+    assert!(report["answer"]["samples"] == 6 && report["again"]["samples"] == 6, "{report}");
+    let most = |what: &str| report[what]["max"].as_u64().unwrap();
+    assert!((1..=1536).contains(&most("monitor_kib")), "{report}");
+    assert!((4..=1024).contains(&most("guest_kib")), "{report}");
+
+    let clones = lab.bulkhead(["bench", "clones", "--most", "-n", "1000", "--memory", "64m", "--format", "json"]);
+    let few = in_shell("ulimit -n 64; exec \"$@\"", &clones);
+    let ended = tests::Running::start(few).end(lab.patience(1));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert!((2..64).contains(&report["clones"].as_u64().unwrap()), "{report}");
+    assert!(report["stopped"].as_str().unwrap().contains("Too many open files"), "{report}");
+    lab.assert_clean();
+}
+
+/// SIGKILL of the benchmark ends all of its clones.
+#[test]
+fn no_clone_outlives_the_benchmark() {
+    let lab = lab!("no_clone_outlives_the_benchmark");
+    let patience = lab.patience(1);
+    // All that it starts have this open.
+    let fifo = lab.path("alive");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let places = lab.path("places");
+    std::fs::create_dir(&places).unwrap();
+    let clones = lab.bulkhead(["bench", "clones", "-n", "1000", "--memory", "64m"]);
+    let mut command = in_shell(&format!("exec 9>'{}'; exec \"$@\"", fifo.display()), &clones);
+    command.env("TMPDIR", &places);
+    let running = tests::Running::start(command);
+    let mut alive = std::fs::File::open(&fifo).unwrap();
+    let deadline = std::time::Instant::now() + patience;
+    let tenth = |dir: &std::path::Path| {
+        std::fs::read_dir(dir).unwrap().flatten().any(|place| place.path().join("c10").exists())
+    };
+    while !tenth(&places) {
+        assert!(std::time::Instant::now() < deadline, "no ten clones within {patience:?}");
+        // A socket appears without a word to us.
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    running.signal(rustix::process::Signal::KILL);
+    // To the end of the last that has it open.
+    std::io::Read::read_to_end(&mut alive, &mut Vec::new()).unwrap();
+    assert_eq!(running.end(patience).code, None);
+    lab.assert_clean();
+}
+
+/// Snapshots of all memory and of what has changed are measured beside plain writes of as many bytes.
+#[test]
+fn the_snapshot_benchmark_measures() {
+    let lab = lab!("the_snapshot_benchmark_measures");
+    let dir = lab.path("snapshots");
+    std::fs::create_dir(&dir).unwrap();
+    let place = dir.to_str().unwrap();
+    let line = ["bench", "snapshot", "-n", "2", "--resident", "16m", "--dir", place, "--format", "json"];
+    let ended = lab.run(line);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{report}");
+    for (row, kind, least, most) in [(&rows[0], "full", 16 << 20, 17 << 20), (&rows[1], "diff", 2 << 20, 3 << 20)] {
+        assert!(row["kind"] == kind && row["ratio"].as_f64().unwrap() > 0.0, "{report}");
+        assert!((least..most).contains(&row["bytes"].as_u64().unwrap()), "{report}");
+        for part in ["snapshot", "pause", "write", "write_unsynced"] {
+            assert_eq!(row[part]["samples"], 2, "{report}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
     lab.assert_clean();
 }

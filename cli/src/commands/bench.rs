@@ -1,11 +1,12 @@
 //! `bulkhead bench`: prints what the bench library measures.
 
 use std::io;
+use std::num::NonZero;
 use std::path::Path;
 
 use bench::process::Monitor;
 use bench::stats::Summary;
-use bench::{null, restore, run};
+use bench::{clones, null, restore, run, snapshot};
 use serde::Serialize;
 
 use crate::args::{Bench, BenchWhat, Format};
@@ -26,6 +27,19 @@ pub fn bench(args: &Bench) -> Outcome {
         &BenchWhat::Restore { runs, format } => {
             let report = restore::run(monitor, runs as usize)?;
             show(format, &report, print_restore)?;
+        }
+        BenchWhat::Snapshot { runs, resident, dir, format } => {
+            let dir = dir.clone().unwrap_or_else(std::env::temp_dir);
+            let what = snapshot::What { resident_mib: resident.clone(), dir };
+            let report = snapshot::run(&what, *runs as usize)?;
+            show(*format, &report, print_snapshot)?;
+        }
+        &BenchWhat::Clones { number, memory, parallel, most, format } => {
+            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+            let parallel = parallel.map_or(processors, |parallel| parallel as usize);
+            let what = clones::What { number: number as usize, memory_mib: memory, parallel, most };
+            let report = clones::run(monitor, what)?;
+            show(format, &report, print_clones)?;
         }
         BenchWhat::Run { runs, format, image_and_command } => {
             let what = run::What { bulkhead: Path::new("/proc/self/exe"), arguments: image_and_command };
@@ -64,10 +78,58 @@ fn print_restore(report: &restore::Report) -> io::Result<()> {
     let rows = report.sizes.iter().flat_map(|size| {
         let first = row(&format!("{} MiB: first instruction", size.memory_mib), &size.guest);
         let phases = size.phases.iter().map(|(name, summary)| row(&format!("  {name}"), summary));
-        [first].into_iter().chain(phases).chain([row("  all", &size.total)])
+        let answer = row(&format!("{} MiB: answer of a process", size.memory_mib), &size.answer);
+        [first].into_iter().chain(phases).chain([row("  all", &size.total), answer])
     });
-    output::table(HEAD, rows.chain([row("floor: an empty process", &report.floor)]))?;
-    output::print(&format!("{} runs of each size\n", report.floor.samples))
+    let runc = report.runc.iter().map(|summary| row("runc run of an empty process", summary));
+    output::table(HEAD, rows.chain(runc).chain([row("floor: an empty process", &report.floor)]))?;
+    let beside = match (report.sizes.first(), report.answer_by_runc) {
+        (Some(size), Some(ratio)) => format!("an answer at {} MiB takes {ratio:.2} times runc's run", size.memory_mib),
+        _ => "runc is not installed, so nothing stands beside the answers".to_owned(),
+    };
+    output::print(&format!("{} runs of each size; {beside}\n", report.floor.samples))
+}
+
+fn print_snapshot(report: &snapshot::Report) -> io::Result<()> {
+    let rows = report.rows.iter().flat_map(|r| {
+        let name = format!("{} MiB: {} snapshot", r.resident_mib, r.kind);
+        [
+            row(&name, &r.snapshot),
+            row("  pause", &r.pause),
+            row("  plain write", &r.write),
+            row("  plain write, not synced", &r.write_unsynced),
+        ]
+    });
+    output::table(HEAD, rows)?;
+    for r in &report.rows {
+        let mib = r.bytes as f64 / f64::from(1 << 20);
+        let (size, kind) = (r.resident_mib, r.kind);
+        output::print(&format!("{size} MiB, {kind}: {mib:.1} MiB in {:.2} times the plain write\n", r.ratio))?;
+    }
+    Ok(())
+}
+
+fn print_clones(report: &clones::Report) -> io::Result<()> {
+    let rows = [row("start to answer", &report.answer), row("asked again, all at once", &report.again)];
+    output::table(HEAD, rows)?;
+    output::print(&format!(
+        "{} microVMs of {} MiB at the same time, {} starting at a time; {:.0} ms from the first start to the last answer\n\
+         each: {} KiB private memory of the monitor (most: {}), {} KiB of guest pages of its own (most: {}); the host has \
+         {:.0} KiB less\n",
+        report.clones,
+        report.memory_mib,
+        report.parallel,
+        report.total_ms,
+        report.monitor_kib.p50,
+        report.monitor_kib.max,
+        report.guest_kib.p50,
+        report.guest_kib.max,
+        report.host_kib,
+    ))?;
+    match &report.stopped {
+        Some(reason) => output::print(&format!("no more: {reason}\n")),
+        None => Ok(()),
+    }
 }
 
 fn print_null(report: &null::Report) -> io::Result<()> {

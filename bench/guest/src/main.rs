@@ -1,0 +1,62 @@
+//! The benchmark's guest: a process in ring 3, on as little of a kernel as that takes (`entry.s`).
+//!
+//! It connects to the host, and sends each question back, inverted. Saved while it waits for one, it goes on elsewhere: the device
+//! says that the connection is gone, and it connects again. Whoever closes the connection, or does not take it, ends it.
+#![no_std]
+#![no_main]
+
+use core::arch::{asm, global_asm};
+use core::panic::PanicInfo;
+
+use bench_guest::PORT;
+use bench_guest::socket::{Event, Memory, Socket};
+
+global_asm!(include_str!("entry.s"));
+
+/// First guest-physical address of the virtio windows: vsock is the machine's only device.
+const WINDOW: usize = 0xd000_0000;
+/// Port of the machine's end.
+const EXIT_PORT: u16 = 0x600;
+const POWER_OFF: u8 = 1;
+const PANIC: u8 = 3;
+
+static mut MEMORY: Memory = Memory::new();
+
+#[unsafe(no_mangle)]
+extern "C" fn ring3() -> ! {
+    // SAFETY: this is the program's only thread, and this is entered once; the machine has a device there, which ring 3 may
+    // access.
+    let socket = unsafe { Socket::new(WINDOW as *mut u32, &mut *(&raw mut MEMORY)) };
+    let Some(mut socket) = socket else { end(PANIC) };
+    socket.connect(PORT);
+    loop {
+        match socket.receive() {
+            Event::None => wait(),
+            Event::Gone => socket.connect(PORT),
+            Event::Closed => end(POWER_OFF),
+            Event::Question(question) => socket.send(!question),
+        }
+    }
+}
+
+/// Until the next interrupt; see `entry.s`.
+fn wait() {
+    // SAFETY: ring 0 goes on behind it. Memory may have changed meanwhile.
+    unsafe { asm!("hlt", options(nostack)) };
+}
+
+fn end(how: u8) -> ! {
+    loop {
+        // SAFETY: ring 0 does it, and the machine ends.
+        unsafe { asm!("out dx, al", in("dx") EXIT_PORT, in("al") how, options(nostack)) };
+    }
+}
+
+#[panic_handler]
+fn panic(_: &PanicInfo<'_>) -> ! {
+    end(PANIC)
+}
+
+// The toolchain's own libraries come compiled for unwinding and name this. Nothing unwinds here.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}

@@ -1,0 +1,254 @@
+//! One stream to the host (virtio 1.3, 5.10), one packet after the other.
+
+use crate::QUESTION;
+use crate::queue::{self, Queue, SIZE};
+
+/// Register offsets (virtio 1.3, 4.2.2).
+mod register {
+    pub const DRIVER_FEATURES: usize = 0x020;
+    pub const DRIVER_FEATURES_SEL: usize = 0x024;
+    pub const DEVICE_ID: usize = 0x008;
+    pub const QUEUE_SEL: usize = 0x030;
+    pub const QUEUE_SIZE: usize = 0x038;
+    pub const QUEUE_READY: usize = 0x044;
+    pub const QUEUE_NOTIFY: usize = 0x050;
+    pub const INTERRUPT_STATUS: usize = 0x060;
+    pub const INTERRUPT_ACK: usize = 0x064;
+    pub const STATUS: usize = 0x070;
+    /// Low halves; the high ones follow.
+    pub const QUEUE_AREAS: [usize; 3] = [0x080, 0x090, 0x0a0];
+    pub const CONFIG: usize = 0x100;
+}
+
+const VSOCK: u32 = 19;
+/// ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK, each with those before it.
+const STEPS: [u32; 4] = [1, 3, 11, 15];
+/// VIRTIO_F_VERSION_1, in the upper half of the features.
+const VERSION_1: u32 = 1;
+
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+
+const HOST: u64 = 2;
+const STREAM: u16 = 1;
+const HEADER: usize = 44;
+const REQUEST: u16 = 1;
+const RESPONSE: u16 = 2;
+const RESET: u16 = 3;
+const DATA: u16 = 5;
+const CREDIT_UPDATE: u16 = 6;
+const CREDIT_REQUEST: u16 = 7;
+/// Bytes that the host may send ahead.
+const CREDIT: u32 = 64;
+
+/// What the three queues need.
+#[repr(C)]
+pub struct Memory([queue::Memory; 3]);
+
+impl Memory {
+    /// All zeros.
+    pub const fn new() -> Self {
+        Memory([const { queue::Memory::new() }; 3])
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Nothing: wait for an interrupt.
+    None,
+    /// The connection is gone, and so is the host it led to: this is another machine (5.10.6.7).
+    Gone,
+    /// The host has closed the connection, or not taken it.
+    Closed,
+    /// A question.
+    Question(u64),
+}
+
+/// A stream to the host.
+pub struct Socket {
+    registers: *mut u32,
+    queues: [Queue; 3],
+    cid: u64,
+    /// This side's port: another one for each connection.
+    port: u32,
+    peer: u32,
+    /// Bytes received.
+    received: u32,
+    /// What has come of the next question.
+    question: [u8; QUESTION],
+    filled: usize,
+    /// Buffers to send from are free.
+    free: [bool; SIZE],
+}
+
+impl Socket {
+    /// Brings the device up. `None` if it is none, or does not come up.
+    ///
+    /// # Safety
+    /// `registers` are those of a virtio device that nobody else drives, and addresses here are physical ones.
+    pub unsafe fn new(registers: *mut u32, memory: &'static mut Memory) -> Option<Self> {
+        let queues = memory.0.each_mut().map(Queue::new);
+        let mut socket = Socket {
+            registers,
+            queues,
+            cid: 0,
+            port: 1 << 16,
+            peer: 0,
+            received: 0,
+            question: [0; QUESTION],
+            filled: 0,
+            free: [true; SIZE],
+        };
+        if socket.get(register::DEVICE_ID) != VSOCK {
+            return None;
+        }
+        socket.set(register::STATUS, 0);
+        socket.set(register::STATUS, STEPS[0]);
+        socket.set(register::STATUS, STEPS[1]);
+        for (half, features) in [0, VERSION_1].into_iter().enumerate() {
+            socket.set(register::DRIVER_FEATURES_SEL, half as u32);
+            socket.set(register::DRIVER_FEATURES, features);
+        }
+        socket.set(register::STATUS, STEPS[2]);
+        for index in [RX, TX, EVENT] {
+            socket.set(register::QUEUE_SEL, index as u32);
+            socket.set(register::QUEUE_SIZE, SIZE as u32);
+            let areas = socket.queues[index].addresses();
+            for (register, address) in register::QUEUE_AREAS.into_iter().zip(areas) {
+                socket.set(register, address as u32);
+                socket.set(register + 4, (address >> 32) as u32);
+            }
+            socket.set(register::QUEUE_READY, 1);
+        }
+        socket.set(register::STATUS, STEPS[3]);
+        if socket.get(register::STATUS) != STEPS[3] {
+            return None;
+        }
+        for index in [RX, EVENT] {
+            (0..SIZE).for_each(|buffer| socket.give(index, buffer, None));
+        }
+        Some(socket)
+    }
+
+    fn get(&self, offset: usize) -> u32 {
+        // SAFETY: a register of the window that `new` was given.
+        unsafe { self.registers.byte_add(offset).read_volatile() }
+    }
+
+    fn set(&mut self, offset: usize, value: u32) {
+        // SAFETY: a register of the window that `new` was given.
+        unsafe { self.registers.byte_add(offset).write_volatile(value) }
+    }
+
+    fn give(&mut self, queue: usize, buffer: usize, len: Option<usize>) {
+        if self.queues[queue].give(buffer, len) {
+            self.set(register::QUEUE_NOTIFY, queue as u32);
+        }
+    }
+
+    /// Asks the host for a connection to its `peer`.
+    pub fn connect(&mut self, peer: u32) {
+        // It may be another machine's by now.
+        self.cid = u64::from(self.get(register::CONFIG)) | u64::from(self.get(register::CONFIG + 4)) << 32;
+        self.port = self.port.wrapping_add(1);
+        self.peer = peer;
+        (self.received, self.filled) = (0, 0);
+        self.packet(REQUEST, &[]);
+    }
+
+    /// Sends an answer.
+    pub fn send(&mut self, answer: u64) {
+        self.packet(DATA, &answer.to_le_bytes());
+    }
+
+    fn packet(&mut self, op: u16, data: &[u8]) {
+        while let Some((buffer, _)) = self.queues[TX].take() {
+            self.free[buffer] = true;
+        }
+        // One is sent for each that comes, and the device is through with it when it has been told: there is always one.
+        let Some(buffer) = self.free.iter().position(|free| *free) else { return };
+        self.free[buffer] = false;
+        let queue = &mut self.queues[TX];
+        queue.write(buffer, 0, &self.cid.to_le_bytes());
+        queue.write(buffer, 8, &HOST.to_le_bytes());
+        queue.write(buffer, 16, &self.port.to_le_bytes());
+        queue.write(buffer, 20, &self.peer.to_le_bytes());
+        queue.write(buffer, 24, &(data.len() as u32).to_le_bytes());
+        queue.write(buffer, 28, &STREAM.to_le_bytes());
+        queue.write(buffer, 30, &op.to_le_bytes());
+        queue.write(buffer, 32, &0u32.to_le_bytes());
+        queue.write(buffer, 36, &CREDIT.to_le_bytes());
+        queue.write(buffer, 40, &self.received.to_le_bytes());
+        queue.write(buffer, HEADER, data);
+        self.give(TX, buffer, Some(HEADER + data.len()));
+    }
+
+    /// The next thing that has come.
+    pub fn receive(&mut self) -> Event {
+        let cause = self.get(register::INTERRUPT_STATUS);
+        if cause != 0 {
+            self.set(register::INTERRUPT_ACK, cause);
+        }
+        if let Some((buffer, _)) = self.queues[EVENT].take() {
+            // There is one kind of event.
+            self.give(EVENT, buffer, None);
+            return Event::Gone;
+        }
+        while let Some((buffer, _)) = self.queues[RX].take() {
+            let event = self.packet_from(buffer);
+            self.give(RX, buffer, None);
+            if event != Event::None {
+                return event;
+            }
+        }
+        Event::None
+    }
+
+    fn packet_from(&mut self, buffer: usize) -> Event {
+        let queue = &self.queues[RX];
+        let number = |at: usize| u32::from_le_bytes(queue.read(buffer, at));
+        let (to, len, op) = (number(20), number(24) as usize, u16::from_le_bytes(queue.read(buffer, 30)));
+        if to != self.port {
+            // Of a connection before this one.
+            return Event::None;
+        }
+        match op {
+            DATA => self.data(buffer, len),
+            CREDIT_REQUEST => {
+                self.packet(CREDIT_UPDATE, &[]);
+                Event::None
+            }
+            RESPONSE | CREDIT_UPDATE => Event::None,
+            // A reset or a shutdown.
+            _ => {
+                if op != RESET {
+                    self.packet(RESET, &[]);
+                }
+                Event::Closed
+            }
+        }
+    }
+
+    /// The host sends a question at a time, and waits for its answer; it may come in pieces.
+    fn data(&mut self, buffer: usize, len: usize) -> Event {
+        self.received = self.received.wrapping_add(len as u32);
+        for at in 0..len {
+            let [byte] = self.queues[RX].read(buffer, HEADER + at);
+            self.question[self.filled % QUESTION] = byte;
+            self.filled += 1;
+        }
+        if self.filled < QUESTION {
+            return Event::None;
+        }
+        self.filled = 0;
+        Event::Question(u64::from_le_bytes(self.question))
+    }
+}
