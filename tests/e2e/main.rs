@@ -9,6 +9,7 @@
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
+//! | [`load`] | a guest under load, saved and restored again and again |
 //! | [`verbs`] | images, doctor, bench |
 //!
 //! A boot costs seconds on a software-nested host, so each guest answers several questions.
@@ -19,6 +20,7 @@ mod container;
 mod control;
 mod ending;
 mod interactive;
+mod load;
 mod many;
 mod verbs;
 mod warm;

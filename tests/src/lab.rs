@@ -145,6 +145,16 @@ impl Lab {
         &self.site.guest
     }
 
+    /// The static program of `tests/guest/load.rs`.
+    ///
+    /// # Panics
+    /// It is not there.
+    pub fn load_program(&self) -> PathBuf {
+        let path = variable("BULKHEAD_TEST_LOAD").expect("BULKHEAD_TEST_LOAD is not set; tests/run sets it");
+        assert!(path.exists(), "{} is missing; tests/run makes it", path.display());
+        path
+    }
+
     /// `bulkhead` with these arguments, this lab's directories, and nothing on stdin.
     pub fn bulkhead<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.site.bin);

@@ -5,12 +5,14 @@
 //! - [`terminal`]: the same on a terminal
 //! - [`control`]: a client of a microVM's control socket
 //! - [`elf`]: kernels that are none
+//! - [`cpio`]: an initramfs with one program
 //!
 //! The same test binary runs on the machine itself and on the emulated AMD-V host (docs/test-hosts.md). What a host cannot
 //! do is skipped aloud: a line `SKIP <test>: <reason>`, which `tests/run` counts.
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod cpio;
 pub mod elf;
 pub mod lab;
 pub mod process;
