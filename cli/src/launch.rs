@@ -14,7 +14,7 @@ use vmm::VmConfig;
 use crate::control::Control;
 use crate::monitor::{Console, Monitor};
 use crate::session::io::Io;
-use crate::session::{Outcome, Session, SessionError};
+use crate::session::{Ended, NoAttendant, Outcome, Session, SessionError};
 use crate::templates::{Ingredients, Template, Templates};
 
 /// A run that broke, with the VM it broke in, if that is still to be looked at.
@@ -72,7 +72,7 @@ impl Launch<'_> {
             started();
             match conversation.arrive() {
                 Ok(()) => {
-                    let result = conversation.start(start, io);
+                    let result = conversation.start(start, io, &mut NoAttendant);
                     return Ok(conclude(monitor, result, true));
                 }
                 Err(SessionError::VmEnded(_)) => {
@@ -101,7 +101,7 @@ impl Launch<'_> {
             }
             self.leave(template, templates);
         }
-        let result = conversation.start(start, io);
+        let result = conversation.start(start, io, &mut NoAttendant);
         Ok(conclude(monitor, result, false))
     }
 
@@ -124,9 +124,11 @@ impl Launch<'_> {
     }
 }
 
-fn conclude(monitor: Monitor, result: Result<Outcome, SessionError>, warm: bool) -> Result<Ran, Broken> {
+fn conclude(monitor: Monitor, result: Result<Ended, SessionError>, warm: bool) -> Result<Ran, Broken> {
     match result {
-        Ok(outcome) => Ok(Ran { monitor, outcome, warm }),
+        Ok(Ended::Exited(outcome)) => Ok(Ran { monitor, outcome, warm }),
+        // Nobody is there who could want the VM.
+        Ok(Ended::Left(_)) => Err(Broken { error: SessionError::GuestClosed, monitor }),
         Err(error) => Err(Broken { error, monitor }),
     }
 }

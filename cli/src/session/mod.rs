@@ -2,6 +2,7 @@
 //!
 //! - [`Session`]: the sockets the guest connects to, [`Session::begin`] and [`Session::run`].
 //! - [`io`]: the user's streams and terminal.
+//! - [`attend`]: whoever wants something of a VM while its process runs ([`Attendant`]).
 //! - [`conversation`]: one run ([`Conversation`]): the loop over control messages, signals and the end of the VM.
 //! - [`streams`]: the connections of the process's streams.
 //! - [`pump`]: the threads that move the bytes of the streams.
@@ -11,6 +12,10 @@
 //! Starts no VM and ends none: that is the caller's. The guest is not trusted: it can at worst keep its own run from
 //! ending, which the user's third interrupt or the end of the VM ends for it.
 
+// Who freezes and thaws comes next: with the first verb that does, this goes.
+#![cfg_attr(not(test), allow(dead_code, unused_imports))]
+
+pub mod attend;
 mod control;
 mod conversation;
 pub mod io;
@@ -27,6 +32,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+pub use attend::{Attendant, FreezeError, NoAttendant, Wish};
 pub use conversation::Conversation;
 pub use io::Io;
 pub use times::Times;
@@ -105,6 +111,15 @@ pub struct Outcome {
     pub times: Times,
 }
 
+/// How a conversation ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// With the process.
+    Exited(Outcome),
+    /// An [`Attendant`] wanted the VM: these are the user's streams, with nobody at them, and the terminal is as it was.
+    Left(Io),
+}
+
 /// The sockets that a guest's vsock connections arrive at. Removes them when dropped.
 #[derive(Debug)]
 pub struct Session {
@@ -128,8 +143,16 @@ impl Session {
         Ok(Self { control: Socket::listen(uds_path, CONTROL_PORT)?, streams: Socket::listen(uds_path, STREAM_PORT)? })
     }
 
+    /// Closes what a VM that has ended connected and nobody has accepted: the next VM's guest is to be the first. To be called
+    /// before that starts.
+    pub fn forget_connections(&self) {
+        for listener in [&self.control.listener, &self.streams.listener] {
+            while listener.accept().is_ok() {}
+        }
+    }
+
     /// Waits for the guest of a VM and talks to it: [`Conversation::prepare`] if its memory is to be saved, then
-    /// [`Conversation::start`]. From now on signals to this program are passed on, or end the conversation.
+    /// [`Conversation::start`]; or [`Conversation::thaw`], if its memory was saved while its process was frozen. From now on signals to this program are passed on, or end the conversation.
     ///
     /// `vm` becomes readable or hung up when the VM has ended (a pidfd, or a pipe that only the VM's process holds). A session
     /// can have several VMs, one after the other.

@@ -7,7 +7,7 @@ use rustix::io::{Errno, read, write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 const CHUNK: usize = 64 << 10;
 
@@ -33,7 +33,7 @@ pub(super) fn output(
 }
 
 /// Passes what `source` brings on to the guest; its end becomes the end of the process's input.
-pub(super) fn input(source: OwnedFd, connection: UnixStream) -> std::io::Result<()> {
+pub(super) fn input(source: OwnedFd, connection: UnixStream) -> std::io::Result<JoinHandle<()>> {
     let pump = move || {
         let mut buffer = vec![0; CHUNK];
         while wait_for_input(&source, &connection) {
@@ -44,7 +44,7 @@ pub(super) fn input(source: OwnedFd, connection: UnixStream) -> std::io::Result<
         }
         let _ = connection.shutdown(Shutdown::Write);
     };
-    thread::Builder::new().name("input".into()).spawn(pump).map(drop)
+    thread::Builder::new().name("input".into()).spawn(pump)
 }
 
 /// Waits until there is something to read: false if the connection goes away first. What nobody will take is not taken from

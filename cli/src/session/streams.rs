@@ -6,8 +6,10 @@ use super::{SessionError, pump};
 use guest_protocol::{MAIN_PROCESS, StreamHeader, StreamKind};
 use rustix::event::{PollFd, PollFlags};
 use std::io::{ErrorKind, Read};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread::JoinHandle;
 
 /// Stream connections that may wait for their header; a guest opens three in all.
 const MAX_UNNAMED: usize = 4;
@@ -24,20 +26,23 @@ struct Unnamed {
 #[derive(Debug)]
 struct Output {
     kind: StreamKind,
-    /// The guest has connected it.
-    attached: bool,
+    /// Once the guest has connected it.
+    connection: Option<UnixStream>,
 }
 
 #[derive(Debug)]
 pub(super) struct Streams<'a> {
     /// The user's side.
     pub(super) io: Io,
+    /// The process has a terminal, whatever the user has.
+    terminal: bool,
     listener: &'a UnixListener,
     unnamed: Vec<Unnamed>,
     /// Output streams that have not ended.
     outputs: Vec<Output>,
     /// Where the input stream goes, kept so that it can be ended.
     input: Option<UnixStream>,
+    input_thread: Option<JoinHandle<()>>,
     /// Which output has ended: one byte each. The threads have the other end.
     ended: UnixStream,
     ended_sender: UnixStream,
@@ -45,31 +50,40 @@ pub(super) struct Streams<'a> {
     held: Vec<(StreamKind, UnixStream)>,
     /// The process runs.
     flowing: bool,
+    /// The guest's connections are none of ours any more.
+    cut: bool,
 }
 
 impl<'a> Streams<'a> {
-    pub(super) fn new(io: Io, listener: &'a UnixListener) -> std::io::Result<Self> {
+    /// Streams of a process that has a `terminal`, or three of them.
+    pub(super) fn new(io: Io, terminal: bool, listener: &'a UnixListener) -> std::io::Result<Self> {
         let kinds: &[StreamKind] =
-            if io.terminal { &[StreamKind::Terminal] } else { &[StreamKind::Stdout, StreamKind::Stderr] };
-        let outputs = kinds.iter().map(|&kind| Output { kind, attached: false }).collect();
+            if terminal { &[StreamKind::Terminal] } else { &[StreamKind::Stdout, StreamKind::Stderr] };
+        let outputs = kinds.iter().map(|&kind| Output { kind, connection: None }).collect();
         let (ended, ended_sender) = UnixStream::pair()?;
         ended.set_nonblocking(true)?;
         Ok(Self {
             io,
+            terminal,
             listener,
             unnamed: Vec::new(),
             outputs,
             input: None,
+            input_thread: None,
             ended,
             ended_sender,
             held: Vec::new(),
             flowing: false,
+            cut: false,
         })
     }
 
     /// Adds what the streams wait for, to be followed by [`Self::step`].
     pub(super) fn interests<'b>(&'b self, fds: &mut Vec<PollFd<'b>>) {
         fds.push(PollFd::new(&self.ended, PollFlags::IN));
+        if self.cut {
+            return;
+        }
         if self.unnamed.len() < MAX_UNNAMED {
             fds.push(PollFd::new(self.listener, PollFlags::IN));
         }
@@ -95,7 +109,7 @@ impl<'a> Streams<'a> {
     pub(super) fn no_more(&mut self) -> Result<(), SessionError> {
         self.accept()?;
         self.read_headers()?;
-        self.outputs.retain(|output| output.attached);
+        self.outputs.retain(|output| output.connection.is_some());
         Ok(())
     }
 
@@ -110,25 +124,44 @@ impl<'a> Streams<'a> {
         Ok(())
     }
 
-    fn start_input(&self) -> Result<(), SessionError> {
-        match (&self.input, &self.io.stdin) {
-            (Some(connection), Some(stdin)) => connection
-                .try_clone()
-                .and_then(|connection| pump::input(stdin.try_clone()?, connection))
-                .map_err(host("attach standard input")),
-            _ => Ok(()),
+    fn start_input(&mut self) -> Result<(), SessionError> {
+        if let (Some(connection), Some(stdin)) = (&self.input, &self.io.stdin) {
+            let start = || pump::input(stdin.try_clone()?, connection.try_clone()?);
+            self.input_thread = Some(start().map_err(host("attach standard input"))?);
         }
+        Ok(())
     }
 
     /// Lets the input's thread end, wherever it waits.
     pub(super) fn stop_input(&mut self) {
         if let Some(connection) = self.input.take() {
-            let _ = connection.shutdown(std::net::Shutdown::Both);
+            let _ = connection.shutdown(Shutdown::Both);
         }
     }
 
+    /// Ends all of the guest's connections. What has arrived over them is still passed on.
+    pub(super) fn cut(&mut self) {
+        self.cut = true;
+        self.stop_input();
+        self.unnamed.clear();
+        self.held.clear();
+        self.outputs.retain(|output| self.flowing && output.connection.is_some());
+        for connection in self.outputs.iter().filter_map(|output| output.connection.as_ref()) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// The user's side, which nothing here uses any longer. After [`Self::cut`], once all is drained.
+    pub(super) fn give_back(mut self) -> Io {
+        self.stop_input();
+        if let Some(thread) = self.input_thread.take() {
+            let _ = thread.join();
+        }
+        self.io
+    }
+
     fn accept(&mut self) -> Result<(), SessionError> {
-        while self.unnamed.len() < MAX_UNNAMED {
+        while !self.cut && self.unnamed.len() < MAX_UNNAMED {
             match self.listener.accept() {
                 Ok((connection, _)) => {
                     connection.set_nonblocking(true).map_err(host("accept a stream"))?;
@@ -167,7 +200,7 @@ impl<'a> Streams<'a> {
     fn attach(&mut self, kind: StreamKind, connection: UnixStream) -> Result<(), SessionError> {
         let failed = host("attach a stream");
         connection.set_nonblocking(false).map_err(&failed)?;
-        if kind == StreamKind::Terminal || (kind == StreamKind::Stdin && self.io.stdin.is_some() && !self.io.terminal) {
+        if kind == StreamKind::Terminal || (kind == StreamKind::Stdin && self.io.stdin.is_some() && !self.terminal) {
             if self.input.is_some() {
                 return Err(SessionError::Unexpected("second stream of a kind"));
             }
@@ -179,11 +212,11 @@ impl<'a> Streams<'a> {
                 return Ok(());
             }
         }
-        let output = self.outputs.iter_mut().find(|output| output.kind == kind && !output.attached);
+        let output = self.outputs.iter_mut().find(|output| output.kind == kind && output.connection.is_none());
         let Some(output) = output else {
             return Err(SessionError::Unexpected("stream"));
         };
-        output.attached = true;
+        output.connection = Some(connection.try_clone().map_err(&failed)?);
         if self.flowing {
             return self.start_output(kind, connection);
         }

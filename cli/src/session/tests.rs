@@ -1,5 +1,7 @@
 //! The session against a guest played by a thread, over the sockets a monitor would connect.
 
+mod freeze;
+
 use super::*;
 use guest_protocol::*;
 use rustix::process::{Pid, Signal, getpid, kill_process};
@@ -114,9 +116,17 @@ fn run<G: FnOnce(&Path, UnixStream) + Send>(stdin: Option<OwnedFd>, guest: G) ->
         let stdout = scope.spawn(move || read_all(&mut stdout));
         let stderr = scope.spawn(move || read_all(&mut stderr));
         let io = Io { stdin, stdout: out.into(), stderr: err.into(), terminal: false };
-        let result = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io));
+        let result = exited(session.begin(vm.as_fd()).and_then(|it| it.start(start(), io, &mut NoAttendant)));
         drop(session);
         Seen { result, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+    })
+}
+
+/// The outcome of a conversation that nobody wanted to end otherwise.
+fn exited(ended: Result<Ended, SessionError>) -> Result<Outcome, SessionError> {
+    ended.map(|ended| match ended {
+        Ended::Exited(outcome) => outcome,
+        Ended::Left(_) => panic!("left"),
     })
 }
 
@@ -214,10 +224,11 @@ fn a_guest_is_prepared_and_a_clone_started() {
         let guest = scope.spawn(|| guest(&path));
         let mut conversation = session.begin(vm.as_fd()).unwrap();
         conversation.prepare().unwrap();
-        let outcome = conversation.start(start(), io()).unwrap();
+        let outcome = exited(conversation.start(start(), io(), &mut NoAttendant)).unwrap();
         assert_eq!(outcome.exit_code, 3);
         assert!(outcome.times.kernel < outcome.times.init);
-        let outcome = session.begin(clone_vm.as_fd()).and_then(|it| it.start(start(), io())).unwrap();
+        let ended = session.begin(clone_vm.as_fd()).and_then(|it| it.start(start(), io(), &mut NoAttendant));
+        let outcome = exited(ended).unwrap();
         assert_eq!(outcome.exit_code, 4);
         assert_eq!(outcome.times.kernel, outcome.times.init);
         guest.join().unwrap()
@@ -319,7 +330,7 @@ fn a_guest_that_breaks_the_protocol_is_named() {
     };
     let text =
         refused(|guest| guest.send(&GuestMessage::Hello { version: 1, phase: Phase::Booted, init_ns: 0, now_ns: 0 }));
-    assert_eq!(text, "the guest speaks protocol version 1, this program 2");
+    assert_eq!(text, "the guest speaks protocol version 1, this program 3");
     let text = refused(|guest| guest.started());
     assert_eq!(text, "the guest broke the protocol: unexpected Started");
     let text = refused(|guest| guest.control.write_all(&[0xff; 8]).unwrap());
@@ -405,9 +416,9 @@ fn a_closed_output_is_closed_for_the_process() {
             assert_eq!(guest.next(), None);
         });
         let io = Io { stdin: None, stdout: out.into(), stderr: err.into(), terminal: false };
-        let outcome = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io));
+        let ended = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io, &mut NoAttendant));
         drop(session);
-        assert_eq!(outcome.unwrap().exit_code, 1);
+        assert_eq!(exited(ended).unwrap().exit_code, 1);
     });
 }
 
@@ -461,9 +472,9 @@ fn a_terminal_is_raw_while_the_process_runs() {
             stderr: terminal.try_clone().unwrap(),
             terminal: true,
         };
-        let outcome = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io));
+        let ended = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io, &mut NoAttendant));
         drop(session);
-        assert_eq!(outcome.unwrap().exit_code, 0);
+        assert_eq!(exited(ended).unwrap().exit_code, 0);
     });
     assert_eq!(tcgetattr(&terminal).unwrap().local_modes, before.local_modes);
 }

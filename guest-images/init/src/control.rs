@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::sys::{Clock, clock_ns};
+use alloc::string::String;
 use guest_protocol::{
     ExitStatus, FrameBuffer, GuestMessage, HostMessage, MAIN_PROCESS, MAX_GUEST_FRAME, MAX_HOST_FRAME, Phase, VERSION,
 };
@@ -62,6 +63,22 @@ impl Control {
     /// The host is gone.
     pub fn ready(&self) -> Result<(), HostGone> {
         self.send(&GuestMessage::Ready { now_ns: clock_ns(Clock::Monotonic) })
+    }
+
+    /// All processes of the container stand still.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn frozen(&self) -> Result<(), HostGone> {
+        self.send(&GuestMessage::Frozen { now_ns: clock_ns(Clock::Monotonic) })
+    }
+
+    /// They do not and will not.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn not_frozen(&self, why: &str) -> Result<(), HostGone> {
+        self.send(&GuestMessage::NotFrozen { detail: String::from(why) })
     }
 
     /// The process runs.

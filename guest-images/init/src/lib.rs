@@ -6,7 +6,9 @@
 //! - [`root`]: layers, overlay, switching to them. [`names`]: the files that tell a container who it is.
 //! - [`user`]: which user and groups `user:group` means in this image.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
+//! - [`attend`]: everything from the process's start to its end.
 //! - [`process`]: starting it, signals, its end.
+//! - [`freeze`]: stopping all its processes, for a snapshot.
 //! - [`streams`]: its standard streams; [`relay`] moves their bytes.
 //! - [`sys`]: the few system calls that rustix does not have. The only `unsafe` code.
 //!
@@ -25,9 +27,11 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod attend;
 pub mod control;
 pub mod environment;
 pub mod failure;
+pub mod freeze;
 pub mod guest;
 pub mod names;
 pub mod process;

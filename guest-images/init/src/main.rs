@@ -15,7 +15,7 @@ use guest_protocol::{End, HOST_CID, Layer, LayerFs};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::{self, Errno};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsmount, fsopen, mount};
 use rustix::system::{RebootCommand, reboot};
 
 /// The disk that holds the layers, one after the other.
@@ -49,6 +49,14 @@ impl Machine for VirtualMachine {
         let disk = openat(CWD, DISK, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         sys::add_partition(&disk, number, bytes(layer.start_sector)?, bytes(layer.sectors)?)?;
         mount(format!("{DISK}{number}").as_str(), target, kind, MountFlags::RDONLY, None)
+    }
+
+    fn cgroups(&self) -> io::Result<OwnedFd> {
+        let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&context)?;
+        let attributes =
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     }
 }
 

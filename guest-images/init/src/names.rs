@@ -6,13 +6,16 @@
 //! all the same: that way every image means what it says.
 
 use crate::failure::Failure;
-use crate::root::{UPPER_LAYER, ensure_directory, failed, make_directory};
+use crate::root::{self, UPPER_LAYER, ensure_directory, failed, make_directory};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::Write;
-use guest_protocol::Start;
+use guest_protocol::{Identity, Start};
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, chownat, llistxattr, lstat, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, chownat, ftruncate, llistxattr, lstat, openat, unlinkat,
+};
 use rustix::io::{self, Errno};
 use rustix::process::{Gid, Uid};
 
@@ -62,8 +65,10 @@ impl Names {
         if let Some(image) = etc.directory {
             same_owner_and_mode(&image).map_err(|error| failed("/etc", error))?;
         }
-        fill(&self.hostname, hostname_file(start).as_bytes()).map_err(|error| failed("/etc/hostname", error))?;
-        fill(&self.hosts, hosts_file(start).as_bytes()).map_err(|error| failed("/etc/hosts", error))?;
+        fill(&self.hostname, hostname_file(&start.hostname).as_bytes())
+            .map_err(|error| failed("/etc/hostname", error))?;
+        fill(&self.hosts, hosts_file(&start.hostname, &start.names.hosts).as_bytes())
+            .map_err(|error| failed("/etc/hosts", error))?;
         let put = |name: &str, content: &[u8]| {
             let file = create(&upper(name))?;
             fill(&file, content).map_err(|error| failed(name, error))
@@ -72,10 +77,77 @@ impl Names {
             put("/resolv.conf", content.as_bytes())?;
         }
         if etc.wants_machine_id {
-            put("/machine-id", machine_id_file(start).as_bytes())?;
+            put("/machine-id", machine_id_file(start.machine_id).as_bytes())?;
         }
         Ok(true)
     }
+}
+
+/// What was written, for when the container gets another name.
+#[derive(Debug)]
+pub struct Own {
+    hostname: String,
+    hosts: Vec<String>,
+    machine_id: [u8; 16],
+    /// The root cannot be written to through its mount.
+    read_only: bool,
+}
+
+impl Own {
+    /// Of a container that is what `start` says.
+    #[must_use]
+    pub fn new(start: &Start) -> Self {
+        Self {
+            hostname: start.hostname.clone(),
+            hosts: start.names.hosts.clone(),
+            machine_id: start.machine_id,
+            read_only: start.root.read_only,
+        }
+    }
+
+    /// Makes it another one: where a file still says what it was given, it gets its new content. Nothing of the container
+    /// may run.
+    ///
+    /// # Errors
+    /// [`FailureKind::Root`](guest_protocol::FailureKind::Root).
+    pub fn rename(&mut self, identity: &Identity) -> Result<(), Failure> {
+        let before = self.files();
+        self.hostname.clone_from(&identity.hostname);
+        self.machine_id = identity.machine_id;
+        if self.read_only {
+            root::set_read_only(false)?;
+        }
+        let mut result = Ok(());
+        for ((path, old), (_, new)) in before.into_iter().zip(self.files()) {
+            result = result.and(exchange(path, old.as_bytes(), new.as_bytes()).map_err(|error| failed(path, error)));
+        }
+        if self.read_only {
+            root::set_read_only(true)?;
+        }
+        result
+    }
+
+    fn files(&self) -> [(&'static str, String); 3] {
+        [
+            ("/etc/hostname", hostname_file(&self.hostname)),
+            ("/etc/hosts", hosts_file(&self.hostname, &self.hosts)),
+            ("/etc/machine-id", machine_id_file(self.machine_id)),
+        ]
+    }
+}
+
+/// Gives a file another content, if it has exactly the old one. It stays the same file: whoever has it open goes on with it.
+fn exchange(path: &str, old: &[u8], new: &[u8]) -> io::Result<()> {
+    if !lstat(path).is_ok_and(|stat| is(&stat, FileType::RegularFile) && stat.st_size as usize == old.len()) {
+        return Ok(());
+    }
+    if root::read_file(path, old.len())? != old {
+        return Ok(());
+    }
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = openat(CWD, path, flags, Mode::empty())?;
+    fill(&file, new)?;
+    ftruncate(&file, new.len() as u64)
 }
 
 /// Writes the files into the root of this process, where nothing may be mounted yet.
@@ -84,13 +156,13 @@ impl Names {
 /// [`FailureKind::Root`](guest_protocol::FailureKind::Root): the image has something there that cannot be replaced, or the
 /// layer is full.
 pub fn write_through(start: &Start) -> Result<(), Failure> {
-    replace_file("/etc/hostname", hostname_file(start).as_bytes())?;
-    replace_file("/etc/hosts", hosts_file(start).as_bytes())?;
+    replace_file("/etc/hostname", hostname_file(&start.hostname).as_bytes())?;
+    replace_file("/etc/hosts", hosts_file(&start.hostname, &start.names.hosts).as_bytes())?;
     if let Some(content) = &start.names.resolv_conf {
         replace_file("/etc/resolv.conf", content.as_bytes())?;
     }
     if wants_machine_id("/etc/machine-id") {
-        replace_file("/etc/machine-id", machine_id_file(start).as_bytes())?;
+        replace_file("/etc/machine-id", machine_id_file(start.machine_id).as_bytes())?;
     }
     Ok(())
 }
@@ -157,23 +229,23 @@ fn upper(name: &str) -> String {
     format!("{UPPER_LAYER}/etc{name}")
 }
 
-fn hostname_file(start: &Start) -> String {
-    format!("{}\n", start.hostname)
+fn hostname_file(hostname: &str) -> String {
+    format!("{hostname}\n")
 }
 
-fn machine_id_file(start: &Start) -> String {
-    format!("{:032x}\n", u128::from_be_bytes(start.machine_id))
+fn machine_id_file(id: [u8; 16]) -> String {
+    format!("{:032x}\n", u128::from_be_bytes(id))
 }
 
-fn hosts_file(start: &Start) -> String {
+fn hosts_file(hostname: &str, lines: &[String]) -> String {
     let mut content = String::from(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
          ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
     );
-    if !start.hostname.is_empty() {
-        let _ = writeln!(content, "127.0.1.1\t{}", start.hostname);
+    if !hostname.is_empty() {
+        let _ = writeln!(content, "127.0.1.1\t{hostname}");
     }
-    for line in &start.names.hosts {
+    for line in lines {
         content.push_str(line);
         content.push('\n');
     }

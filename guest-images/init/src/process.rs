@@ -81,7 +81,8 @@ enum Step {
 
 /// Starts `process` on these three descriptors; returns when its program has been executed.
 ///
-/// Enters its working directory; the root must be complete but for /proc. `hostname` is for its environment.
+/// Enters its working directory; the root must be complete but for /proc. `hostname` is for its environment. It is started in
+/// `cgroup`, if there is one.
 ///
 /// # Errors
 /// Everything that the image or the user can have got wrong, by kind.
@@ -90,12 +91,13 @@ pub fn start(
     hostname: &str,
     stdio: [BorrowedFd<'_>; 3],
     read_only: bool,
+    cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Running, Failure> {
     let terminal = process.terminal.is_some();
     let user = find_user(&process.user)?;
     root::enter_working_directory(&process.cwd)?;
     if read_only {
-        root::make_read_only()?;
+        root::set_read_only(true)?;
     }
     let mut env = process.env;
     complete(&mut env, hostname, &user.home, terminal);
@@ -115,7 +117,7 @@ pub fn start(
         env: StringList::new(c_strings(&env)?),
     };
     let mut failed = None;
-    let child = sys::spawn(|| failed = Some(become_process(&plan)))
+    let child = sys::spawn(cgroup, || failed = Some(become_process(&plan)))
         .map_err(|error| Failure::errno(FailureKind::Guest, "starting a process", error))?;
     match failed {
         None => Ok(Running { child, killed_as: None, watch: Watch::default() }),

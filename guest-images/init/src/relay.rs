@@ -49,6 +49,8 @@ struct Buffer {
 pub enum Step {
     /// There may be more to come.
     More,
+    /// There was nothing to move, or nowhere to.
+    Idle,
     /// A character that may be a terminal's interrupt or quit has been passed on.
     Typed(u8),
     /// The source is at its end, or one side is gone: drop the flow.
@@ -75,14 +77,35 @@ impl Flow {
         if self.sink_is_full { PollFd::new(&*self.to, PollFlags::OUT) } else { PollFd::new(&*self.from, PollFlags::IN) }
     }
 
+    /// Moves on until there is nothing to move or nowhere to, or until the end, which is false.
+    pub fn drain(&mut self) -> bool {
+        loop {
+            match self.step() {
+                Step::Done => return false,
+                Step::Idle => return true,
+                Step::More | Step::Typed(_) => {}
+            }
+        }
+    }
+
+    /// Puts another connection in place of the one to the host. Bytes on their way to the old one that it has not taken go to the
+    /// new one.
+    pub fn reconnect(&mut self, connection: Rc<OwnedFd>) {
+        match self.direction {
+            Direction::In => self.from = connection,
+            Direction::Out => self.to = connection,
+        }
+        self.sink_is_full = self.buffer.as_ref().is_some_and(|buffer| buffer.start < buffer.end);
+    }
+
     /// Moves what can be moved. To be called when [`Self::interest`] has something to tell.
     pub fn step(&mut self) -> Step {
         match &mut self.buffer {
             None => self.splice(),
             Some(buffer) => match copy(buffer, &self.from, &self.to) {
-                Ok(typed) => {
+                Ok(step) => {
                     self.sink_is_full = buffer.start < buffer.end;
-                    typed.map_or(Step::More, Step::Typed)
+                    step
                 }
                 Err(Errno::INTR) => Step::More,
                 Err(_) => Step::Done,
@@ -100,7 +123,7 @@ impl Flow {
             // The one that was waited for is ready, so it is the other.
             Err(Errno::AGAIN) => {
                 self.sink_is_full = !self.sink_is_full;
-                Step::More
+                Step::Idle
             }
             Err(Errno::INTR) => Step::More,
             Err(_) => Step::Done,
@@ -109,7 +132,7 @@ impl Flow {
 }
 
 /// Reads if the buffer is empty, then writes what is in it. The end of the source is `PIPE`.
-fn copy(buffer: &mut Buffer, from: &OwnedFd, to: &OwnedFd) -> Result<Option<u8>, Errno> {
+fn copy(buffer: &mut Buffer, from: &OwnedFd, to: &OwnedFd) -> Result<Step, Errno> {
     if buffer.start == buffer.end {
         buffer.start = 0;
         buffer.end = match rustix::io::read(from, &mut buffer.bytes[..]) {
@@ -121,16 +144,16 @@ fn copy(buffer: &mut Buffer, from: &OwnedFd, to: &OwnedFd) -> Result<Option<u8>,
     }
     let left = buffer.bytes.get(buffer.start..buffer.end).unwrap_or_default();
     if left.is_empty() {
-        return Ok(None);
+        return Ok(Step::Idle);
     }
     let count = match rustix::io::write(to, left) {
         Ok(count) => count,
-        Err(Errno::AGAIN) => 0,
+        Err(Errno::AGAIN) => return Ok(Step::Idle),
         Err(error) => return Err(error),
     };
     let typed = left.iter().take(count).copied().find(|byte| matches!(byte, 0x03 | 0x1c));
     buffer.start += count;
-    Ok(typed)
+    Ok(typed.map_or(Step::More, Step::Typed))
 }
 
 #[cfg(test)]

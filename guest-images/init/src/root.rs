@@ -118,12 +118,13 @@ pub fn bind_console(terminal: &str) -> Result<(), Failure> {
         .map_err(|error| failed("/dev/console", error))
 }
 
-/// Makes the root read-only; mounts in it stay as they are.
+/// Makes the root read-only, or lets it be written to again; mounts in it stay as they are.
 ///
 /// # Errors
 /// [`FailureKind::Root`].
-pub fn make_read_only() -> Result<(), Failure> {
-    mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, c"").map_err(|error| failed("/", error))
+pub fn set_read_only(read_only: bool) -> Result<(), Failure> {
+    let flag = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    mount_remount("/", MountFlags::BIND | flag, c"").map_err(|error| failed("/", error))
 }
 
 /// Goes to the working directory of the process and makes it if it is missing.

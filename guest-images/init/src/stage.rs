@@ -5,11 +5,13 @@
 //! process could see (the kernel makes its boot id when that is first asked for).
 
 use crate::failure::Failure;
+use crate::freeze::Freezer;
+use crate::guest::Machine;
 use crate::names::Names;
 use crate::process;
 use crate::root::{self, NO_EXEC, failed, mount_fs};
-use crate::sys::{loopback_up, reseed};
-use guest_protocol::{FailureKind, Seed};
+use crate::sys::loopback_up;
+use guest_protocol::FailureKind;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, openat, symlinkat};
 use rustix::mount::{MountFlags, MoveMountFlags, move_mount};
@@ -22,7 +24,10 @@ const SYS: &str = "s";
 /// All that is ready.
 #[derive(Debug)]
 pub struct Stage {
-    random: OwnedFd,
+    /// /dev/urandom.
+    pub random: OwnedFd,
+    /// The cgroup of the container's processes. Not with every kernel: then they cannot be frozen.
+    pub freezer: Option<Freezer>,
     /// The files in /etc.
     pub names: Names,
     /// /dev and /sys.
@@ -42,7 +47,7 @@ impl Stage {
     ///
     /// # Errors
     /// [`FailureKind::Root`] with the path. What the kernel has no support for and a process can do without is left out.
-    pub fn new() -> Result<Self, Failure> {
+    pub fn new<M: Machine>(machine: &M) -> Result<Self, Failure> {
         umask(Mode::empty());
         // Without it (a kernel without IPv4) most processes get on.
         let _ = loopback_up();
@@ -50,19 +55,12 @@ impl Stage {
             .map_err(|error| Failure::errno(FailureKind::Guest, "setting capabilities and limits", error))?;
         root::prepare()?;
         let names = Names::new()?;
+        // Before the container's own view of it: the first mount decides whether the file system can be written to.
+        let freezer = machine.cgroups().and_then(Freezer::new).ok();
         let mounts = Mounts { dev: make_dev()?, sys: make_sys() };
         let random = openat(&mounts.dev, "urandom", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let random = random.map_err(|error| failed("/dev/urandom", error))?;
-        Ok(Self { random, names, mounts })
-    }
-
-    /// Makes the kernel's random numbers this guest's own.
-    ///
-    /// # Errors
-    /// [`FailureKind::Guest`]: nothing that needs random numbers may run then.
-    pub fn reseed(&self, seed: &Seed) -> Result<(), Failure> {
-        reseed(&self.random, &seed.0)
-            .map_err(|error| Failure::errno(FailureKind::Guest, "seeding the random number generator", error))
+        Ok(Self { random, freezer, names, mounts })
     }
 }
 

@@ -139,6 +139,49 @@ impl Streams {
         Ok((streams, alloc::vec![end]))
     }
 
+    /// Whether the process could still read what came from the host.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        self.master.is_some() || self.flows.iter().flatten().any(|flow| flow.direction == Direction::In)
+    }
+
+    /// Passes on what the process has written, as far as the host takes it.
+    pub fn drain(&mut self) {
+        for slot in &mut self.flows {
+            slot.take_if(|flow| flow.direction == Direction::Out && !flow.drain());
+        }
+    }
+
+    /// Joins the process, which goes on in another machine, to that one's host: `opening` was begun with all its streams, of
+    /// which stdin may be left out. What the host sent before and the process had not received was not meant for this one.
+    ///
+    /// # Errors
+    /// As the system call that failed.
+    pub fn rejoin<M: Machine>(&mut self, machine: &M, mut opening: Opening, stdin: bool) -> io::Result<()> {
+        if let Some(master) = &self.master {
+            let connection = Rc::new(opening.take(machine, 0)?.ok_or(Errno::BADF)?);
+            let [input, output, _] = &mut self.flows;
+            *input = stdin.then(|| Flow::copied(Direction::In, connection.clone(), master.clone()));
+            match output {
+                Some(output) => output.reconnect(connection),
+                None => *output = Some(Flow::copied(Direction::Out, master.clone(), connection)),
+            }
+            return Ok(());
+        }
+        for (index, slot) in self.flows.iter_mut().enumerate() {
+            // Where the process has closed its end, the connection ends here.
+            match opening.take(machine, index)? {
+                Some(connection) => {
+                    if let Some(flow) = slot {
+                        flow.reconnect(Rc::new(connection));
+                    }
+                }
+                None => *slot = None,
+            }
+        }
+        Ok(())
+    }
+
     /// The process is gone: what it has written is still to be passed on, and nothing more will come.
     pub fn process_ended(&mut self) {
         self.terminal_end = None;

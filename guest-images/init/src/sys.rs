@@ -5,8 +5,9 @@ use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::arch::asm;
 use core::ffi::{c_char, c_int, c_long, c_void};
+use core::mem::offset_of;
 use core::ptr;
-use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{self, Errno};
 use rustix::ioctl::{self, Opcode};
 use rustix::net::SocketFlags;
@@ -15,11 +16,11 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::Pid;
 
 const SYS_WRITE: usize = 1;
-const SYS_CLONE: usize = 56;
 const SYS_EXECVE: usize = 59;
 const SYS_EXIT: usize = 60;
 const SYS_CLOCK_SETTIME: usize = 227;
 const SYS_CLOCK_GETTIME: usize = 228;
+const SYS_CLONE3: usize = 435;
 
 /// The clocks used here, by their kernel numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,7 +272,25 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
-/// Starts a child as PID 1 of a new PID namespace and runs `main` in it, in this process's memory, while the caller waits.
+/// `struct clone_args` (linux/sched.h).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Starts a child as PID 1 of a new PID namespace and runs `main` in it, in this process's memory, while the caller waits. The
+/// child is in the cgroup of which `cgroup` is the directory, or in the caller's.
 ///
 /// Returns once the child has executed another program or `main` has returned (the child is then gone; reap it). What `main`
 /// writes into its captures is there for the caller to read. The rest is the child's own: file descriptors, working
@@ -280,13 +299,16 @@ pub struct Child {
 /// `main` must not panic, and should do little but system calls.
 ///
 /// # Errors
-/// As clone(2).
-pub fn spawn<F: FnMut()>(mut main: F) -> io::Result<Child> {
-    const VM: usize = 0x100;
-    const PIDFD: usize = 0x1000;
-    const VFORK: usize = 0x4000;
-    const NEWPID: usize = 0x2000_0000;
-    const SIGCHLD: usize = 17;
+/// As clone3(2).
+pub fn spawn<F: FnMut()>(cgroup: Option<BorrowedFd<'_>>, mut main: F) -> io::Result<Child> {
+    const VM: u64 = 0x100;
+    const PIDFD: u64 = 0x1000;
+    const VFORK: u64 = 0x4000;
+    const NEWPID: u64 = 0x2000_0000;
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
+    const SIGCHLD: u64 = 17;
+    /// Of the caller's stack, for the child.
+    const STACK: u64 = 32 << 10;
 
     extern "C" fn enter<F: FnMut()>(main: *mut c_void) {
         // SAFETY: the pointer is the one `spawn` passed; the caller of `spawn` waits and does not touch it.
@@ -295,6 +317,17 @@ pub fn spawn<F: FnMut()>(mut main: F) -> io::Result<Child> {
     }
 
     let mut pidfd: c_int = -1;
+    let mut arguments = CloneArguments {
+        flags: VM | PIDFD | VFORK | NEWPID,
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: SIGCHLD,
+        stack_size: STACK,
+        ..CloneArguments::default()
+    };
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
     let result: isize;
     // SAFETY: CLONE_VM | CLONE_VFORK: the child borrows this process's memory, and this thread does not run until the child
     // has gone to another program or ended. The child's stack is this one, below what the caller uses (the 128 bytes under
@@ -302,8 +335,10 @@ pub fn spawn<F: FnMut()>(mut main: F) -> io::Result<Child> {
     // The caller's registers are restored by the kernel; the child changes its own copies only.
     unsafe {
         asm!(
-            "lea rsi, [rsp - 256]",
-            "and rsi, -16",
+            "lea rax, [rsp - {below}]",
+            "and rax, -16",
+            "mov [rdi + {stack}], rax",
+            "mov eax, {clone3}",
             "syscall",
             "test rax, rax",
             "jnz 2f",
@@ -316,12 +351,12 @@ pub fn spawn<F: FnMut()>(mut main: F) -> io::Result<Child> {
             "ud2",
             "2:",
             exit = const SYS_EXIT,
-            inlateout("rax") SYS_CLONE => result,
-            in("rdi") VM | PIDFD | VFORK | NEWPID | SIGCHLD,
-            out("rsi") _,
-            in("rdx") ptr::from_mut(&mut pidfd),
-            in("r10") 0,
-            in("r8") 0,
+            below = const STACK + 256,
+            stack = const offset_of!(CloneArguments, stack),
+            clone3 = const SYS_CLONE3,
+            out("rax") result,
+            in("rdi") ptr::from_mut(&mut arguments),
+            in("rsi") size_of::<CloneArguments>(),
             in("r12") ptr::from_mut(&mut main),
             in("r13") enter::<F> as extern "C" fn(*mut c_void),
             lateout("rcx") _,
@@ -378,7 +413,7 @@ mod tests {
     #[test]
     fn a_child_shares_memory_and_is_pid_1() {
         let (mut seen, mut file) = (0, None);
-        let child = match spawn(|| {
+        let child = match spawn(None, || {
             seen = rustix::process::getpid().as_raw_nonzero().get();
             file =
                 rustix::fs::open("/definitely/not/there", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).err();
@@ -397,7 +432,7 @@ mod tests {
         let list = |strings: &[&str]| StringList::new(strings.iter().map(|s| CString::new(*s).unwrap()).collect());
         let (args, env) = (list(&["sh", "-c", "exit $X"]), list(&["X=42"]));
         let mut error = None;
-        let child = match spawn(|| error = Some(execve(&path, &args, &env))) {
+        let child = match spawn(None, || error = Some(execve(&path, &args, &env))) {
             Err(Errno::PERM) => return,
             other => other.unwrap(),
         };

@@ -40,6 +40,12 @@ pub enum HostMessage {
     /// Say `Ready` once all is done that needs no `Start`. From then on the guest's memory may be saved, and go on in other
     /// machines; see [`Phase::Prepared`].
     Prepare,
+    /// Stop every process of the container where it is. Answered once, by `Frozen` or `NotFrozen`, unless the guest says
+    /// `Exited` meanwhile. After `Frozen` the guest's memory may be saved, and go on in other machines; see [`Phase::Frozen`].
+    Freeze,
+    /// Let them go on: `None` to the guest that was told to freeze, also before it has answered; to a clone of it, which has to
+    /// become itself first, who it is.
+    Thaw(Option<alloc::boxed::Box<Identity>>),
 }
 
 /// Guest to host.
@@ -90,6 +96,17 @@ pub enum GuestMessage {
         /// When this was sent.
         now_ns: u64,
     },
+    /// The answer to `Freeze`: no process of the container runs, and what they had written is on its way to the host, as far
+    /// as the host takes it. What it does not take stays where it is.
+    Frozen {
+        /// When this was sent.
+        now_ns: u64,
+    },
+    /// The answer to a `Freeze` that cannot be, or was taken back. The processes go on.
+    NotFrozen {
+        /// One line for the user: why.
+        detail: String,
+    },
 }
 
 /// Where a guest is when it says `Hello`.
@@ -100,6 +117,12 @@ pub enum Phase {
     /// It is a clone of a guest that had said `Ready`: its connections broke when its memory came to another machine, and
     /// this is a new one. It expects `Start`.
     Prepared,
+    /// It is a clone of a guest that had said `Frozen`. It expects `Thaw` with its identity, opens all streams of the process
+    /// anew, and says `Started` when the process goes on.
+    Frozen {
+        /// The process has a terminal instead of three streams.
+        terminal: bool,
+    },
 }
 
 /// Everything the guest needs to become the container.
@@ -121,6 +144,23 @@ pub struct Start {
     pub end: End,
     /// The main process.
     pub process: Process,
+}
+
+/// What makes a clone of a frozen guest one of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// As in [`Start::seed`].
+    pub seed: Seed,
+    /// Replaces the one of [`Start::machine_id`], if that was needed and is still there.
+    pub machine_id: [u8; 16],
+    /// Host name of the guest, at most 64 bytes.
+    pub hostname: String,
+    /// The host's CLOCK_REALTIME when this was sent, in nanoseconds.
+    pub wall_clock_ns: u64,
+    /// Size of the terminal, for a process that has one.
+    pub size: WindowSize,
+    /// The host sends input. If not, a process with a pipe to read from finds its end.
+    pub stdin: bool,
 }
 
 /// Random bytes, which are nobody else's to know.

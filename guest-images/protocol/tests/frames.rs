@@ -31,6 +31,19 @@ fn start() -> impl Strategy<Value = HostMessage> {
     )
 }
 
+fn thaw() -> impl Strategy<Value = HostMessage> {
+    any::<Option<([u8; 32], [u8; 16], String, u64, (u16, u16), bool)>>().prop_map(|identity| {
+        HostMessage::Thaw(identity.map(|(seed, machine_id, hostname, wall_clock_ns, (rows, columns), stdin)| {
+            let size = WindowSize { rows, columns };
+            Box::new(Identity { seed: Seed(seed), machine_id, hostname, wall_clock_ns, size, stdin })
+        }))
+    })
+}
+
+fn message() -> impl Strategy<Value = HostMessage> {
+    prop_oneof![start(), thaw(), Just(HostMessage::Freeze)]
+}
+
 /// Feeds `bytes` in pieces of `piece`; the messages that come out, or the first error.
 fn receive(bytes: &[u8], piece: usize, limit: usize) -> Result<Vec<HostMessage>, FrameError> {
     let mut buffer = FrameBuffer::new(limit);
@@ -52,7 +65,7 @@ fn receive(bytes: &[u8], piece: usize, limit: usize) -> Result<Vec<HostMessage>,
 
 proptest! {
     #[test]
-    fn what_is_sent_arrives(messages in proptest::collection::vec(start(), 1..4), piece in 1usize..5000) {
+    fn what_is_sent_arrives(messages in proptest::collection::vec(message(), 1..4), piece in 1usize..5000) {
         let mut bytes = Vec::new();
         for message in &messages {
             bytes.extend(encode(message, MAX_HOST_FRAME).unwrap());
@@ -67,7 +80,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_byte_is_contained(message in start(), at in any::<prop::sample::Index>(), value in any::<u8>()) {
+    fn a_changed_byte_is_contained(message in message(), at in any::<prop::sample::Index>(), value in any::<u8>()) {
         let mut bytes = encode(&message, MAX_HOST_FRAME).unwrap();
         let at = at.index(bytes.len());
         bytes[at] = value;

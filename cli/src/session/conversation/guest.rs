@@ -1,12 +1,13 @@
 //! The guest's side of a conversation: its connection, what it says, and what that means.
 
 use super::super::SessionError;
+use super::super::attend::FreezeError;
 use super::super::control::{Control, Received};
 use super::super::io::RawMode;
 use super::super::streams::Streams;
 use super::super::times::{now_ns, placed, wall_clock_ns};
-use super::{Conversation, Order, State, host};
-use guest_protocol::{GuestMessage, HostMessage, MAIN_PROCESS, Phase, VERSION};
+use super::{Conversation, FROZEN_CLONE, Order, State, host};
+use guest_protocol::{GuestMessage, HostMessage, MAIN_PROCESS, Phase, Seed, VERSION};
 use rustix::rand::GetRandomFlags;
 use std::io::ErrorKind;
 
@@ -35,10 +36,14 @@ impl Conversation<'_> {
             }
             Some(Order::Start(mut start)) => {
                 self.preparing = false;
-                rustix::rand::getrandom(&mut start.seed.0, GetRandomFlags::empty())
-                    .map_err(|error| host("get random numbers")(error.into()))?;
+                start.seed = new_seed()?;
                 start.wall_clock_ns = wall_clock_ns();
                 HostMessage::Start(start)
+            }
+            Some(Order::Thaw(mut identity)) => {
+                identity.seed = new_seed()?;
+                identity.wall_clock_ns = wall_clock_ns();
+                HostMessage::Thaw(Some(identity))
             }
         };
         self.control.as_mut().map_or(Ok(()), |control| control.send(&message))
@@ -70,7 +75,15 @@ impl Conversation<'_> {
                 // The clock of a clone began with the guest it is a clone of.
                 self.times.kernel = if phase == Phase::Booted { kernel } else { self.times.init };
                 self.times.connected = now_ns();
-                self.state = if self.preparing { State::Preparing } else { State::Starting };
+                self.state = match phase {
+                    // What a clone is to become is nothing for one that is something already.
+                    Phase::Frozen { .. } if self.preparing || self.streams.is_some() => {
+                        return Err(SessionError::Unexpected(FROZEN_CLONE));
+                    }
+                    Phase::Frozen { terminal } => State::Found { terminal },
+                    _ if self.preparing => State::Preparing,
+                    _ => State::Starting,
+                };
                 Ok(())
             }
             (State::Greeting, GuestMessage::Hello { version, .. }) => Err(SessionError::Version { guest: version }),
@@ -85,13 +98,18 @@ impl Conversation<'_> {
                 self.process_runs()
             }
             (State::Preparing | State::Starting, GuestMessage::StartFailed { process: MAIN_PROCESS, kind, detail }) => {
-                let detail = detail.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-                Err(SessionError::StartFailed { kind, detail })
+                Err(SessionError::StartFailed { kind, detail: line(&detail) })
             }
             (State::Running, GuestMessage::Exited { process: MAIN_PROCESS, status, exit_ns, now_ns: guest_now }) => {
                 self.times.exited = placed(exit_ns, guest_now);
                 self.state = State::Draining(status);
                 self.raw = None;
+                Ok(())
+            }
+            (State::Running, GuestMessage::Frozen { .. }) if self.freezing.answered(Ok(())) => Ok(()),
+            (State::Running, GuestMessage::NotFrozen { detail })
+                if self.freezing.answered(Err(FreezeError::Guest(line(&detail)))) =>
+            {
                 Ok(())
             }
             (_, message) => Err(SessionError::Unexpected(name(&message))),
@@ -134,6 +152,19 @@ impl Conversation<'_> {
     }
 }
 
+/// A seed of its own for each guest.
+fn new_seed() -> Result<Seed, SessionError> {
+    let mut seed = Seed([0; 32]);
+    rustix::rand::getrandom(&mut seed.0, GetRandomFlags::empty())
+        .map_err(|error| host("get random numbers")(error.into()))?;
+    Ok(seed)
+}
+
+/// The guest's words, fit for the user's terminal.
+fn line(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 fn name(message: &GuestMessage) -> &'static str {
     match message {
         GuestMessage::Hello { .. } => "Hello",
@@ -141,5 +172,7 @@ fn name(message: &GuestMessage) -> &'static str {
         GuestMessage::StartFailed { .. } => "StartFailed",
         GuestMessage::Exited { .. } => "Exited",
         GuestMessage::Ready { .. } => "Ready",
+        GuestMessage::Frozen { .. } => "Frozen",
+        GuestMessage::NotFrozen { .. } => "NotFrozen",
     }
 }

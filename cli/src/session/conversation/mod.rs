@@ -3,23 +3,27 @@
 //!
 //! ```text
 //! Booting ── control connection ──► Greeting ── Hello ──► Starting ── Started ──► Running ── Exited ──► Draining ──► done
-//!    │                                  │ Hello              │ ▲                                       (outputs at their end)
-//!    │                                  └──► Preparing ── Ready ──► Prepared
-//!    │                                           └───────────┴── StartFailed ──► error
+//!    │                                  │ Hello            │ ▲ ▲                                         (outputs at their end)
+//!    │                                  ├──► Preparing ── Ready ──► Prepared
+//!    │                                  └──► Found ── Thaw ──┘
+//!    │                                           └─────────┴── StartFailed ──► error
 //!    └──────────── a signal that ends programs, or the end of the VM ──► error
 //! ```
 //!
 //! What the guest is to do goes out with the first hello, before the guest's own has come: a guest of another version closes
-//! the connection at the hello and does not read on.
+//! the connection at the hello and does not read on. Only a frozen clone's hello is waited for: it says what streams there are.
 
+mod freeze;
 mod guest;
 
+use super::attend::{Attendant, NoAttendant};
 use super::control::Control;
 use super::io::{Io, RawMode};
 use super::streams::Streams;
 use super::times::{Times, now_ns};
-use super::{Outcome, SessionError};
-use guest_protocol::{ExitStatus, HostMessage, MAIN_PROCESS, Start, WindowSize};
+use super::{Ended, Outcome, SessionError};
+use freeze::Freezing;
+use guest_protocol::{ExitStatus, HostMessage, Identity, MAIN_PROCESS, Start, WindowSize};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use signal_hook::consts::signal::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
@@ -35,6 +39,8 @@ const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 /// As many of those end the run whatever the process does with them.
 const PATIENCE: u8 = 3;
 
+const FROZEN_CLONE: &str = "clone of a guest whose process runs";
+
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -42,6 +48,10 @@ enum State {
     Greeting,
     Preparing,
     Prepared,
+    /// A frozen clone.
+    Found {
+        terminal: bool,
+    },
     Starting,
     Running,
     Draining(ExitStatus),
@@ -52,6 +62,7 @@ enum State {
 enum Order {
     Prepare,
     Start(Box<Start>),
+    Thaw(Box<Identity>),
 }
 
 /// The host's side of one VM's life. See [`super::Session::begin`].
@@ -66,6 +77,7 @@ pub struct Conversation<'a> {
     order: Option<Order>,
     /// It has been told to prepare, not to start.
     preparing: bool,
+    freezing: Freezing,
     /// Once the process has been ordered.
     streams: Option<Streams<'a>>,
     size: WindowSize,
@@ -93,6 +105,7 @@ impl<'a> Conversation<'a> {
             state: State::Booting,
             order: None,
             preparing: false,
+            freezing: Freezing::NONE,
             streams: None,
             size: WindowSize { rows: 0, columns: 0 },
             control: None,
@@ -109,7 +122,7 @@ impl<'a> Conversation<'a> {
     /// # Errors
     /// As [`Self::start`].
     pub fn arrive(&mut self) -> Result<(), SessionError> {
-        self.until(|this| match this.state {
+        self.until(&mut NoAttendant, |this| match this.state {
             State::Booting => this.broken().map(Err),
             _ => Some(Ok(())),
         })
@@ -122,14 +135,14 @@ impl<'a> Conversation<'a> {
     /// As [`Self::start`].
     pub fn prepare(&mut self) -> Result<(), SessionError> {
         self.give(Order::Prepare)?;
-        self.until(|this| match this.state {
+        self.until(&mut NoAttendant, |this| match this.state {
             State::Prepared => Some(Ok(())),
             _ => this.broken().map(Err),
         })
     }
 
     /// Has the guest start the process once it is there (booted, prepared or a clone), relays signals, window size and
-    /// streams until the process has ended and all its output has been passed on.
+    /// streams until the process has ended and all its output has been passed on. `attendant` can have it frozen meanwhile.
     ///
     /// Whether the process gets input and a terminal is what `io` says, whatever `start` says; its seed and clock are made
     /// here. On return the guest waits for the conversation to be dropped and powers off then; the caller may as well end the
@@ -137,23 +150,76 @@ impl<'a> Conversation<'a> {
     ///
     /// # Errors
     /// Everything that leaves no exit status. See [`SessionError::exit_code`].
-    pub fn start(mut self, mut start: Start, io: Io) -> Result<Outcome, SessionError> {
+    pub fn start(mut self, mut start: Start, io: Io, attendant: &mut dyn Attendant) -> Result<Ended, SessionError> {
         self.size = io.window_size();
         start.process.terminal = io.terminal.then_some(self.size);
         start.process.stdin = io.stdin.is_some();
-        self.streams = Some(Streams::new(io, self.stream_listener).map_err(host("prepare for streams"))?);
-        let result = self.give(Order::Start(Box::new(start))).and_then(|()| self.until(Self::result));
+        let terminal = io.terminal;
+        self.converse(Order::Start(Box::new(start)), io, terminal, attendant)
+    }
+
+    /// Has a clone of a frozen guest become itself and its process go on; from there on as [`Self::start`]. Host name and machine
+    /// id are the caller's; the rest of `identity` is made here.
+    ///
+    /// What streams the process has, the clone says. Of a process that can read, `io` says whether it gets input or finds
+    /// its end; that of a terminal is the user's terminal, if `io` says that there is one.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; the guest is something else than a frozen clone.
+    pub fn thaw(
+        mut self,
+        identity: Identity,
+        mut io: Io,
+        attendant: &mut dyn Attendant,
+    ) -> Result<Ended, SessionError> {
+        let found = self.until(attendant, |this| match this.state {
+            _ if this.freezing.leaving => Some(Ok(None)),
+            State::Found { terminal } => Some(Ok(Some(terminal))),
+            State::Starting => Some(Err(SessionError::Unexpected("guest that is no frozen clone"))),
+            _ => this.broken().map(Err),
+        });
+        let terminal = match found {
+            Ok(Some(terminal)) => terminal,
+            other => {
+                self.abandon_freeze(attendant);
+                return other.map(|_| Ended::Left(io));
+            }
+        };
+        io.terminal &= terminal;
+        self.size = io.window_size();
+        let identity = Identity { size: self.size, stdin: io.stdin.is_some(), ..identity };
+        self.converse(Order::Thaw(Box::new(identity)), io, terminal, attendant)
+    }
+
+    /// Gives the order that makes the process run, and sees to it until its end.
+    fn converse(
+        mut self,
+        order: Order,
+        io: Io,
+        terminal: bool,
+        attendant: &mut dyn Attendant,
+    ) -> Result<Ended, SessionError> {
+        let streams = Streams::new(io, terminal, self.stream_listener).map_err(host("prepare for streams"))?;
+        self.streams = Some(streams);
+        let result = self.give(order).and_then(|()| self.until(attendant, Self::result));
+        self.abandon_freeze(attendant);
         if let Some(streams) = &mut self.streams {
             streams.stop_input();
         }
-        result
+        if let Some(outcome) = result? {
+            return Ok(Ended::Exited(outcome));
+        }
+        self.streams.map(|streams| Ended::Left(streams.give_back())).ok_or(SessionError::GuestClosed)
     }
 
     /// Gives the guest an order, now or as soon as it connects.
     fn give(&mut self, order: Order) -> Result<(), SessionError> {
+        if matches!((self.state, &order), (State::Found { .. }, Order::Prepare | Order::Start(_))) {
+            return Err(SessionError::Unexpected(FROZEN_CLONE));
+        }
         self.order = Some(order);
         match self.state {
-            State::Prepared => {
+            State::Prepared | State::Found { .. } => {
                 self.state = State::Starting;
                 self.send_order()
             }
@@ -163,13 +229,18 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    fn until<T>(&mut self, done: impl Fn(&Self) -> Option<Result<T, SessionError>>) -> Result<T, SessionError> {
+    fn until<T>(
+        &mut self,
+        attendant: &mut dyn Attendant,
+        done: impl Fn(&Self) -> Option<Result<T, SessionError>>,
+    ) -> Result<T, SessionError> {
         loop {
+            self.pursue_freeze(attendant)?;
             if let Some(result) = done(self) {
                 return result;
             }
-            match self.wait() {
-                Ok(ready) => self.turn(&ready)?,
+            match self.wait(attendant) {
+                Ok(ready) => self.turn(&ready, attendant)?,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(host("wait for the guest")(error.into())),
             }
@@ -188,9 +259,16 @@ pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> SessionErro
     move |source| SessionError::Host { what, source }
 }
 
+/// Adds a descriptor to wait for, if there is one; returns its place.
+fn add<'a>(fds: &mut Vec<PollFd<'a>>, fd: Option<BorrowedFd<'a>>) -> Option<usize> {
+    fds.push(PollFd::from_borrowed_fd(fd?, PollFlags::IN));
+    Some(fds.len() - 1)
+}
+
 /// What [`Conversation::wait`] has waited for.
 struct Ready {
     signals: bool,
+    attendant: bool,
     vm: bool,
     connection: bool,
     control: bool,
@@ -198,12 +276,13 @@ struct Ready {
 }
 
 impl Conversation<'_> {
-    /// The end of the process, if this is it.
-    fn result(&self) -> Option<Result<Outcome, SessionError>> {
+    /// The end of the process, if this is it; none if the attendant wants the VM.
+    fn result(&self) -> Option<Result<Option<Outcome>, SessionError>> {
         match self.state {
+            _ if self.freezing.leaving => self.is_drained().then_some(Ok(None)),
             State::Draining(status) if self.is_drained() => {
                 let times = Times { finished: now_ns(), ..self.times };
-                Some(Ok(Outcome { exit_code: status.code(), times }))
+                Some(Ok(Some(Outcome { exit_code: status.code(), times })))
             }
             // What it wrote before the end is passed on first.
             State::Running | State::Draining(_) if !self.is_drained() => None,
@@ -218,7 +297,9 @@ impl Conversation<'_> {
         }
         Some(SessionError::VmEnded(match self.state {
             State::Booting => "its init reported",
-            State::Greeting | State::Preparing | State::Prepared | State::Starting => "the process started",
+            State::Greeting | State::Preparing | State::Prepared | State::Found { .. } | State::Starting => {
+                "the process started"
+            }
             State::Running | State::Draining(_) => "the process did",
         }))
     }
@@ -227,7 +308,7 @@ impl Conversation<'_> {
         self.streams.as_ref().is_none_or(Streams::is_drained)
     }
 
-    fn wait(&self) -> Result<Ready, Errno> {
+    fn wait(&self, attendant: &dyn Attendant) -> Result<Ready, Errno> {
         let only_if = |condition, flags| if condition { flags } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(self.signals.get_read(), PollFlags::IN),
@@ -237,9 +318,8 @@ impl Conversation<'_> {
             },
         ];
         // A hung-up descriptor is reported whether asked for or not, so it is left out once that is known.
-        if !self.vm_gone {
-            fds.push(PollFd::from_borrowed_fd(self.vm, PollFlags::IN));
-        }
+        let vm = add(&mut fds, (!self.vm_gone).then_some(self.vm));
+        let attendant = add(&mut fds, attendant.event().filter(|_| !self.freezing.leaving));
         let fixed = fds.len();
         if let Some(streams) = &self.streams {
             streams.interests(&mut fds);
@@ -250,12 +330,13 @@ impl Conversation<'_> {
             signals: ready(0),
             connection: ready(1) && self.control.is_none(),
             control: ready(1) && self.control.is_some(),
-            vm: !self.vm_gone && ready(2),
+            vm: vm.is_some_and(ready),
+            attendant: attendant.is_some_and(ready),
             streams: (fixed..fds.len()).any(ready),
         })
     }
 
-    fn turn(&mut self, ready: &Ready) -> Result<(), SessionError> {
+    fn turn(&mut self, ready: &Ready, attendant: &mut dyn Attendant) -> Result<(), SessionError> {
         if ready.signals {
             let pending: Vec<i32> = self.signals.pending().collect();
             for signal in pending {
@@ -274,6 +355,9 @@ impl Conversation<'_> {
         if ready.vm {
             self.vm_ended()?;
         }
+        if ready.attendant {
+            self.attend(attendant)?;
+        }
         Ok(())
     }
 
@@ -282,7 +366,8 @@ impl Conversation<'_> {
         let number = u8::try_from(signal).unwrap_or_default();
         if ENDING.contains(&signal) {
             self.impatience += 1;
-            if self.state != State::Running || self.guest_gone || self.impatience >= PATIENCE {
+            let nobody_decides = self.state != State::Running || self.guest_gone || self.freezing.leaving;
+            if nobody_decides || self.impatience >= PATIENCE {
                 return Err(SessionError::Interrupted(number));
             }
         }

@@ -1,48 +1,52 @@
 //! The guest's life on this machine's kernel: in namespaces of its own, with this machine's root as its one layer and unix
 //! sockets for vsock. Needs root; says so and passes if it is not there.
 
+mod frozen;
+
 use guest_init::guest::{self, Machine};
 use guest_protocol::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, fcntl_setfl, makedev, mknodat, setxattr};
+use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, fcntl_setfl, makedev, mknodat, openat, setxattr};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind};
-use rustix::process::{Resource, getrlimit};
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use rustix::process::{Resource, fchdir, getrlimit};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Where the player of the guest finds the host's sockets.
+/// Where the player of the guest finds the directory with the host's sockets.
 const SOCKETS: &str = "TEST_GUEST_SOCKETS";
+/// Where it finds its place among this machine's cgroups, if there is one.
+const CGROUPS: &str = "TEST_GUEST_CGROUPS";
 
-/// A guest without a virtual machine. Once its root is another, it cannot find the host's sockets any more: so its streams are
-/// connected before, in the order they will be used.
+/// A guest without a virtual machine. Once its root is another, it cannot find anything by its path any more.
 struct Namespaces {
-    sockets: String,
-    streams: RefCell<VecDeque<OwnedFd>>,
+    sockets: OwnedFd,
+    cgroups: rustix::io::Result<OwnedFd>,
 }
 
-fn connect_to(sockets: &str, port: u32) -> OwnedFd {
-    UnixStream::connect(format!("{sockets}_{port}")).unwrap().into()
+fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
+    openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 impl Machine for Namespaces {
     fn connect(&self, port: u32) -> rustix::io::Result<OwnedFd> {
-        assert_eq!(port, CONTROL_PORT);
-        UnixStream::connect(format!("{}_{port}", self.sockets))
-            .map(Into::into)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        let back = open_directory(".")?;
+        fchdir(&self.sockets)?;
+        let connected = UnixStream::connect(format!("vsock_{port}"));
+        fchdir(back)?;
+        connected.map(Into::into).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 
     fn begin_connect(&self, port: u32) -> rustix::io::Result<OwnedFd> {
-        assert_eq!(port, STREAM_PORT);
-        Ok(self.streams.borrow_mut().pop_front().expect("no more than three streams"))
+        let connection = self.connect(port)?;
+        fcntl_setfl(&connection, OFlags::NONBLOCK)?;
+        Ok(connection)
     }
 
     fn mount_layer(&self, index: usize, _: usize, layer: &Layer, target: &str) -> rustix::io::Result<()> {
@@ -57,17 +61,58 @@ impl Machine for Namespaces {
         }
         Ok(())
     }
+
+    fn cgroups(&self) -> rustix::io::Result<OwnedFd> {
+        self.cgroups.as_ref().map_err(|&error| error).and_then(|cgroups| rustix::io::fcntl_dupfd_cloexec(cgroups, 3))
+    }
+}
+
+/// A cgroup for one guest. Goes with all that is in it.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// None if this machine has no cgroup2 that we may use.
+    fn new() -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+        let root = mounts.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            [_, path, "cgroup2", ..] => Some(PathBuf::from(path)),
+            _ => None,
+        })?;
+        let name = format!("bulkhead-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        std::fs::create_dir(root.join(&name)).ok()?;
+        Some(Self(root.join(name)))
+    }
+
+    /// Where the guest puts the container.
+    fn container(&self) -> PathBuf {
+        self.0.join("container")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Whoever is left there belongs to a test that has failed.
+        let _ = std::fs::write(self.container().join("cgroup.kill"), "1");
+        if let Ok(events) = std::fs::File::open(self.container().join("cgroup.events")) {
+            let mut text = [0; 64];
+            while rustix::io::pread(&events, &mut text[..], 0).is_ok_and(|_| text.starts_with(b"populated 1")) {
+                let _ = poll(&mut [PollFd::new(&events, PollFlags::PRI)], None);
+            }
+        }
+        let _ = std::fs::remove_dir(self.container());
+        let _ = std::fs::remove_dir(&self.0);
+    }
 }
 
 /// Not a test: the program that the tests below start in namespaces.
 #[test]
 #[ignore = "played by the other tests in a process of its own"]
 fn guest() {
-    let sockets = std::env::var(SOCKETS).expect("started by a test");
-    let control = connect_to(&sockets, guest::PORT);
-    let streams = (0..3).map(|_| connect_to(&sockets, STREAM_PORT)).collect::<VecDeque<OwnedFd>>();
-    streams.iter().for_each(|stream| fcntl_setfl(stream, OFlags::NONBLOCK).unwrap());
-    let machine = Namespaces { sockets, streams: RefCell::new(streams) };
+    let sockets = open_directory(&std::env::var(SOCKETS).expect("started by a test")).unwrap();
+    let cgroups = std::env::var(CGROUPS).map_err(|_| Errno::NODEV).and_then(|path| open_directory(&path));
+    let machine = Namespaces { sockets, cgroups };
+    let control = machine.connect(guest::PORT).unwrap();
     std::process::exit(i32::from(guest::run(&machine, control, 7) != End::PowerOff));
 }
 
@@ -78,12 +123,26 @@ struct Host {
     control: UnixStream,
     received: FrameBuffer,
     streams: UnixListener,
+    cgroup: Option<Cgroup>,
     _directory: tempfile::TempDir,
 }
 
 impl Host {
     /// Starts a guest; none if this machine does not let us.
     fn new() -> Option<Self> {
+        Self::with(None)
+    }
+
+    /// Starts a guest whose container can be frozen.
+    fn freezable() -> Option<Self> {
+        let cgroup = Cgroup::new();
+        if cgroup.is_none() {
+            eprintln!("SKIP: no cgroup2 to freeze anything in");
+        }
+        Self::with(Some(cgroup?))
+    }
+
+    fn with(cgroup: Option<Cgroup>) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIP: namespaces and mounts need root");
             return None;
@@ -116,7 +175,8 @@ impl Host {
             .args(["--pid", "--fork", "--kill-child"])
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "guest", "--ignored", "--nocapture"])
-            .env(SOCKETS, &sockets)
+            .env(SOCKETS, directory.path())
+            .envs(cgroup.as_ref().map(|cgroup| (CGROUPS, &cgroup.0)))
             .current_dir(&scratch)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -124,7 +184,7 @@ impl Host {
             .unwrap();
         let (control, _) = listener.accept().unwrap();
         let received = FrameBuffer::new(MAX_GUEST_FRAME);
-        let mut host = Self { guest, listener, control, received, streams, _directory: directory };
+        let mut host = Self { guest, listener, control, received, streams, cgroup, _directory: directory };
         let hello = host.next();
         assert!(matches!(hello, Some(GuestMessage::Hello { version: VERSION, phase: Phase::Booted, init_ns: 7, .. })));
         host.send(&HostMessage::Hello { version: VERSION });
@@ -142,11 +202,15 @@ impl Host {
 
     /// Accepts a clone.
     fn accept_again(&mut self) {
+        self.accept_clone(Phase::Prepared);
+    }
+
+    fn accept_clone(&mut self, expected: Phase) {
         self.control = self.listener.accept().unwrap().0;
         self.received = FrameBuffer::new(MAX_GUEST_FRAME);
         let hello = self.next();
         assert!(
-            matches!(hello, Some(GuestMessage::Hello { version: VERSION, phase: Phase::Prepared, .. })),
+            matches!(hello, Some(GuestMessage::Hello { version: VERSION, phase, .. }) if phase == expected),
             "{hello:?}"
         );
         self.send(&HostMessage::Hello { version: VERSION });
@@ -207,7 +271,7 @@ impl Host {
 
     /// Lets go of the guest, which ends at that.
     fn end(self) {
-        let Self { mut guest, listener, control, streams, .. } = self;
+        let Self { mut guest, listener, control, streams, cgroup: _cgroup, .. } = self;
         drop((listener, control, streams));
         assert!(guest.wait().unwrap().success());
     }

@@ -1,0 +1,66 @@
+//! Somebody who has business with a VM while its process runs: who wants it to stand still for a moment, or to have it.
+
+use std::os::fd::BorrowedFd;
+
+/// What an [`Attendant`] wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// The container's processes are to stand still, and [`Attendant::frozen`] to be called. One that does not run yet is
+    /// waited for.
+    Freeze,
+    /// Not any more: the freeze that was wished for and has not come about is taken back. [`Attendant::over`] is not called.
+    GiveUp,
+    /// The VM is to be ended or replaced: the conversation ends with [`super::Ended::Left`].
+    Leave,
+}
+
+/// Takes part in a conversation, in its thread. See [`super::Conversation::start`].
+pub trait Attendant {
+    /// Becomes readable when there is a wish; polled in every state of the run. None: there will be no more.
+    fn event(&self) -> Option<BorrowedFd<'_>>;
+
+    /// The wish. Called when the event is readable, which it must not stay.
+    fn wish(&mut self) -> Option<Wish>;
+
+    /// The processes stand still until this returns, and the VM's memory can be saved. What they had written has been handed over,
+    /// as far as the user takes it, and goes on to the user meanwhile; signals wait.
+    fn frozen(&mut self);
+
+    /// How a freeze came out, once for each: the processes go on after [`Self::frozen`], or it was never called.
+    fn over(&mut self, result: Result<(), FreezeError>);
+}
+
+/// Wants nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct NoAttendant;
+
+impl Attendant for NoAttendant {
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn wish(&mut self) -> Option<Wish> {
+        None
+    }
+
+    fn frozen(&mut self) {}
+
+    fn over(&mut self, _: Result<(), FreezeError>) {}
+}
+
+/// Why a container's processes were not frozen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FreezeError {
+    /// There is nothing to freeze any more.
+    #[error("the container's process has ended")]
+    Ended,
+    /// The conversation has ended otherwise: the VM is gone, or about to go.
+    #[error("the microVM is being ended")]
+    Gone,
+    /// It is wished for a second time, before the first has come about.
+    #[error("the container is being frozen already")]
+    Already,
+    /// The guest cannot: one line from it, without control characters.
+    #[error("the guest cannot freeze the container: {0}")]
+    Guest(String),
+}

@@ -1,0 +1,110 @@
+//! Stops all of the container's processes where they are, and lets them go on: a cgroup of their own, frozen as a whole
+//! (Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze").
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::io;
+
+/// The container's cgroup, below the one given.
+const NAME: &str = "container";
+
+/// The cgroup of the container's processes.
+#[derive(Debug)]
+pub struct Freezer {
+    directory: OwnedFd,
+    /// `cgroup.events`, while a freeze is under way.
+    events: Option<OwnedFd>,
+}
+
+impl Freezer {
+    /// Makes the cgroup in `parent`, a directory of cgroup2, where whoever calls this stays.
+    ///
+    /// # Errors
+    /// As mkdir(2) and open(2).
+    pub fn new(parent: impl AsFd) -> io::Result<Self> {
+        mkdirat(&parent, NAME, Mode::from_raw_mode(0o755))?;
+        let directory = openat(parent, NAME, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { directory, events: None })
+    }
+
+    /// Where the container's first process is to be started, and with it all others.
+    #[must_use]
+    pub fn cgroup(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Begins a freeze. A system call that a process waits in is interrupted as by a stop signal (signal(7)).
+    ///
+    /// # Errors
+    /// As open(2) and write(2).
+    pub fn freeze(&mut self) -> io::Result<()> {
+        self.events = Some(self.open("cgroup.events", OFlags::RDONLY)?);
+        self.order(b"1")
+    }
+
+    /// Whether a freeze has begun that is not known to be complete.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.events.is_some()
+    }
+
+    /// What tells that a freeze may be complete.
+    #[must_use]
+    pub fn interest(&self) -> Option<PollFd<'_>> {
+        self.events.as_ref().map(|events| PollFd::new(events, PollFlags::PRI))
+    }
+
+    /// Whether all processes stand still; to be asked when [`Self::interest`] has something to tell. Once it is true the
+    /// freeze is no longer under way.
+    ///
+    /// # Errors
+    /// As read(2).
+    pub fn is_complete(&mut self) -> io::Result<bool> {
+        let Some(events) = &self.events else {
+            return Ok(false);
+        };
+        let mut text = [0; 128];
+        let count = io::pread(events, &mut text[..], 0)?;
+        let complete = tells_frozen(text.get(..count).unwrap_or_default());
+        if complete {
+            self.events = None;
+        }
+        Ok(complete)
+    }
+
+    /// Lets them go on, or takes a freeze back.
+    ///
+    /// # Errors
+    /// As open(2) and write(2).
+    pub fn thaw(&mut self) -> io::Result<()> {
+        self.events = None;
+        self.order(b"0")
+    }
+
+    fn order(&self, text: &[u8]) -> io::Result<()> {
+        io::write(self.open("cgroup.freeze", OFlags::WRONLY)?, text).map(drop)
+    }
+
+    fn open(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        openat(&self.directory, name, flags | OFlags::CLOEXEC, Mode::empty())
+    }
+}
+
+/// What `cgroup.events` says: lines of key and value.
+fn tells_frozen(events: &[u8]) -> bool {
+    events.split(|&byte| byte == b'\n').any(|line| line == b"frozen 1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_tell_whether_all_is_frozen() {
+        assert!(tells_frozen(b"populated 1\nfrozen 1\n"));
+        for text in [&b""[..], b"populated 1\nfrozen 0\n", b"frozen 10\n", b"unfrozen 1\n"] {
+            assert!(!tells_frozen(text));
+        }
+    }
+}

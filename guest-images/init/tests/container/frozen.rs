@@ -1,0 +1,265 @@
+//! Containers that are stopped where they are, and their clones: the same guest, whose connections are broken as a machine does
+//! that its memory was copied into.
+
+use super::*;
+use std::io::ErrorKind;
+
+const SIZE: WindowSize = WindowSize { rows: 50, columns: 132 };
+
+fn identity(stdin: bool) -> Box<Identity> {
+    let start = start(shell(""));
+    Box::new(Identity {
+        seed: Seed([9; 32]),
+        machine_id: *b"fedcba9876543210",
+        hostname: "clone".into(),
+        wall_clock_ns: start.wall_clock_ns,
+        size: SIZE,
+        stdin,
+    })
+}
+
+/// What has arrived by now.
+fn arrived(stream: &mut UnixStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.set_nonblocking(true).unwrap();
+    if let Err(error) = stream.read_to_end(&mut bytes) {
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
+    stream.set_nonblocking(false).unwrap();
+    bytes
+}
+
+fn read_until(stream: &mut UnixStream, bytes: &mut Vec<u8>, enough: impl Fn(&[u8]) -> bool) {
+    while !enough(bytes) {
+        let mut chunk = [0; 4096];
+        let count = stream.read(&mut chunk).unwrap();
+        assert!(count > 0, "end after {} bytes", bytes.len());
+        bytes.extend(&chunk[..count]);
+    }
+}
+
+impl Host {
+    /// Has a process started.
+    fn run(&mut self, order: Start) -> Vec<UnixStream> {
+        let kinds = kinds(&order.process);
+        self.send(&HostMessage::Start(Box::new(order)));
+        let streams = kinds.iter().map(|&kind| self.stream(kind)).collect();
+        self.started();
+        streams
+    }
+
+    fn freeze(&mut self) {
+        self.send(&HostMessage::Freeze);
+        match self.next() {
+            Some(GuestMessage::Frozen { .. }) => {}
+            other => panic!("{other:?} instead of Frozen"),
+        }
+        let events = std::fs::read_to_string(self.cgroup.as_ref().unwrap().container().join("cgroup.events")).unwrap();
+        assert!(events.contains("frozen 1\n"), "{events}");
+    }
+
+    /// Breaks the connections of a frozen guest, and makes it another one.
+    fn become_clone(&mut self, process: &Process, identity: Box<Identity>) -> Vec<UnixStream> {
+        self.control.shutdown(std::net::Shutdown::Both).unwrap();
+        self.accept_clone(Phase::Frozen { terminal: process.terminal.is_some() });
+        let process = Process { stdin: identity.stdin && process.stdin, ..process.clone() };
+        self.send(&HostMessage::Thaw(Some(identity)));
+        let streams = kinds(&process).iter().map(|&kind| self.stream(kind)).collect();
+        self.started();
+        streams
+    }
+}
+
+fn kinds(process: &Process) -> &'static [StreamKind] {
+    match (process.terminal, process.stdin) {
+        (Some(_), _) => &[StreamKind::Terminal],
+        (None, true) => &[StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr],
+        (None, false) => &[StreamKind::Stdout, StreamKind::Stderr],
+    }
+}
+
+fn numbers(bytes: &[u8]) -> Vec<u32> {
+    String::from_utf8_lossy(bytes).lines().map(|line| line.parse().unwrap()).collect()
+}
+
+/// Counts, in several processes.
+const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i | cat; done";
+
+#[test]
+fn a_frozen_container_stands_still_and_goes_on_where_it_was() {
+    let Some(mut host) = Host::freezable() else { return };
+    let mut streams = host.run(start(shell(COUNT)));
+    let mut seen = Vec::new();
+    for round in 1..4u32 {
+        let enough = 50 * round as usize;
+        read_until(&mut streams[0], &mut seen, |seen| seen.iter().filter(|&&byte| byte == b'\n').count() >= enough);
+        host.freeze();
+        // All it wrote was handed over before; nothing comes after.
+        seen.extend(arrived(&mut streams[0]));
+        assert!(seen.ends_with(b"\n"));
+        assert_eq!(arrived(&mut streams[0]), b"");
+        // Once frozen, a second one is the same.
+        host.send(&HostMessage::Freeze);
+        host.send(&HostMessage::Thaw(None));
+    }
+    // One that means nothing.
+    host.send(&HostMessage::Thaw(None));
+    host.signal(9);
+    streams[0].read_to_end(&mut seen).unwrap();
+    let seen = numbers(&seen);
+    assert!(seen.len() >= 150 && seen.iter().copied().eq(1..=seen.len() as u32), "{seen:?}");
+    assert_eq!(host.exit_status(), ExitStatus::Signal(9));
+}
+
+#[test]
+fn what_nobody_has_taken_is_passed_on_once_by_the_original_and_by_a_clone() {
+    const LAST: u32 = 300_000;
+    let process = shell(&format!("seq 1 {LAST}"));
+    for clone in [false, true] {
+        let Some(mut host) = Host::freezable() else { return };
+        let mut streams = host.run(start(process.clone()));
+        // It waits for its reader, which takes one byte of a lot.
+        let mut seen = vec![0];
+        streams[0].read_exact(&mut seen).unwrap();
+        host.freeze();
+        if clone {
+            let new = host.become_clone(&process, identity(false));
+            for mut old in std::mem::replace(&mut streams, new) {
+                old.read_to_end(&mut seen).unwrap();
+            }
+        } else {
+            host.send(&HostMessage::Thaw(None));
+        }
+        let mut rest = Vec::new();
+        streams[0].read_to_end(&mut rest).unwrap();
+        assert!(!rest.is_empty());
+        seen.extend(rest);
+        assert!(numbers(&seen).into_iter().eq(1..=LAST), "clone: {clone}");
+        assert_eq!(host.exit_status(), ExitStatus::Code(0));
+    }
+}
+
+#[test]
+fn a_clone_is_told_who_it_is_before_its_process_goes_on() {
+    let facts = "read go; hostname; cat /etc/hostname /etc/machine-id; grep -o 'box\\|clone' /etc/hosts";
+    for (script, read_only, expected) in [
+        (facts, false, ["clone", "clone", "66656463626139383736353433323130", "clone"]),
+        (facts, true, ["clone", "clone", "66656463626139383736353433323130", "clone"]),
+        // What the container has made of the files is its own, links included.
+        (
+            "cd /etc; echo mine > hostname; rm machine-id hosts; ln -s hostname machine-id; echo box > hosts; read go; \
+             hostname; cat hostname machine-id hosts",
+            false,
+            ["clone", "mine", "mine", "box"],
+        ),
+    ] {
+        let Some(mut host) = Host::freezable() else { return };
+        let process = Process { stdin: true, ..shell(&script.replace("read go", "echo ready; read go")) };
+        let mut order = start(process.clone());
+        // An image that wants a machine id.
+        let layer = order.root.layers[0];
+        order.root.layers = vec![layer, Layer { start_sector: 1, ..layer }];
+        order.root.read_only = read_only;
+        let mut old = host.run(order);
+        read_until(&mut old[1], &mut Vec::new(), |seen| seen == b"ready\n");
+        host.freeze();
+        let mut streams = host.become_clone(&process, identity(true));
+        streams[0].write_all(b"go\n").unwrap();
+        let (mut text, mut errors) = (String::new(), String::new());
+        streams[1].read_to_string(&mut text).unwrap();
+        streams[2].read_to_string(&mut errors).unwrap();
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{errors}");
+        assert_eq!(host.exit_status(), ExitStatus::Code(0));
+    }
+}
+
+#[test]
+fn a_clone_without_input_finds_its_end() {
+    let Some(mut host) = Host::freezable() else { return };
+    let process = Process { stdin: true, ..shell("echo ready; cat; echo end") };
+    let mut old = host.run(start(process.clone()));
+    read_until(&mut old[1], &mut Vec::new(), |seen| seen == b"ready\n");
+    host.freeze();
+    let mut streams = host.become_clone(&process, identity(false));
+    let mut text = String::new();
+    streams[0].read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), host.exit_status()), ("end\n", ExitStatus::Code(0)));
+}
+
+#[test]
+fn a_clone_of_a_clone_has_the_terminal() {
+    let Some(mut host) = Host::freezable() else { return };
+    let script = "echo ready; while :; do read line && echo $line at $(stty size); done";
+    let terminal = Some(WindowSize { rows: 30, columns: 100 });
+    let process = Process { terminal, stdin: true, ..process(&["bash", "-c", script]) };
+    let mut streams = host.run(start(process.clone()));
+    expect(&mut streams[0], "ready\r\n");
+    for stdin in [true, false, true] {
+        host.freeze();
+        streams = host.become_clone(&process, identity(stdin));
+        if stdin {
+            streams[0].write_all(b"x\r").unwrap();
+            expect(&mut streams[0], "x at 50 132\r\n");
+        }
+    }
+    host.send(&HostMessage::Resize { process: MAIN_PROCESS, size: WindowSize { rows: 60, columns: 90 } });
+    streams[0].write_all(b"y\r").unwrap();
+    expect(&mut streams[0], "y at 60 90\r\n");
+    host.signal(9);
+    assert_eq!(host.exit_status(), ExitStatus::Signal(9));
+}
+
+#[test]
+fn a_freeze_that_cannot_be_says_why() {
+    // A kernel without cgroups.
+    let Some(mut host) = Host::new() else { return };
+    let streams = host.run(start(shell("sleep 1000")));
+    host.send(&HostMessage::Freeze);
+    let detail = "its kernel has no cgroup v2".to_string();
+    assert_eq!(host.next(), Some(GuestMessage::NotFrozen { detail }));
+    host.signal(9);
+    assert_eq!(host.exit_status(), ExitStatus::Signal(9));
+    drop(streams);
+
+    // A process that is about to end: one or the other, and all its output in any case.
+    let Some(mut host) = Host::freezable() else { return };
+    let mut streams = host.run(start(process(&["seq", "1", "100000"])));
+    let mut seen = vec![0; 588_895 - 100_000];
+    streams[0].read_exact(&mut seen).unwrap();
+    host.send(&HostMessage::Freeze);
+    host.send(&HostMessage::Thaw(None));
+    let rest = thread::spawn(move || (streams[0].read_to_end(&mut seen).unwrap(), seen).1);
+    let answer = host.next();
+    assert!(numbers(&rest.join().unwrap()).into_iter().eq(1..=100_000));
+    match answer {
+        Some(GuestMessage::Exited { status: ExitStatus::Code(0), .. }) => host.end(),
+        Some(GuestMessage::Frozen { .. } | GuestMessage::NotFrozen { .. }) => {
+            assert_eq!(host.exit_status(), ExitStatus::Code(0));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn nobody_goes_on_as_somebody_else() {
+    // The original is told that it is a clone; a clone that it is none; a clone is told to start.
+    for (lost, message) in [(false, HostMessage::Thaw(Some(identity(false)))), (true, HostMessage::Thaw(None))] {
+        let Some(mut host) = Host::freezable() else { return };
+        let mut streams = host.run(start(shell("echo ready; sleep 1000; echo wrong")));
+        read_until(&mut streams[0], &mut Vec::new(), |seen| seen == b"ready\n");
+        host.freeze();
+        if lost {
+            host.control.shutdown(std::net::Shutdown::Both).unwrap();
+            host.accept_clone(Phase::Frozen { terminal: false });
+        }
+        host.send(&message);
+        assert_eq!(host.next(), None);
+        host.end();
+        assert_eq!(arrived(&mut streams[0]), b"");
+    }
+    // A frozen guest whose host is gone ends.
+    let Some(mut host) = Host::freezable() else { return };
+    let _streams = host.run(start(shell("sleep 1000")));
+    host.freeze();
+    host.end();
+}
