@@ -6,6 +6,7 @@
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
 //! | [`interactive`] | terminals |
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
+//! | [`memory`] | RAM of machines that go on from a snapshot |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
@@ -22,6 +23,7 @@ mod ending;
 mod interactive;
 mod load;
 mod many;
+mod memory;
 mod verbs;
 mod warm;
 

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`config`] | what a machine is made of: plain data, checked before anything is built |
 //! | [`host`] | what this host's KVM is and can do |
-//! | [`memory`] | guest RAM and its KVM slots |
+//! | [`memory`] | guest RAM |
+//! | [`slots`] | guest RAM as KVM's memory slots |
 //! | [`pager`] | guest RAM that is read when it is asked for |
 //! | [`irq`] | interrupt lines (irqfd) and message routing for the userspace IOAPIC |
 //! | [`cpuid`] | what each vCPU says it is |
@@ -34,6 +35,7 @@ mod open;
 mod pager;
 pub mod session;
 mod signals;
+mod slots;
 pub mod snapshot;
 pub mod vcpu;
 

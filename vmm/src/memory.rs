@@ -1,4 +1,4 @@
-//! Guest RAM and its KVM memory slots.
+//! Guest RAM. Its KVM memory slots are [`crate::slots`]' business.
 //!
 //! RAM is private and not reserved: anonymous, so that a page costs nothing before the guest touches it; or a private view
 //! of a snapshot's file, so that a page costs nothing before the guest changes it.
@@ -10,8 +10,6 @@ use std::os::unix::fs::FileExt;
 
 use crate::snapshot::memory::{self as snapshot, Source};
 use devices::GuestRam;
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::VmFd;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 /// RAM that could not be had.
@@ -212,27 +210,6 @@ impl Ram {
     pub fn guest(&self) -> &GuestRam {
         &self.guest
     }
-}
-
-/// Gives each region of `ram` to the VM as one slot, numbered from 0.
-///
-/// `ram` must outlive the VM's vCPUs: [`crate::Machine`] keeps both and drops the vCPUs first.
-pub fn register(vm: &VmFd, ram: &Ram) -> Result<(), MemoryError> {
-    for (slot, region) in ram.guest.iter().enumerate() {
-        let start = region.start_addr().0;
-        let host = region.as_ptr() as u64;
-        let slot = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr: start,
-            memory_size: region.len(),
-            userspace_addr: host,
-        };
-        // SAFETY: the range is a live mapping of exactly this length, owned by `ram`, which the caller keeps alive for
-        // as long as a vCPU can run; slots do not overlap because the regions do not.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(|source| MemoryError::Slot { start, source })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

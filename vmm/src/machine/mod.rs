@@ -30,13 +30,14 @@ use crate::config::{ConfigError, Paging, VmConfig};
 use crate::cpuid::{self, Identity};
 use crate::cpuid_cache;
 use crate::events::{Event, ExitReason, Phase, monotonic_ns};
-use crate::host;
+use crate::host::{self, KvmKind};
 use crate::irq::KvmRoutes;
-use crate::memory::{self, Ram};
+use crate::memory::{MemoryError, Ram};
 use crate::pager::Pager;
+use crate::slots::{self, Coming, Rest};
 use crate::snapshot::memory::Source;
 use crate::snapshot::{self, Parent};
-use crate::vcpu::{Shared, Vcpu, registers};
+use crate::vcpu::{Shared, Vcpu, VcpuError, registers};
 use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS, LAPIC_BASE};
 use ending::{Ending, EndingEvent, on_end};
 pub use error::VmmError;
@@ -68,8 +69,10 @@ pub struct Machine {
     handle: Handle,
     vcpus: Vec<Vcpu>,
     resume: bool,
+    /// RAM that has no memory slot yet.
+    rest: Option<Rest>,
     manager: EventManager<Subscriber>,
-    _parts: Arc<Parts>,
+    parts: Arc<Parts>,
 }
 
 /// What a machine is made of, besides its vCPUs. Fields drop in order.
@@ -154,7 +157,13 @@ impl Machine {
         let paged = config.snapshot.as_ref().filter(|source| source.paging == Paging::Userfault);
         let mapped = saved.is_some() && paged.is_none();
         let memory = if mapped { Ram::of_files(mib, &base.sources) } else { Ram::new(mib) }?;
-        memory::register(&vm, &memory)?;
+        let late_slots = saved.is_some() && config.machine.vcpu_count == 1 && host::kind() == KvmKind::SoftwareNested;
+        let rest = if late_slots {
+            Some(slots::register_used(&vm, &memory, &base.sources)?).filter(|rest| !rest.is_empty())
+        } else {
+            slots::register(&vm, &memory)?;
+            None
+        };
         let ram = memory.guest();
         split_irqchip(&vm)?;
         phase(Phase::Load);
@@ -173,8 +182,9 @@ impl Machine {
         let serial = assembly.legacy(&config, console, saved.as_ref().map(|saved| &saved.serial), &ending)?;
         let (transports, windows) = assembly.virtio(&config)?;
         let over = ending.over();
+        let late = rest.as_ref().map(Rest::late);
         let shared =
-            Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone(), over };
+            Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone(), over, late };
         let resume = config.snapshot.as_ref().is_none_or(|source| source.resume);
         let config = Mutex::new(config);
         let parts = Parts {
@@ -195,7 +205,7 @@ impl Machine {
         };
         let parts = Arc::new(parts);
         let handle = Handle::new(ending, Arc::downgrade(&parts));
-        Ok(Machine { handle, vcpus, resume, manager, _parts: parts })
+        Ok(Machine { handle, vcpus, resume, rest, manager, parts })
     }
 
     /// A handle to steer it with.
@@ -211,6 +221,8 @@ impl Machine {
         // Whoever listens may be slow: the guest does not wait for that.
         let run = Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() };
         self.handle.give_threads(threads, self.resume);
+        // Dropped before RAM is.
+        let _coming = self.rest.take().map(|rest| self.bring(rest)).transpose()?;
         on_event(run);
         while !ending.is_set() {
             match self.manager.run() {
@@ -224,6 +236,15 @@ impl Machine {
         let reason = how?;
         on_event(Event::Exit { reason, at_ns: monotonic_ns(), counts });
         Ok(reason)
+    }
+}
+
+impl Machine {
+    /// Has the rest of RAM come while the guest runs.
+    fn bring(&self, rest: Rest) -> Result<Coming, VmmError> {
+        let ending = self.handle.ending.clone();
+        let failed = move |error: MemoryError| ending.report(Err(VcpuError::Memory(error.to_string())));
+        rest.start(self.parts.vm.clone(), failed).map_err(io_error("memory slots' thread"))
     }
 }
 
@@ -329,7 +350,7 @@ fn create_vcpu(
     let mut scratch = XsaveScratch::new(&parts.vm).map_err(io_error("XSAVE buffer"))?;
     set(&mut fd, &mut scratch)?;
     // It pays where instructions are completed here, and costs a copy an exit where they are not.
-    if host::kind() == host::KvmKind::SoftwareNested {
+    if host::kind() == KvmKind::SoftwareNested {
         complete::enable_register_sync(&parts.vm, &mut fd);
     }
     Ok(Vcpu::new(index, fd, shared.clone(), scratch))

@@ -171,6 +171,20 @@ fn flagged(pagemap: &File, start: usize, pages: usize, any: u64, none: u64) -> i
     Ok(flagged)
 }
 
+/// Whether there is something of `source` in a range of RAM.
+pub fn has_data(source: &Source, offset: u64, len: u64) -> io::Result<bool> {
+    let end = offset + len;
+    if let Some(extents) = &source.extents {
+        let within = |(first, count): &Extent| first * (PAGE as u64) < end && (first + count) * PAGE as u64 > offset;
+        return Ok(extents.iter().any(within));
+    }
+    match rustix::fs::seek(&source.file, SeekFrom::Data(offset)) {
+        Ok(data) => Ok(data < end),
+        Err(rustix::io::Errno::NXIO) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Marks the pages for which `file` has data in the range from `offset` on.
 fn mark_data(file: &File, offset: u64, pages: &mut [bool]) -> io::Result<()> {
     data_runs(file, offset, pages.len(), &mut |run| pages.get_mut(run).unwrap_or_default().fill(true))

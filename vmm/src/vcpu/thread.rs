@@ -19,6 +19,7 @@ use super::kick;
 use super::state::{SavedVcpu, StateError};
 use crate::complete::{self, KvmVcpu, XsaveScratch};
 use crate::events::{Counts, ExitReason};
+use crate::slots::Late;
 
 /// Stack of a vCPU thread. Small, so that no host backs it with a 2 MiB page.
 const STACK: usize = 256 << 10;
@@ -36,6 +37,8 @@ pub struct Shared {
     pub ioapic: Arc<Mutex<Ioapic>>,
     /// The machine has ended: no vCPU enters the guest again.
     pub over: Arc<AtomicBool>,
+    /// Some of RAM has no memory slot yet.
+    pub late: Option<Late>,
 }
 
 /// A vCPU that is not running yet.
@@ -127,12 +130,16 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 self.counts.mmio += 1;
-                self.shared.mmio.write(address, data);
+                if !self.shared.late.as_ref().is_some_and(|late| late.write(address, data)) {
+                    self.shared.mmio.write(address, data);
+                }
                 Next::Enter
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.counts.mmio += 1;
-                self.shared.mmio.read(address, data);
+                if !self.shared.late.as_ref().is_some_and(|late| late.read(address, data)) {
+                    self.shared.mmio.read(address, data);
+                }
                 Next::Enter
             }
             Ok(VcpuExit::InternalError) => self.internal_error(),
@@ -165,6 +172,9 @@ impl Vcpu {
     }
 
     fn internal_error(&mut self) -> Next {
+        if self.shared.late.as_mut().is_some_and(Late::may_be_why) {
+            return Next::Enter;
+        }
         let (suberror, data) = internal_error(self.fd.get_kvm_run());
         let bytes = complete::instruction_bytes(self.fd.get_kvm_run());
         let mut state = KvmVcpu::new(&mut self.fd, &mut self.scratch);
