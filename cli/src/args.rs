@@ -2,6 +2,7 @@
 //! nothing.
 
 mod bench;
+mod snapshots;
 mod vmm;
 
 use std::ffi::OsString;
@@ -12,13 +13,14 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
+pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
 pub use self::vmm::Vmm;
 use crate::failure::sanitize;
 use crate::size;
 
 /// Guest RAM where `-m` does not say, MiB. Memory costs the host nothing before the guest touches it, but a guest kernel
 /// prepares each page of it at boot, which is what counts on software-nested KVM.
-const DEFAULT_MEMORY: &str = "256m";
+const DEFAULT_MEMORY_MIB: u64 = 256;
 
 /// Runs container images, each in a microVM of its own.
 #[derive(Debug, Parser)]
@@ -50,6 +52,16 @@ pub enum Verb {
     Run(Box<Run>),
     /// Boot a bare microVM, its serial console on stdin and stdout
     Boot(Boot),
+    /// Take a snapshot of a running microVM, which goes on
+    Snapshot(Snapshot),
+    /// List or remove snapshots
+    Snapshots(Snapshots),
+    /// Go on from a snapshot in a new microVM
+    Restore(Restore),
+    /// Have a running microVM go on from an earlier snapshot of it
+    Rollback(Rollback),
+    /// Make a warm image of a running container: `run NAME@warm` starts its process where it was
+    Commit(Commit),
     /// Load images from an OCI layout, an OCI archive or a docker archive into the store
     Load(Load),
     /// List loaded images
@@ -69,8 +81,8 @@ pub enum Verb {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "bulkhead run [OPTIONS] IMAGE [COMMAND [ARG]...]",
-    after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], rootfs:DIR, rootfs:TAR, or the name of \
-                  a loaded image. Everything after IMAGE belongs to the command."
+    after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], rootfs:DIR, rootfs:TAR, the name of \
+                  a loaded image, or NAME@warm (see `bulkhead commit`). Everything after IMAGE belongs to the command."
 )]
 pub struct Run {
     /// Connect stdin to the command
@@ -126,12 +138,24 @@ pub struct Run {
 /// Flags that say how big a microVM is.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Machine {
-    /// Guest memory, as 256m or 1g
-    #[arg(short, long = "memory", value_name = "SIZE", default_value = DEFAULT_MEMORY, value_parser = size::mib)]
-    pub memory_mib: u64,
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value = "1", value_parser = size::cpus)]
-    pub cpus: u8,
+    /// Guest memory, as 256m (which is the default) or 1g
+    #[arg(short, long, value_name = "SIZE", value_parser = size::mib)]
+    pub memory: Option<u64>,
+    /// Number of vCPUs; 1 if not given
+    #[arg(long, value_name = "N", value_parser = size::cpus)]
+    pub cpus: Option<u8>,
+}
+
+impl Machine {
+    /// Guest RAM, MiB.
+    pub fn memory_mib(&self) -> u64 {
+        self.memory.unwrap_or(DEFAULT_MEMORY_MIB)
+    }
+
+    /// Number of vCPUs.
+    pub fn cpus(&self) -> u8 {
+        self.cpus.unwrap_or(1)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +180,9 @@ pub struct Boot {
     pub append: Vec<String>,
     #[command(flatten)]
     pub machine: Machine,
+    /// Name of the microVM
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     /// Give the guest a vsock device whose host side is this unix socket
     #[arg(long, value_name = "SOCKET")]
     pub vsock: Option<PathBuf>,
@@ -216,13 +243,13 @@ pub struct System {
 
 #[derive(Debug, Subcommand)]
 pub enum SystemWhat {
-    /// Show what images, their layers and templates for warm starts take on disk
+    /// Show what images, their layers, templates for warm starts and snapshots take on disk
     Df {
         /// How to print
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// Remove templates, and layers that no loaded image has; all of it is made again when needed
+    /// Remove templates, and layers that no loaded image and no snapshot has; all of it is made again when needed. Snapshots stay
     Prune {
         /// Accepted, as in docker: nothing is asked, because nothing is lost
         #[arg(short, long)]
@@ -345,10 +372,32 @@ mod tests {
     #[test]
     fn sizes_and_defaults() {
         let got = run(&["-m", "1g", "--cpus", "2", "--append", "-x y", "i"]);
-        assert_eq!((got.machine.memory_mib, got.machine.cpus), (1024, 2));
+        assert_eq!((got.machine.memory_mib(), got.machine.cpus()), (1024, 2));
         assert_eq!(got.append, ["-x y"]);
         let got = run(&["i"]);
-        assert_eq!((got.machine.memory_mib, got.machine.cpus), (256, 1));
+        assert_eq!((got.machine.memory_mib(), got.machine.cpus()), (256, 1));
+    }
+
+    #[test]
+    fn snapshots_are_listed_unless_they_are_removed() {
+        let verb = |line: &str| match parse(format!("bulkhead {line}").split(' ').map(OsString::from)) {
+            Parsed::Cli(cli) => cli.verb,
+            Parsed::Text(text) | Parsed::Usage(text) => panic!("{text}"),
+        };
+        for line in ["snapshots --format json", "snapshots ls --format json", "snapshots list --format json"] {
+            let Verb::Snapshots(got) = verb(line) else { panic!("{line}") };
+            let format = match got.what {
+                Some(SnapshotsWhat::Ls(list)) => list.format,
+                Some(SnapshotsWhat::Rm { .. }) => panic!("{line}"),
+                None => got.list.format,
+            };
+            assert_eq!(format, Format::Json, "{line}");
+        }
+        let Verb::Snapshots(got) = verb("snapshots remove a b") else { panic!() };
+        assert!(matches!(got.what, Some(SnapshotsWhat::Rm { names }) if names == ["a", "b"]));
+        assert!(usage(&["snapshots", "rm"]).contains("NAME"));
+        assert!(usage(&["commit", "vm", "name"]).contains("--memory"));
+        assert!(usage(&["snapshot", ""]).contains("VM"));
     }
 
     #[test]

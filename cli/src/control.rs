@@ -40,7 +40,7 @@ impl Control {
         Control { path: path.to_owned() }
     }
 
-    /// Sends `body` as JSON; returns what the machine answers, `null` if that is nothing.
+    /// Sends `body` as JSON, or nothing if that is `null`; returns what the machine answers, `null` if that is nothing.
     ///
     /// # Errors
     /// Nobody answers, or the answer is no: then in the machine's words.
@@ -57,7 +57,10 @@ impl Control {
 
     /// Status and body of the answer.
     fn exchange(&self, method: &str, target: &str, body: &impl Serialize) -> io::Result<(u16, Vec<u8>)> {
-        let body = serde_json::to_vec(body)?;
+        let mut body = serde_json::to_vec(body)?;
+        if body == b"null" {
+            body.clear();
+        }
         let mut stream = UnixStream::connect(&self.path)?;
         let head = format!(
             "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\

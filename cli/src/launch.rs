@@ -14,7 +14,7 @@ use vmm::VmConfig;
 use crate::control::Control;
 use crate::monitor::{Console, Monitor};
 use crate::session::io::Io;
-use crate::session::{Ended, NoAttendant, Outcome, Session, SessionError};
+use crate::session::{Attendant, Ended, Session, SessionError};
 use crate::templates::{Ingredients, Template, Templates};
 
 /// A run that broke, with the VM it broke in, if that is still to be looked at.
@@ -22,15 +22,15 @@ pub struct Broken {
     /// What broke.
     pub error: SessionError,
     /// Where.
-    pub monitor: Monitor,
+    pub monitor: Box<Monitor>,
 }
 
 /// How a run went.
 pub struct Ran {
-    /// The VM, at its end.
+    /// The VM, of no more use.
     pub monitor: Monitor,
-    /// What the guest said.
-    pub outcome: Outcome,
+    /// How it ended, or that the VM is to be replaced.
+    pub ended: Ended,
     /// It went on from a template.
     pub warm: bool,
 }
@@ -51,7 +51,7 @@ pub struct Launch<'a> {
 
 impl Launch<'_> {
     /// Runs one process in a VM. `booting` is called before a VM boots, to make what it boots from; `started` whenever a
-    /// VM's process is there and signals have become the session's business.
+    /// VM's process is there and signals have become the session's business; `attendant` has its say while the process runs.
     ///
     /// # Errors
     /// The outer one: there is no VM.
@@ -61,6 +61,7 @@ impl Launch<'_> {
         io: Io,
         booting: &dyn Fn() -> anyhow::Result<()>,
         started: &dyn Fn(),
+        attendant: &mut dyn Attendant,
     ) -> anyhow::Result<Result<Ran, Broken>> {
         let ingredients = Ingredients::of(&self.config);
         let mut template = self.templates.zip(ingredients).and_then(|(templates, of)| templates.find(&of));
@@ -72,7 +73,7 @@ impl Launch<'_> {
             started();
             match conversation.arrive() {
                 Ok(()) => {
-                    let result = conversation.start(start, io, &mut NoAttendant);
+                    let result = conversation.start(start, io, attendant);
                     return Ok(conclude(monitor, result, true));
                 }
                 Err(SessionError::VmEnded(_)) => {
@@ -83,7 +84,7 @@ impl Launch<'_> {
                 }
                 Err(error) => {
                     drop(conversation);
-                    return Ok(Err(Broken { error, monitor }));
+                    return Ok(Err(Broken { error, monitor: Box::new(monitor) }));
                 }
             }
         }
@@ -97,11 +98,11 @@ impl Launch<'_> {
         {
             if let Err(error) = conversation.prepare() {
                 drop(conversation);
-                return Ok(Err(Broken { error, monitor }));
+                return Ok(Err(Broken { error, monitor: Box::new(monitor) }));
             }
             self.leave(template, templates);
         }
-        let result = conversation.start(start, io, &mut NoAttendant);
+        let result = conversation.start(start, io, attendant);
         Ok(conclude(monitor, result, false))
     }
 
@@ -124,11 +125,10 @@ impl Launch<'_> {
     }
 }
 
-fn conclude(monitor: Monitor, result: Result<Ended, SessionError>, warm: bool) -> Result<Ran, Broken> {
+/// Puts a VM and what came of its conversation together.
+pub fn conclude(monitor: Monitor, result: Result<Ended, SessionError>, warm: bool) -> Result<Ran, Broken> {
     match result {
-        Ok(Ended::Exited(outcome)) => Ok(Ran { monitor, outcome, warm }),
-        // Nobody is there who could want the VM.
-        Ok(Ended::Left(_)) => Err(Broken { error: SessionError::GuestClosed, monitor }),
-        Err(error) => Err(Broken { error, monitor }),
+        Ok(ended) => Ok(Ran { monitor, ended, warm }),
+        Err(error) => Err(Broken { error, monitor: Box::new(monitor) }),
     }
 }

@@ -7,6 +7,10 @@
 //! | [`commands`] | the verbs |
 //! | [`session`] | the host's half of a container's run: streams, signals, exit code |
 //! | [`launch`] | a microVM for a container, from a template or by booting |
+//! | [`container`] | where a container's microVM lives, what takes its place, how it ends |
+//! | [`bare`] | a bare microVM in the foreground |
+//! | [`owner`], [`attend`] | what the verb that has a microVM does for others, and how they ask |
+//! | [`snapshots`] | named snapshots: the store of them |
 //! | [`monitor`] | the per-VM process, seen from its parent |
 //! | [`rundir`] | run directories, and sweeping up after SIGKILL |
 //! | [`control`] | a client of a microVM's control socket |
@@ -21,19 +25,24 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod attend;
+mod bare;
 mod commands;
+mod container;
 mod control;
 mod env;
 mod failure;
 mod launch;
 mod monitor;
 mod output;
+mod owner;
 mod paths;
 mod phases;
 mod rundir;
 mod session;
 mod signals;
 mod size;
+mod snapshots;
 mod templates;
 mod terminal;
 
@@ -46,6 +55,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::{Cli, Parsed, Verb, Vmm};
 use crate::failure::{FAILED, Failure, Outcome};
+use crate::snapshots::Snapshots;
 
 /// The program `bulkhead`.
 pub fn main() -> ExitCode {
@@ -88,14 +98,22 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         // It keeps no verb from working that needs no run directory; the others say it themselves.
         tracing::warn!("{error}");
     }
+    if let Some(Err(error)) = Snapshots::existing(&paths::store()).map(|snapshots| snapshots.collect()) {
+        tracing::warn!("{error}");
+    }
     match cli.verb {
         Verb::Run(run) => commands::run::run(*run, cli.talk, began),
         Verb::Boot(boot) => commands::boot::boot(&boot, cli.talk),
+        Verb::Snapshot(snapshot) => commands::snapshots::snapshot(&snapshot, cli.talk),
+        Verb::Snapshots(snapshots) => commands::snapshots::snapshots(&snapshots, cli.talk),
+        Verb::Restore(restore) => commands::restore::restore(restore, cli.talk, began),
+        Verb::Rollback(rollback) => commands::snapshots::rollback(&rollback),
+        Verb::Commit(commit) => commands::snapshots::commit(&commit, cli.talk),
         Verb::Load(load) => commands::images::load(&load, cli.talk),
         Verb::Images(images) => commands::images::images(&images, cli.talk),
         Verb::Rmi(rmi) => commands::images::rmi(&rmi, cli.talk),
         Verb::Doctor(doctor) => commands::doctor::doctor(&doctor),
-        Verb::System(system) => commands::system::system(&system),
+        Verb::System(system) => commands::system::system(&system, cli.talk),
         Verb::Bench(bench) => commands::bench::bench(&bench),
         Verb::Vmm(vmm) => commands::vmm::vmm(&vmm),
     }

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -90,6 +91,8 @@ pub struct Monitor {
     child: Child,
     pidfd: OwnedFd,
     events: Option<JoinHandle<Report>>,
+    /// Gets something when the guest's first instruction runs, and hangs up when it never will.
+    runs: Receiver<()>,
     stderr: Option<JoinHandle<String>>,
 }
 
@@ -143,9 +146,10 @@ impl Monitor {
             }
         };
         let stderr = child.stderr.take();
-        let mut monitor = Monitor { child, pidfd, events: None, stderr: None };
+        let (on_run, runs) = channel();
+        let mut monitor = Monitor { child, pidfd, events: None, runs, stderr: None };
         let thread = start_error("start a thread");
-        monitor.events = Some(spawn("events", move || read_events(events_pipe)).map_err(thread)?);
+        monitor.events = Some(spawn("events", move || read_events(events_pipe, &on_run)).map_err(thread)?);
         if let Some(stderr) = stderr {
             let thread = start_error("start a thread");
             monitor.stderr = Some(spawn("monitor-stderr", move || read_stderr(stderr)).map_err(thread)?);
@@ -162,6 +166,11 @@ impl Monitor {
     /// Becomes readable when the process has ended.
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Waits until the machine has been built and runs; says whether it did.
+    pub fn runs(&self) -> bool {
+        self.runs.recv().is_ok()
     }
 
     /// Waits for the process to end, no longer than `patience`; says whether it did.
@@ -256,7 +265,7 @@ fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'stati
 
 /// Reads events to their end. The child is ours, but a guest may have taken it over: lines are bounded, and what is no
 /// event is skipped.
-fn read_events(pipe: impl Read) -> Report {
+fn read_events(pipe: impl Read, on_run: &Sender<()>) -> Report {
     let mut report = Report::default();
     let mut pipe = BufReader::new(pipe);
     let mut line = Vec::new();
@@ -268,7 +277,11 @@ fn read_events(pipe: impl Read) -> Report {
         }
         match serde_json::from_slice(&line) {
             Ok(Event::Hello { version }) => report.version = Some(version),
-            Ok(Event::Phase { phase: Phase::Run, at_ns }) => report.run_at = Some(at_ns),
+            Ok(Event::Phase { phase: Phase::Run, at_ns }) => {
+                report.run_at = Some(at_ns);
+                // Most do not want to know.
+                let _ = on_run.send(());
+            }
             Ok(Event::Phase { .. }) => {}
             Ok(Event::Exit { reason, counts, .. }) => report.exit = Some((reason, counts)),
             Ok(Event::Failed { message }) => report.failed = Some(message),
@@ -291,7 +304,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     fn events(lines: &[&str]) -> Report {
-        read_events(lines.join("\n").as_bytes())
+        read_events(lines.join("\n").as_bytes(), &channel().0)
     }
 
     fn ended(report: Report) -> Result<Report, String> {
@@ -322,6 +335,6 @@ mod tests {
     fn endless_output_is_neither_kept_nor_blocking() {
         let endless = io::repeat(b'x').take(10 << 20);
         assert_eq!(read_stderr(endless).len() as u64, MAX_STDERR);
-        assert!(read_events(io::repeat(b'x').take(1 << 20)).exit.is_none());
+        assert!(read_events(io::repeat(b'x').take(1 << 20), &channel().0).exit.is_none());
     }
 }

@@ -1,7 +1,9 @@
 //! Where files live on this host (docs/interfaces.md, "Where files live").
 
 use std::env;
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// The image store: `BULKHEAD_STORE`, else the system's place for root, else the user's data directory.
 pub fn store() -> PathBuf {
@@ -23,6 +25,12 @@ pub fn run() -> PathBuf {
 /// No VM's name begins with a dot.
 pub fn cpuid_cache() -> PathBuf {
     run().join(".cpuid")
+}
+
+/// What the files of a directory take on disk, in bytes; holes take nothing. A directory that is not there takes nothing either.
+pub fn disk_bytes(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
 }
 
 fn choose(name: &str, root: &str, user: impl FnOnce() -> PathBuf) -> PathBuf {

@@ -49,6 +49,14 @@ pub enum RunDirError {
         /// Longest there may be.
         most: usize,
     },
+    /// Nothing runs under this name.
+    #[error("no microVM '{name}' is running; there is: {there_is}")]
+    NotRunning {
+        /// What was asked for.
+        name: String,
+        /// What runs.
+        there_is: String,
+    },
     /// The root belongs to someone else.
     #[error("run directory {0}: belongs to another user, or others may write to it; remove it, or set BULKHEAD_RUN")]
     Foreign(PathBuf),
@@ -138,6 +146,41 @@ impl Drop for RunDir {
 /// Makes the root, if it is not there, for what lives in it beside run directories.
 pub fn ensure(root: &Path) -> Result<(), RunDirError> {
     lock_root(root).map(drop)
+}
+
+/// The running VM of this name, or the only one whose name begins so: its name, and its directory.
+pub fn find(root: &Path, word: &str) -> Result<(String, PathBuf), RunDirError> {
+    let mut names = running(root)?;
+    names.sort();
+    let mut fitting = names.iter().filter(|name| !word.is_empty() && name.starts_with(word));
+    let found = match (names.iter().find(|name| *name == word), fitting.next(), fitting.next()) {
+        (Some(exact), ..) => exact,
+        (None, Some(only), None) => only,
+        _ => {
+            let there_is = if names.is_empty() { "none".into() } else { names.join(", ") };
+            let name = crate::failure::sanitize(word).chars().take(160).collect();
+            return Err(RunDirError::NotRunning { name, there_is });
+        }
+    };
+    Ok((found.clone(), root.join(found)))
+}
+
+/// The names of all VMs whose holders live.
+fn running(root: &Path) -> Result<Vec<String>, RunDirError> {
+    if !root.is_dir() {
+        return Ok(Vec::new());
+    }
+    let _guard = lock_root(root)?;
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root).map_err(io_error(root))? {
+        let path = entry.map_err(io_error(root))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).filter(|name| check_name(name).is_ok());
+        let is_dir = path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+        if let (Some(name), true) = (name, is_dir && take_lock(&path).map_err(io_error(&path))?.is_none()) {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// Removes the run directories whose holders are gone. A root that is not there has nothing to sweep.
@@ -284,6 +327,22 @@ mod tests {
         assert!(matches!(RunDir::create(&root, Some("web")), Err(RunDirError::InUse(_))));
         drop(first);
         RunDir::create(&root, Some("web")).unwrap();
+    }
+
+    #[test]
+    fn running_vms_are_found_by_name_and_by_what_only_one_begins_with() {
+        let (_dir, root) = root();
+        let none = find(&root, "web").unwrap_err().to_string();
+        assert!(none.contains("'web'") && none.contains("there is: none"), "{none}");
+        let _held: Vec<_> = ["web", "web2", "db"].map(|name| RunDir::create(&root, Some(name)).unwrap()).into();
+        fs::create_dir(root.join("dead")).unwrap();
+        for (word, name) in [("web", "web"), ("web2", "web2"), ("d", "db")] {
+            assert_eq!(find(&root, word).unwrap(), (name.to_owned(), root.join(name)), "{word}");
+        }
+        for word in ["we", "", "dead", "..", "x/y", "db\n"] {
+            let error = find(&root, word).unwrap_err().to_string();
+            assert!(error.contains("db, web, web2") && !error.contains('\n'), "{word}: {error}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use vmm::cpuid::Model;
 use vmm::host::{self, KvmKind};
 
 use crate::monitor;
+use crate::paths::disk_bytes;
 
 /// Raised when templates of older versions of this program will not do although the program's file is the same.
 const VERSION: u32 = 1;
@@ -199,12 +200,6 @@ impl Templates {
         }
         Ok(freed)
     }
-}
-
-/// What the files of a directory take; holes take nothing.
-fn disk_bytes(dir: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(dir) else { return 0 };
-    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ fn wait_until_it_handles_signals(running: &Running) {
 }
 
 /// The monitor of a dead CLI gets SIGKILL at once, but tearing a machine down takes the kernel a moment.
-fn wait_for_the_orphan(lab: &Lab) {
+pub fn wait_for_the_orphan(lab: &Lab) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while lab.left_behind().iter().any(|what| what.starts_with("process")) {
         assert!(Instant::now() < deadline, "{:?}", lab.left_behind());

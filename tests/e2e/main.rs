@@ -11,6 +11,7 @@
 //! | [`bare`] | `bulkhead boot` |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
 //! | [`load`] | a guest under load, saved and restored again and again |
+//! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
 //! | [`verbs`] | images, doctor, bench |
 //!
 //! A boot costs seconds on a software-nested host, so each guest answers several questions.
@@ -24,6 +25,7 @@ mod interactive;
 mod load;
 mod many;
 mod memory;
+mod snapshots;
 mod verbs;
 mod warm;
 

@@ -216,6 +216,13 @@ impl Lab {
         left.extend(names(&self.run_dir()).iter().filter(|path| !kept(path)).map(|p| p.display().to_string()));
         if self.store.starts_with(self.dir.path()) {
             left.extend(names(&self.store.join("tmp")).iter().map(|path| path.display().to_string()));
+            // What is half done, and what has no record.
+            let half = |path: &PathBuf| match path.file_name().and_then(|name| name.to_str()) {
+                Some(".lock" | ".names") => false,
+                name => name.is_none_or(|name| name.starts_with('.')) || !path.join("bulkhead.json").exists(),
+            };
+            let snapshots = names(&self.store.join("snapshots"));
+            left.extend(snapshots.iter().filter(|path| half(path)).map(|path| path.display().to_string()));
         }
         left
     }

@@ -88,6 +88,19 @@ impl Running {
         }
     }
 
+    /// Writes to its stdin, which was made a pipe and stays open.
+    ///
+    /// # Panics
+    /// It does not take it.
+    pub fn say(&mut self, text: &str) {
+        self.child.stdin.as_mut().expect("stdin is a pipe").write_all(text.as_bytes()).expect("stdin takes it");
+    }
+
+    /// Closes its stdin.
+    pub fn say_no_more(&mut self) {
+        self.child.stdin = None;
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

@@ -1,111 +1,29 @@
 //! `bulkhead boot`: a bare microVM, its serial console on stdin and stdout.
-//!
-//! Input goes through a thread of this process, so that a terminal has a way out (Ctrl-A x) and a regular file can be
-//! typed in; output is the per-VM process's own.
 
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::ChildStdin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use serde_json::json;
 use vmm::config::{BootSource, MachineConfig, SerialConfig, VmConfig};
-use vmm::host;
 
 use super::run::{EXIT_PORT, USUAL_CMDLINE};
 use crate::args::{Boot, Talk};
+use crate::bare::Bare;
 use crate::failure::Outcome;
-use crate::monitor::{Console, Monitor, MonitorError};
-use crate::paths;
-use crate::rundir::RunDir;
-use crate::signals::Guard;
-use crate::terminal::{Escape, Raw};
+use crate::owner::History;
+use crate::snapshots::What;
 
-/// Boots it and waits for its end: 0 if the guest powered off or reset itself, or the user left by Ctrl-A x.
+/// Boots it and waits for its end.
 pub fn boot(args: &Boot, talk: Talk) -> Outcome {
-    // Dropped in this order: the terminal first.
-    let guard: Guard<(Option<Raw>, RunDir)> = Guard::new().context("cannot wait for signals")?;
-    let config = config(args)?;
-    config.validate(host::memory_mib())?;
-    let directory = RunDir::create(&paths::run(), None)?;
-    if let Some(socket) = &args.vsock {
-        directory.own_socket(socket)?;
-    }
-    let mut monitor = Monitor::start(&serde_json::to_string(&config)?, Console::Stdio, None, talk.verbose)?;
-    let on_terminal = io::stdin().is_terminal();
-    let raw = on_terminal.then(enter_raw).transpose()?;
-    guard.keep((raw, directory));
-    if on_terminal && !talk.quiet {
-        eprint!("bulkhead: Ctrl-A x ends the microVM\r\n");
-    }
-    let left = Arc::new(AtomicBool::new(false));
-    if let Some(console) = monitor.take_stdin() {
-        let vm = monitor.ended().try_clone_to_owned().context("cannot watch the microVM's process")?;
-        let escape = on_terminal.then(Escape::default);
-        let left = left.clone();
-        std::thread::Builder::new()
-            .name("console-input".into())
-            .spawn(move || relay(console, escape, &vm, &left))
-            .context("cannot start a thread")?;
-    }
-    let result = monitor.wait();
-    drop(guard);
-    match result {
-        Ok(report) => {
-            if let (true, Some((reason, counts))) = (talk.verbose, report.exit) {
-                eprintln!(
-                    "bulkhead: {reason:?}; exits: {} port, {} MMIO, {} other; {} instructions completed in user space",
-                    counts.pio, counts.mmio, counts.other, counts.completed
-                );
-            }
-            Ok(0)
-        }
-        Err(_) if left.load(Ordering::Acquire) => Ok(0),
-        Err(error @ MonitorError::Guest(_)) => {
-            Err(anyhow!("{error}; --append loglevel=7 shows more of its kernel's messages").into())
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn enter_raw() -> anyhow::Result<Raw> {
-    let terminal = io::stdin().as_fd().try_clone_to_owned().context("cannot use the terminal")?;
-    Raw::enter(terminal).context("cannot put the terminal into raw mode")
-}
-
-/// Passes what is typed to the guest, until there is no more, or the user wants out.
-fn relay(mut console: ChildStdin, mut escape: Option<Escape>, vm: &OwnedFd, left: &AtomicBool) {
-    let mut stdin = io::stdin().lock();
-    let mut input = [0; 4096];
-    let mut output = Vec::new();
-    loop {
-        let count = match stdin.read(&mut input) {
-            Ok(0) => return,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return,
-        };
-        output.clear();
-        let out = match &mut escape {
-            Some(escape) => escape.filter(&input[..count], &mut output),
-            None => {
-                output.extend_from_slice(&input[..count]);
-                false
-            }
-        };
-        if out {
-            left.store(true, Ordering::Release);
-            Monitor::kill_through(vm.as_fd());
-            return;
-        }
-        // The guest has ended, or its console was closed.
-        if console.write_all(&output).is_err() {
-            return;
-        }
-    }
+    let bare = Bare {
+        config: config(args)?,
+        name: args.name.clone(),
+        what: What::Machine { kernel: args.kernel.to_string_lossy().into_owned() },
+        size: (args.machine.cpus(), args.machine.memory_mib()),
+        history: History::new()?,
+        socket: args.vsock.clone(),
+    };
+    bare.run(talk)
 }
 
 fn config(args: &Boot) -> anyhow::Result<VmConfig> {
@@ -134,8 +52,8 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
             protocol: args.protocol,
         }),
         machine: MachineConfig {
-            vcpu_count: args.machine.cpus,
-            mem_size_mib: args.machine.memory_mib,
+            vcpu_count: args.machine.cpus(),
+            mem_size_mib: args.machine.memory_mib(),
             track_dirty_pages: false,
         },
         serial: SerialConfig::Stdio,

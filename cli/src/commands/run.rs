@@ -7,48 +7,43 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use guest_images::kernel::{self, KernelKind};
 use guest_images::{ImageRef, PreparedImage, ProcessDefaults, Store};
 use guest_protocol::{End, Layer, LayerFs, Names, Process, Root, Seed, Start};
-use rustix::rand::GetRandomFlags;
-use serde_json::json;
 use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
 use vmm::events::monotonic_ns;
 use vmm::host::{self, KvmKind};
 
+use super::restore::run_warm;
 use crate::args::{Run, Talk};
+use crate::container::{Place, breakdown, console_tail, devices, end, machine_id};
 use crate::env;
-use crate::failure::{Failure, Outcome, sanitize};
-use crate::launch::{Broken, Launch, Ran};
-use crate::monitor::{Monitor, MonitorError};
+use crate::failure::Outcome;
+use crate::launch::Launch;
 use crate::output::Progress;
+use crate::owner::{Facts, History, Owner};
 use crate::paths;
-use crate::phases::Phases;
 use crate::rundir::RunDir;
-use crate::session::{self, Io, Session, SessionError};
+use crate::session::{Io, Session};
 use crate::signals::Guard;
+use crate::snapshots::What;
+use crate::snapshots::name::WARM;
 use crate::templates::Templates;
 
 /// Sectors of virtio disks and of layer ranges, in bytes.
 const SECTOR: u64 = 512;
-/// Size of that disk as guests see it, in bytes: the same for every image, so that a guest can have booted before it is known
-/// which one it gets. What no layer covers is zeros.
-const LAYERS_CAPACITY: u64 = 1 << 40;
 /// The kernels built here end the machine through this port (docs/interfaces.md).
 pub const EXIT_PORT: &str = "bulkhead.exit=0x600";
 /// For kernels that bring no command line of their own.
 pub const USUAL_CMDLINE: &str = "quiet reboot=k panic=-1";
-/// How long a VM that lost its connection may take to be gone before it counts as alive.
-const GRACE: Duration = Duration::from_secs(1);
-/// How many of the guest console's last lines `--verbose` shows after a failure.
-const CONSOLE_TAIL: usize = 20;
 
 /// Runs it; `began` is when this process did.
 pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
+    if args.image_and_command[0].ends_with(WARM) {
+        return run_warm(args, talk, began);
+    }
     let guard: Guard<RunDir> = Guard::new().context("cannot wait for signals")?;
     let command = args.image_and_command.split_off(1);
     let image: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
@@ -65,17 +60,25 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
     let (name, log) = (directory.name().to_owned(), directory.file("console.log"));
     let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
-    guard.keep(directory);
     let start = start(&args, command, &prepared, &name)?;
+    let facts = facts(&args, &start.process.args, &prepared, &name);
+    let mut owner = Owner::listen(&directory, facts, History::new()?)?;
+    guard.keep(directory);
     if let Some(source) = &mut config.boot_source {
         tracing::info!("kernel {}: {}", source.kernel_image_path.display(), source.boot_args);
         source.initrd_path = Some(initrd.clone());
     }
     config.serial = SerialConfig::Log { path: log.clone() };
-    config.devices.insert("drives".into(), drives(&prepared)?);
-    config.devices.insert("vsock".into(), json!({ "guest_cid": 3, "uds_path": uds }));
-    config.devices.insert("entropy".into(), json!({}));
+    config.devices = devices(prepared.disk(), &uds)?;
     let session = Session::listen(&uds)?;
+    let place = Place {
+        session: &session,
+        control: control.clone(),
+        log: log.clone(),
+        devices: config.devices.clone(),
+        hostname: start.hostname.clone(),
+        verbose: talk.verbose,
+    };
     let templates = if args.cold { None } else { Templates::of(store.dir()).ok() };
     let launch = Launch { config, templates: templates.as_ref(), control, session: &session, verbose: talk.verbose };
     let booting = || {
@@ -89,43 +92,34 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
             directory.replace(Some(passed));
         }
     };
-    let result = launch.run(start, io, &booting, &started)?;
+    let result = launch.run(start, io, &booting, &started, &mut owner)?;
+    let result = place.follow(result, &mut owner)?;
     let console = if talk.verbose && result.is_err() { console_tail(&log) } else { String::new() };
-    let (result, run_at) = end(result);
-    drop((session, directory, prepared));
+    let result = end(result);
+    drop((owner, session, directory, prepared));
     if talk.verbose {
         eprint!("{console}");
-        if let Ok((outcome, warm)) = &result {
-            eprint!("{}", breakdown(began, image_ready, run_at, &outcome.times, *warm).table());
+        if let Ok(done) = &result {
+            eprint!("{}", breakdown(began, image_ready, done.run_at, &done.outcome.times, done.warm).table());
         }
     }
-    result.map(|(outcome, _)| outcome.exit_code)
+    result.map(|done| done.outcome.exit_code)
 }
 
-/// Ends the VM. Where it ended first, how it did is the better reason for a session that broke.
-fn end(result: Result<Ran, Broken>) -> (Result<(session::Outcome, bool), Failure>, Option<u64>) {
-    let (error, monitor) = match result {
-        Ok(Ran { monitor, outcome, warm }) => return (Ok((outcome, warm)), monitor.stop().run_at),
-        Err(Broken { error, monitor }) => (error, monitor),
-    };
-    let failure = match error {
-        SessionError::VmEnded(before) => died(monitor, before),
-        // A dying VM closes its connections before its process is gone.
-        SessionError::GuestClosed if monitor.ends_within(GRACE) => died(monitor, "the process did"),
-        SessionError::Interrupted(_) => Failure::silent(error.exit_code()),
-        error => Failure::with_code(error.exit_code(), error),
-    };
-    (Err(failure), None)
-}
-
-/// Why the VM ended `before` something that should have come first.
-fn died(monitor: Monitor, before: &str) -> Failure {
-    match monitor.wait() {
-        Ok(_) => anyhow!("the microVM ended by itself before {before}; --verbose may tell more").into(),
-        Err(error @ MonitorError::Guest(_)) => {
-            anyhow!("{error} before {before}; run with --verbose --append console=ttyS0 to see why").into()
-        }
-        Err(error) => error.into(),
+/// What others may know of it.
+fn facts(args: &Run, command: &[String], image: &PreparedImage, name: &str) -> Facts {
+    Facts {
+        name: name.to_owned(),
+        what: What::Container {
+            image: args.image_and_command[0].clone(),
+            command: command.to_vec(),
+            terminal: args.tty,
+            stdin: args.interactive,
+            hostname: args.hostname.clone(),
+        },
+        vcpus: args.machine.cpus(),
+        memory_mib: args.machine.memory_mib(),
+        layers: image.keys(),
     }
 }
 
@@ -145,8 +139,8 @@ fn machine(args: &Run) -> anyhow::Result<VmConfig> {
             protocol: BootProtocol::Auto,
         }),
         machine: MachineConfig {
-            vcpu_count: args.machine.cpus,
-            mem_size_mib: args.machine.memory_mib,
+            vcpu_count: args.machine.cpus(),
+            mem_size_mib: args.machine.memory_mib(),
             track_dirty_pages: false,
         },
         serial: SerialConfig::Off,
@@ -163,28 +157,14 @@ pub fn kernel_kind(kvm: KvmKind) -> KernelKind {
     }
 }
 
-/// The image's file system, and the layers it leads to, as one read-only disk.
-fn drives(image: &PreparedImage) -> anyhow::Result<serde_json::Value> {
-    let extents = image.disk().map(|layer| path_text(&layer.path)).collect::<Result<Vec<_>, _>>()?;
-    Ok(json!([{ "drive_id": "layers", "is_root_device": false, "is_read_only": true, "extents": extents,
-                "capacity": LAYERS_CAPACITY }]))
-}
-
-fn path_text(path: &Path) -> anyhow::Result<&str> {
-    path.to_str()
-        .ok_or_else(|| anyhow!("'{}': the path is not UTF-8; set BULKHEAD_STORE to one that is", path.display()))
-}
-
 /// What the guest is told.
 fn start(args: &Run, command: Vec<String>, image: &PreparedImage, name: &str) -> anyhow::Result<Start> {
     let own_kernel = args.kernel.is_none();
-    let mut machine_id = [0; 16];
-    rustix::rand::getrandom(&mut machine_id, GetRandomFlags::empty()).context("cannot get random numbers")?;
     Ok(Start {
         // The session fills in both when it sends this.
         seed: Seed([0; 32]),
         wall_clock_ns: 0,
-        machine_id,
+        machine_id: machine_id()?,
         hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
         root: Root { layers: image.disk().take(1).map(layer).collect(), upper_bytes: None, read_only: args.read_only },
         names: Names::default(),
@@ -230,31 +210,6 @@ fn process(args: &Run, command: Vec<String>, image: &ProcessDefaults) -> anyhow:
         terminal: None,
         stdin: false,
     })
-}
-
-/// image, vmm, kernel, init, command, teardown. A warm start has no kernel that boots: it wakes up.
-fn breakdown(began: u64, image_ready: u64, run_at: Option<u64>, times: &session::Times, warm: bool) -> Phases {
-    let mut phases = Phases::new(began);
-    phases.end("image", image_ready);
-    phases.end("vmm", run_at.unwrap_or(image_ready));
-    phases.end(if warm { "wake" } else { "kernel" }, times.init);
-    phases.end("init", times.started);
-    phases.end("command", times.exited);
-    phases.end("teardown", monotonic_ns());
-    phases
-}
-
-/// The last lines of the guest's console, for people.
-fn console_tail(log: &Path) -> String {
-    let Ok(bytes) = fs::read(log) else { return String::new() };
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    if lines.is_empty() {
-        return "bulkhead: the guest's console is empty (--append console=ttyS0 makes the kernel use it)\n".into();
-    }
-    let shown = lines.iter().skip(lines.len().saturating_sub(CONSOLE_TAIL));
-    let shown: String = shown.map(|line| format!("  | {}\n", sanitize(line))).collect();
-    format!("bulkhead: the end of the guest's console:\n{shown}")
 }
 
 #[cfg(test)]
@@ -305,15 +260,5 @@ mod tests {
         let got = process_of(&["i"], &image()).unwrap();
         assert_eq!((got.cwd.as_str(), got.user.as_str()), ("/srv", "app"));
         assert!(process_of(&["-w", "rel", "i"], &image()).unwrap_err().to_string().contains("rel"));
-    }
-
-    #[test]
-    fn a_console_cannot_write_to_the_users_terminal() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("console.log");
-        fs::write(&log, b"one\n\x1b]0;evil\x07two\xff\n").unwrap();
-        let tail = console_tail(&log);
-        assert!(tail.contains("| one\n") && !tail.contains('\x1b'), "{tail}");
-        assert!(console_tail(Path::new("/nonexistent")).is_empty());
     }
 }

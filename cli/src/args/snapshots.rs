@@ -1,0 +1,96 @@
+//! The command line of the verbs on snapshots.
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Subcommand};
+
+use super::{Format, hostname};
+
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// A running microVM, or the beginning of its name
+    #[arg(value_name = "VM", value_parser = NonEmptyStringValueParser::new())]
+    pub vm: String,
+    /// Name for the snapshot; the microVM's name and a number if there is none
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Snapshots {
+    #[command(subcommand)]
+    pub what: Option<SnapshotsWhat>,
+    #[command(flatten)]
+    pub list: List,
+}
+
+#[derive(Debug, Default, Args)]
+pub struct List {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotsWhat {
+    /// List snapshots, as `snapshots` alone does
+    #[command(visible_alias = "list")]
+    Ls(List),
+    /// Remove snapshots. What others are changes to stays, without a name, until those go
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Snapshots to remove, by name or the beginning of the id
+        #[arg(required = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A container's process goes on where it was, in a microVM of its own: with other random numbers, host name and machine \
+                  id, the time of day, and new streams. A bare microVM goes on with its console on stdin and stdout. Disks that it \
+                  can write to are private copies, and end with it."
+)]
+pub struct Restore {
+    /// A snapshot, or the beginning of its id
+    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub snapshot: String,
+    /// Name of the microVM
+    #[arg(long, value_name = "VM")]
+    pub name: Option<String>,
+    /// Connect stdin to the process, if its input was connected
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Have the process on this terminal, if it had one
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Host name of the guest; what it was asked for before, or the microVM's name if not given
+    #[arg(long, value_name = "NAME", value_parser = hostname)]
+    pub hostname: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// A running microVM, or the beginning of its name
+    #[arg(value_name = "VM", value_parser = NonEmptyStringValueParser::new())]
+    pub vm: String,
+    /// A snapshot of it, or of one that it came from, by name or the beginning of the id
+    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub snapshot: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Commit {
+    /// Keep the memory and the processes, not only the files (there is no other kind yet)
+    #[arg(long, required = true)]
+    pub memory: bool,
+    /// A running microVM, or the beginning of its name
+    #[arg(value_name = "VM", value_parser = NonEmptyStringValueParser::new())]
+    pub vm: String,
+    /// Name for the image; `bulkhead run NAME@warm` starts it
+    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub name: String,
+}

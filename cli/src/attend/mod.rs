@@ -1,0 +1,110 @@
+//! The attendance socket: what other verbs ask of the one that has a VM (docs/attendance.md).
+//!
+//! - this file: the orders there are, and the answers;
+//! - [`server`]: the side of the VM's owner, which no client can hold up;
+//! - [`client`]: the side that asks.
+
+pub mod client;
+pub mod server;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// The socket's name in a run directory.
+pub const SOCKET: &str = "attend";
+/// Version of what is spoken.
+pub const VERSION: u64 = 1;
+/// Longest line of either side, its end included.
+const MAX_LINE: usize = 64 << 10;
+
+/// What can be asked: one line of JSON, with `"version": 1` beside these members.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Order {
+    /// Tell about the VM.
+    About {},
+    /// Take a snapshot.
+    Snapshot {
+        /// What it is to be called; a number behind the VM's name otherwise.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// Go on from a snapshot, in place of what the VM is now.
+    Rollback {
+        /// Its name, or the beginning of its id.
+        to: String,
+    },
+}
+
+/// What is answered: any number of `progress`, then one of the others, each on a line of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It goes on.
+    Progress(String),
+    /// It is done.
+    Done(Value),
+    /// It cannot be done; one line for people.
+    Error(String),
+}
+
+impl Order {
+    /// The line that asks for it.
+    pub fn encode(&self) -> Result<String, serde_json::Error> {
+        let mut value = serde_json::to_value(self)?;
+        value["version"] = VERSION.into();
+        Ok(format!("{value}\n"))
+    }
+
+    /// The order on a line; `Err` says what is wrong with it.
+    pub fn decode(line: &[u8]) -> Result<Self, String> {
+        let mut value: Value = serde_json::from_slice(line).map_err(|e| format!("not a line of JSON: {e}"))?;
+        let version = value.as_object_mut().and_then(|object| object.remove("version"));
+        match version {
+            Some(version) if version == json!(VERSION) => {}
+            Some(version) => {
+                let shown: String = version.to_string().chars().take(20).collect();
+                return Err(format!("version {shown} is spoken by the client, {VERSION} by the microVM's owner"));
+            }
+            None => return Err("'version' is missing".into()),
+        }
+        serde_json::from_value(value).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn orders_read_back_and_others_are_refused_with_the_reason() {
+        for order in [Order::About {}, Order::Snapshot { name: None }, Order::Rollback { to: "one".into() }] {
+            assert_eq!(Order::decode(order.encode().unwrap().as_bytes()), Ok(order));
+        }
+        for (line, word) in [
+            ("", "JSON"),
+            ("[]", "version"),
+            (r#"{"order":"about"}"#, "version"),
+            (r#"{"version":2,"order":"about"}"#, "version 2"),
+            (r#"{"version":"1","order":"about"}"#, "version \"1\""),
+            (r#"{"version":1,"order":"explode"}"#, "explode"),
+            (r#"{"version":1,"order":"rollback"}"#, "to"),
+            (r#"{"version":1,"order":"snapshot","path":"/etc"}"#, "path"),
+        ] {
+            let error = Order::decode(line.as_bytes()).unwrap_err();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_more_than_refused(mut line in prop::collection::vec(any::<u8>(), 0..200), at in any::<prop::sample::Index>(), with in any::<u8>()) {
+            let _ = Order::decode(&line);
+            line = Order::Snapshot { name: Some("one".into()) }.encode().unwrap().into_bytes();
+            let place = at.index(line.len());
+            line[place] = with;
+            let _ = Order::decode(&line);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Whoever has a VM, seen from its attendance socket: orders in, snapshots and answers out.
+//!
+//! ```text
+//! client ─ order ─► wish: freeze ─► frozen: snapshot ─► over: answer        (the VM's processes, if it has any, go on)
+//!                   wish: leave  ─► the verb's loop: other VM ─► arrived: answer
+//! ```
+//!
+//! It starts no VM and ends none; it talks to the control socket of the one there is.
+//!
+//! - this file: orders;
+//! - [`history`]: where the VM came from, and what the next snapshot can be a change to.
+
+mod history;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use guest_images::{LayerKey, Store};
+use serde_json::{Value, json};
+
+use crate::attend::server::{Attendance, Waiting};
+use crate::attend::{Order, SOCKET};
+use crate::control::Control;
+use crate::failure::one_line;
+use crate::paths;
+use crate::rundir::RunDir;
+use crate::session::{Attendant, FreezeError, Wish};
+use crate::snapshots::making::Wanted;
+use crate::snapshots::{Held, Name, Snapshots, What};
+pub use history::History;
+
+/// What is known of a VM as long as its owner lives, whatever it is replaced by.
+#[derive(Debug)]
+pub struct Facts {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub what: What,
+    /// Number of its vCPUs.
+    pub vcpus: u8,
+    /// Its memory.
+    pub memory_mib: u64,
+    /// What its disk is made of, if that is in the store.
+    pub layers: Vec<LayerKey>,
+}
+
+/// Attends to the clients of a VM.
+#[derive(Debug)]
+pub struct Owner {
+    attendance: Attendance,
+    control: PathBuf,
+    facts: Facts,
+    history: History,
+    job: Option<Job>,
+}
+
+/// The one order that is being carried out.
+#[derive(Debug)]
+enum Job {
+    Snapshot { wanted: Wanted, client: Waiting, result: Option<anyhow::Result<Value>> },
+    Rollback { to: Box<Held>, client: Waiting },
+}
+
+impl Owner {
+    /// Listens in the run directory of a VM, whose control socket is there as well.
+    pub fn listen(directory: &RunDir, facts: Facts, history: History) -> anyhow::Result<Self> {
+        let path = directory.file(SOCKET);
+        let attendance = Attendance::listen(&path).with_context(|| format!("attendance socket {}", path.display()))?;
+        Ok(Owner { attendance, control: directory.file("api"), facts, history, job: None })
+    }
+
+    /// The snapshot to go on from, after [`Wish::Leave`].
+    pub fn rollback(&self) -> Option<&Held> {
+        match &self.job {
+            Some(Job::Rollback { to, .. }) => Some(to),
+            _ => None,
+        }
+    }
+
+    /// What the VM is replaced by is there: it is what that snapshot was. Or it is not, and there is no VM any more.
+    pub fn arrived(&mut self, result: Result<(), String>) {
+        match self.job.take() {
+            Some(Job::Rollback { to, client }) => match result {
+                Ok(()) => {
+                    self.history.came_from(*to);
+                    client.done(Value::Null);
+                }
+                Err(reason) => client.refuse(&format!("the microVM has ended: {reason}")),
+            },
+            other => self.job = other,
+        }
+    }
+
+    fn attend(&mut self, order: Order, client: Waiting) -> Option<Wish> {
+        if let Order::About {} = order {
+            client.done(self.about());
+            return None;
+        }
+        if self.job.is_some() {
+            client.refuse("the microVM is being snapshotted or rolled back; try again when that is done");
+            return None;
+        }
+        let (job, wish) = match order {
+            Order::Snapshot { name } => match self.wanted(name) {
+                Ok(wanted) => (Job::Snapshot { wanted, client, result: None }, Wish::Freeze),
+                Err(error) => return self.refuse(client, &error),
+            },
+            Order::Rollback { to } => match self.target(&to) {
+                Ok(to) => (Job::Rollback { to: Box::new(to), client }, Wish::Leave),
+                Err(error) => return self.refuse(client, &error),
+            },
+            Order::About {} => return None,
+        };
+        self.job = Some(job);
+        Some(wish)
+    }
+
+    fn refuse(&self, client: Waiting, error: &anyhow::Error) -> Option<Wish> {
+        client.refuse(&one_line(error));
+        None
+    }
+
+    fn about(&self) -> Value {
+        let Facts { name, what, vcpus, memory_mib, .. } = &self.facts;
+        json!({ "name": name, "what": what, "vcpus": vcpus, "memory_mib": memory_mib, "pid": std::process::id(),
+                "came_from": self.history.parent().map(|held| held.record.id) })
+    }
+
+    /// What a snapshot is to be called, if it can be.
+    fn wanted(&self, name: Option<String>) -> anyhow::Result<Wanted> {
+        let Some(name) = name else { return Ok(Wanted::Numbered(self.facts.name.clone())) };
+        let name: Name = name.parse()?;
+        if name.is_warm() && matches!(self.facts.what, What::Machine { .. }) {
+            return Err(anyhow!(
+                "microVM '{}' has no image to make another of: it was booted, not run",
+                self.facts.name
+            ));
+        }
+        if Snapshots::existing(&paths::store()).is_some_and(|snapshots| snapshots.has(&name)) {
+            return Err(crate::snapshots::SnapshotsError::InUse(name).into());
+        }
+        Ok(Wanted::Name(name))
+    }
+
+    /// A snapshot that the VM can be replaced by: everything that can be looked at before it is given up, is.
+    fn target(&self, word: &str) -> anyhow::Result<Held> {
+        let held = Snapshots::of(&paths::store())?.find(word)?;
+        if held.record.lineage != self.history.lineage() {
+            let vm = &self.facts.name;
+            return Err(anyhow!(
+                "snapshot '{word}' was taken of another microVM than '{vm}' or those it came from; `bulkhead restore` makes one of it"
+            ));
+        }
+        vmm::snapshot::files::open(held.path())?;
+        if !self.facts.layers.is_empty() {
+            Store::open(paths::store())?.kept(&held.record.id.to_string())?;
+        }
+        Ok(held)
+    }
+
+    /// Takes a snapshot of the VM, which stands still or does not mind.
+    fn take(&mut self, wanted: &Wanted) -> anyhow::Result<Value> {
+        let store = paths::store();
+        let making = Snapshots::of(&store)?.begin()?;
+        let path = making.path();
+        let path = path.to_str().ok_or_else(|| anyhow!("'{}': the path is not UTF-8", path.display()))?;
+        let control = Control::at(&self.control);
+        let base = self.history.base();
+        let kind = if base.is_some() { "Diff" } else { "Full" };
+        let request = json!({ "snapshot_path": path, "snapshot_type": kind, "base_of_next": true });
+        let record = self.history.record(making.id(), base, &self.facts);
+        // Should it fail half-way, the monitor may have made it its base already.
+        self.history.lose_base();
+        control.call("PUT", "/snapshot/create", &request).context("snapshot")?;
+        let report = control.call("GET", "/bulkhead/v1/metrics", &())?;
+        if !self.facts.layers.is_empty() {
+            Store::open(store)?.keep(&making.id().to_string(), &self.facts.layers)?;
+        }
+        let (name, held) = making.finish(record, wanted)?;
+        let id = held.record.id;
+        self.history.came_from(held);
+        let report = &report["last_snapshot"];
+        Ok(json!({ "name": name.as_str(), "id": id, "kind": kind.to_lowercase(), "bytes": report["bytes"],
+                   "pause_us": report["pause_us"] }))
+    }
+}
+
+impl Attendant for Owner {
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.attendance.as_fd())
+    }
+
+    fn wish(&mut self) -> Option<Wish> {
+        if let Some(Job::Snapshot { client, result: None, .. }) = &self.job
+            && client.is_gone()
+        {
+            self.job = None;
+            return Some(Wish::GiveUp);
+        }
+        while let Some((order, client)) = self.attendance.take() {
+            if let Some(wish) = self.attend(order, client) {
+                return Some(wish);
+            }
+        }
+        None
+    }
+
+    fn frozen(&mut self) {
+        match self.job.take() {
+            Some(Job::Snapshot { wanted, client, .. }) => {
+                client.progress("it stands still");
+                let result = Some(self.take(&wanted));
+                self.job = Some(Job::Snapshot { wanted, client, result });
+            }
+            other => self.job = other,
+        }
+    }
+
+    fn over(&mut self, frozen: Result<(), FreezeError>) {
+        match self.job.take() {
+            Some(Job::Snapshot { client, result, .. }) => match (result, frozen) {
+                (Some(Ok(report)), _) => client.done(report),
+                (Some(Err(error)), _) => client.refuse(&one_line(&error)),
+                (None, Err(error)) => client.refuse(&one_line(&error.into())),
+                (None, Ok(())) => client.refuse("the microVM was not frozen"),
+            },
+            other => self.job = other,
+        }
+    }
+}
