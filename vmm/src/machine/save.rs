@@ -1,5 +1,6 @@
 //! A running or paused machine into a snapshot.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -45,12 +46,31 @@ impl Handle {
                 result
             }
         };
-        let (bytes, meta) = result?;
+        let written = result?;
+        written.sync(&unfinished)?;
         unfinished.finish()?;
         if parts.becomes_base(request) {
-            parts.base().snapshot = restore::parent(&request.path, &meta);
+            parts.base().snapshot = restore::parent(&request.path, &written.meta);
         }
-        Ok(SnapshotReport { bytes, pause_ns })
+        Ok(SnapshotReport { bytes: written.bytes, pause_ns })
+    }
+}
+
+/// All of a snapshot, but not on the disk yet: the machine need not wait for that.
+struct Written {
+    /// Bytes of memory.
+    bytes: u64,
+    meta: Meta,
+    state: Vec<u8>,
+    /// Memory and disks.
+    files: Vec<File>,
+}
+
+impl Written {
+    fn sync(&self, target: &Unfinished) -> Result<(), SnapshotError> {
+        let path = || target.path().to_owned();
+        self.files.iter().try_for_each(File::sync_all).map_err(|source| SnapshotError::Io { path: path(), source })?;
+        target.write(files::STATE, &self.state)
     }
 }
 
@@ -76,13 +96,13 @@ impl Parts {
         Ok(Parent { path: files::path_of_parent(&parent.path, target).map_err(io)?, ..parent.clone() })
     }
 
-    /// Writes state and memory; returns the bytes of memory, and what is told of the snapshot. The vCPUs are paused.
+    /// Takes the state, and writes memory and disks. The vCPUs are paused.
     fn save(
         &self,
         threads: &Threads,
         request: &SnapshotRequest,
         target: &Unfinished,
-    ) -> Result<(u64, Meta), SnapshotError> {
+    ) -> Result<Written, SnapshotError> {
         let parent = match request.kind {
             SnapshotKind::Full => None,
             SnapshotKind::Diff => Some(self.parent_for(&request.path)?),
@@ -99,7 +119,7 @@ impl Parts {
         rustix::rand::getrandom(&mut memory_id, GetRandomFlags::empty()).map_err(|e| io(e.into()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = VmConfig { snapshot: None, ..self.config() };
-        disks::capture(&mut config.devices, target)?;
+        let mut files = disks::capture(&mut config.devices, target)?;
         let mut snapshot = Snapshot {
             meta: Meta {
                 kvm: host::kind(),
@@ -126,9 +146,10 @@ impl Parts {
         } else {
             memory::write(&self.memory, &base.sources, &file, &memory_id).map_err(io)?
         };
-        target.write(files::STATE, &snapshot.encode()?)?;
-        file.sync_all().map_err(io)?;
+        let state = snapshot.encode()?;
         if self.becomes_base(request) {
+            // A view of a file that could still fail to reach the disk would be RAM that could be lost.
+            file.sync_all().map_err(io)?;
             let source = Source { file, extents: snapshot.extents };
             self.memory.rebase(&source).map_err(io)?;
             if source.extents.is_none() {
@@ -137,8 +158,10 @@ impl Parts {
             base.sources.push(source);
             // Until it is known to be where it should.
             base.snapshot = None;
+        } else {
+            files.push(file);
         }
-        Ok((written.bytes, snapshot.meta))
+        Ok(Written { bytes: written.bytes, meta: snapshot.meta, state, files })
     }
 
     fn save_vcpus(&self, threads: &Threads) -> Result<Vec<SavedVcpu>, SnapshotError> {

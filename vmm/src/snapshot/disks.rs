@@ -28,7 +28,9 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
 }
 
 /// Copies the disks of `sections` into the snapshot, and has `sections` name the copies. Nothing may write to them meanwhile.
-pub fn capture(sections: &mut Map<String, Value>, target: &Unfinished) -> Result<(), SnapshotError> {
+/// Returns the copies, which are not on the disk yet.
+pub fn capture(sections: &mut Map<String, Value>, target: &Unfinished) -> Result<Vec<File>, SnapshotError> {
+    let mut files = Vec::new();
     for (number, path) in writable_files(sections).into_iter().enumerate() {
         let original = PathBuf::from(path.as_str().unwrap_or_default());
         let name = format!("{PREFIX}{number}");
@@ -38,10 +40,11 @@ pub fn capture(sections: &mut Map<String, Value>, target: &Unfinished) -> Result
             return Err(io_error(&original)(io::Error::new(ErrorKind::Unsupported, why)));
         }
         let to = target.file(&name)?;
-        copy(&from, &to).and_then(|()| to.sync_all()).map_err(io_error(&target.path().join(&name)))?;
+        copy(&from, &to).map_err(io_error(&target.path().join(&name)))?;
         *path = name.into();
+        files.push(to);
     }
-    Ok(())
+    Ok(files)
 }
 
 /// Gives `sections` of a snapshot in `dir` private copies of the disks that are in it. They last as long as the files.

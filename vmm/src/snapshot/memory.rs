@@ -27,6 +27,9 @@ const OF_FILE: u64 = 1 << 61;
 /// Pages whose pagemap entries are read at a time.
 const BATCH: usize = 16 << 10;
 
+/// Most pages that are looked at before they are written: they are still in the processor's cache then.
+const PIECE: usize = (1 << 20) / PAGE;
+
 /// What has been written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Written {
@@ -219,7 +222,7 @@ fn write_pages(bytes: &[u8], candidates: &[bool], file: &File, offset: u64) -> i
             continue;
         }
         let first = page;
-        while page < candidates.len() && holds(page) {
+        while page < candidates.len() && page - first < PIECE && holds(page) {
             page += 1;
         }
         let run = &bytes[first * PAGE..page * PAGE];
