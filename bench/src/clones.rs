@@ -84,7 +84,7 @@ pub fn run(monitor: Monitor<'_>, what: What) -> Result<Report, BenchError> {
     if what.number == 0 || what.parallel == 0 {
         return Err(BenchError::NoRuns);
     }
-    // Each machine costs this process three descriptors.
+    // Each machine costs this process a descriptor, and one that starts some more.
     let limit = getrlimit(Resource::Nofile);
     // What cannot be raised is found out when it is reached.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
@@ -236,6 +236,8 @@ impl Fleet<'_> {
         match clone.at.further() {
             Ok(None) => {
                 self.answers.push(clone.began.elapsed());
+                // Two descriptors less for each: what it says from now on is of no interest.
+                (clone.child.stdout, clone.child.stderr) = (None, None);
                 if let Waits::Answer(stream) = clone.at {
                     self.running.push(Clone { child: clone.child, stream });
                 }
