@@ -3,6 +3,7 @@
 //! - [`Store`]: images in, [`PreparedImage`] out; converted layers are cached and shared
 //! - [`ImageRef`], [`oci`]: how images are named and what they look like as files
 //! - [`layer`]: one layer (tar stream or directory) to one EROFS image; [`tree`] and [`erofs`] are its two halves
+//! - [`PreparedImage::find`]: what a guest is spared to look up
 //! - [`digest`], [`pipe`]: verification and decompression on the way
 //! - [`initramfs`], [`INIT`], [`kernel`]: what boots before the image is seen
 //!
@@ -14,6 +15,7 @@
 pub mod digest;
 pub mod erofs;
 mod error;
+mod found;
 pub mod initramfs;
 pub mod kernel;
 pub mod layer;

@@ -11,7 +11,7 @@ use std::fs;
 use anyhow::{Context, anyhow};
 use guest_images::kernel::{self, KernelKind};
 use guest_images::{ImageRef, PreparedImage, ProcessDefaults, Store};
-use guest_protocol::{End, Layer, LayerFs, Names, Process, Root, Seed, Start};
+use guest_protocol::{End, Found, Layer, LayerFs, Names, Process, Root, Seed, Start};
 use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
 use vmm::events::monotonic_ns;
 use vmm::host::{self, KvmKind};
@@ -160,6 +160,8 @@ pub fn kernel_kind(kvm: KvmKind) -> KernelKind {
 /// What the guest is told.
 fn start(args: &Run, command: Vec<String>, image: &PreparedImage, name: &str) -> anyhow::Result<Start> {
     let own_kernel = args.kernel.is_none();
+    let mut process = process(args, command, &image.config)?;
+    process.found = image.find(&process.user, process.args.first().map_or("", String::as_str), &process.env);
     Ok(Start {
         // The session fills in both when it sends this.
         seed: Seed([0; 32]),
@@ -169,7 +171,7 @@ fn start(args: &Run, command: Vec<String>, image: &PreparedImage, name: &str) ->
         root: Root { layers: image.disk().take(1).map(layer).collect(), upper_bytes: None, read_only: args.read_only },
         names: Names::default(),
         end: if own_kernel { End::PowerOff } else { End::Reset },
-        process: process(args, command, &image.config)?,
+        process,
     })
 }
 
@@ -209,6 +211,7 @@ fn process(args: &Run, command: Vec<String>, image: &ProcessDefaults) -> anyhow:
         // The session fills in both, from the streams that there are.
         terminal: None,
         stdin: false,
+        found: Found::default(),
     })
 }
 

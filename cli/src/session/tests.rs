@@ -31,6 +31,7 @@ fn start() -> Start {
             user: String::new(),
             terminal: None,
             stdin: false,
+            found: Found::default(),
         },
     }
 }

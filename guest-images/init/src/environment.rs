@@ -6,10 +6,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use guest_protocol::FailureKind;
-
-/// PATH of a process whose image and user gave none.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use guest_protocol::{DEFAULT_PATH, FailureKind};
 
 /// The value of `key` in a list of `KEY=value`.
 #[must_use]

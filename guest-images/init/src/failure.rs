@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use guest_protocol::FailureKind;
+use guest_protocol::account::Unknown;
 use rustix::io::Errno;
 
 /// Goes to the host as `StartFailed`.
@@ -26,6 +27,12 @@ impl Failure {
     #[must_use]
     pub fn errno(kind: FailureKind, what: &str, error: Errno) -> Self {
         Self::new(kind, format!("{what}: {}", Reason(error)))
+    }
+}
+
+impl From<Unknown> for Failure {
+    fn from(Unknown { kind, detail }: Unknown) -> Self {
+        Self { kind, detail }
     }
 }
 

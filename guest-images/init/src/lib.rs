@@ -4,7 +4,6 @@
 //! - [`control`]: the connection to the host.
 //! - [`stage`]: what is done before the host says what the guest is to be.
 //! - [`root`]: layers, overlay, switching to them. [`names`]: the files that tell a container who it is.
-//! - [`user`]: which user and groups `user:group` means in this image.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
 //! - [`attend`]: everything from the process's start to its end.
 //! - [`process`]: starting it, signals, its end.
@@ -41,4 +40,3 @@ pub mod signals;
 pub mod stage;
 pub mod streams;
 pub mod sys;
-pub mod user;

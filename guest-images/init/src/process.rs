@@ -1,15 +1,15 @@
 //! The container's process: what it is given, its start, signals from outside, its end.
 
-use crate::environment::{c_strings, candidates, complete, get};
+use crate::environment::{c_string, c_strings, candidates, complete, get};
 use crate::failure::{Failure, Reason};
 use crate::root;
 use crate::signals::{Disposition, Watch, disposition, ends_by_default};
 use crate::sys::{self, Child, StringList};
-use crate::user::{self, User};
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use guest_protocol::account::{self, Account, MAX_ACCOUNTS};
 use guest_protocol::{ExitStatus, FailureKind, Process};
 use rustix::event::Timespec;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -23,9 +23,6 @@ use rustix::thread::{
     CapabilitySet, Gid, Uid, remove_capability_from_bounding_set, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
 };
-
-/// Largest /etc/passwd and /etc/group read, in bytes.
-const MAX_ACCOUNTS: usize = 1 << 20;
 
 /// What a container's root may do, as container users know it.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
@@ -94,7 +91,10 @@ pub fn start(
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Running, Failure> {
     let terminal = process.terminal.is_some();
-    let user = find_user(&process.user)?;
+    let user = match process.found.account {
+        Some(account) => account,
+        None => find_user(&process.user)?,
+    };
     root::enter_working_directory(&process.cwd)?;
     if read_only {
         root::set_read_only(true)?;
@@ -102,7 +102,10 @@ pub fn start(
     let mut env = process.env;
     complete(&mut env, hostname, &user.home, terminal);
     let command = process.args.first().map_or("", String::as_str);
-    let paths = candidates(command, get(&env, "PATH").unwrap_or_default())?;
+    let mut paths = candidates(command, get(&env, "PATH").unwrap_or_default())?;
+    if let Some(program) = &process.found.program {
+        paths.insert(0, c_string(program)?);
+    }
     if user.uid != 0 {
         own(stdio, user.uid)?;
     }
@@ -235,11 +238,11 @@ fn explain_exec(error: Errno, command: &str, paths: &[CString]) -> Failure {
 }
 
 /// The user that `spec` means in the image that is our root.
-fn find_user(spec: &str) -> Result<User, Failure> {
+fn find_user(spec: &str) -> Result<Account, Failure> {
     let read = |path, kind| root::read_file(path, MAX_ACCOUNTS).map_err(|error| Failure::errno(kind, path, error));
     let passwd = read("/etc/passwd", FailureKind::UnknownUser)?;
     let group = read("/etc/group", FailureKind::UnknownGroup)?;
-    user::resolve(spec, &passwd, &group)
+    Ok(account::resolve(spec, &passwd, &group)?)
 }
 
 /// Gives the streams to the user, who may want to open them again by name.

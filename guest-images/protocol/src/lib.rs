@@ -1,6 +1,7 @@
 //! What the host (the CLI) and PID 1 of a container's guest say to each other.
 //!
 //! - [`message`]: the messages of the control connection and the plain data in them.
+//! - [`account`]: which user and groups a process gets, from an image's files.
 //! - [`frame`]: how a message becomes bytes and back: `u32` little-endian length, then postcard.
 //! - [`stream`]: the eight bytes that open a stream connection; after them the stream is raw bytes.
 //!
@@ -15,10 +16,12 @@
 
 extern crate alloc;
 
+pub mod account;
 pub mod frame;
 pub mod message;
 pub mod stream;
 
+pub use account::Account;
 pub use frame::{FrameBuffer, FrameError, encode};
 pub use message::*;
 pub use stream::{StreamHeader, StreamKind};

@@ -3,6 +3,7 @@
 //! Times called `*_ns` of the guest are its CLOCK_MONOTONIC, which starts near zero while its kernel starts. Each message
 //! that tells times also tells `now_ns`, the moment it was sent, so that the host can place them on its own clock.
 
+use crate::account::Account;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -237,7 +238,22 @@ pub struct Process {
     pub terminal: Option<WindowSize>,
     /// Connect its standard input; otherwise it reads /dev/null. With a terminal: whether the host sends input.
     pub stdin: bool,
+    /// What the host has looked up already.
+    pub found: Found,
 }
+
+/// What the host has found in the image's own files, so that the guest need not: there each look at a directory is a
+/// block to read. `None` where the image alone does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// Whom [`Process::user`] means.
+    pub account: Option<Account>,
+    /// The first place in PATH where the command is. The guest looks itself if it cannot be executed there.
+    pub program: Option<String>,
+}
+
+/// PATH of a process whose image and user gave none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Size of a terminal in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

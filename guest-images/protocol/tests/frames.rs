@@ -13,8 +13,13 @@ fn start() -> impl Strategy<Value = HostMessage> {
     let strings = || proptest::collection::vec(".{0,40}", 0..20);
     let root = (proptest::collection::vec(layer, 0..10), any::<Option<u64>>(), any::<bool>())
         .prop_map(|(layers, upper_bytes, read_only)| Root { layers, upper_bytes, read_only });
-    let process = (strings(), strings(), ".{0,40}", ".{0,40}", size, any::<bool>())
-        .prop_map(|(args, env, cwd, user, terminal, stdin)| Process { args, env, cwd, user, terminal, stdin });
+    let account = (any::<u32>(), any::<u32>(), proptest::collection::vec(any::<u32>(), 0..5), ".{0,40}")
+        .prop_map(|(uid, gid, groups, home)| Account { uid, gid, groups, home });
+    let found = (proptest::option::of(account), proptest::option::of(".{0,40}"))
+        .prop_map(|(account, program)| Found { account, program });
+    let process = (strings(), strings(), ".{0,40}", ".{0,40}", size, any::<bool>(), found).prop_map(
+        |(args, env, cwd, user, terminal, stdin, found)| Process { args, env, cwd, user, terminal, stdin, found },
+    );
     (root, process, strings(), any::<Option<String>>(), any::<(u64, [u8; 32], [u8; 16])>()).prop_map(
         |(root, process, hosts, resolv_conf, (wall_clock_ns, seed, machine_id))| {
             HostMessage::Start(Box::new(Start {
@@ -118,6 +123,7 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
             user: String::new(),
             terminal: None,
             stdin: false,
+            found: Found::default(),
         },
     }));
     assert!(matches!(encode(&message, 256), Err(FrameError::TooLarge { limit: 256, .. })));

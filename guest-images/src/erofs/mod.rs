@@ -7,18 +7,20 @@
 //! checksum: images are only used after their content's digest was verified, and computing it costs boot time where the
 //! guest kernel is emulated.
 //!
-//! [`merge`] makes one image of several: all of their metadata, while the data stays in them.
+//! [`Files`] finds single files of an image again. [`merge`] makes one image of several: all of their metadata, while the data stays in them.
 //!
 //! Not here: compression, chunks, shared attributes, multiple devices.
 
 mod blocks;
 mod dirents;
+mod files;
 mod format;
 mod merge;
 mod reader;
 mod writer;
 
 pub use blocks::BlockWriter;
+pub use files::{Entry, Files};
 pub(crate) use format::split_xattr_name;
 pub use format::{BLOCK, Summary, summary};
 pub use merge::{MergeError, merge};

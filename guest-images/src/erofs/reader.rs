@@ -30,9 +30,9 @@ pub enum ReadError {
 }
 
 /// An inode as stored, and where its attributes begin.
-struct Stored<'a> {
-    bytes: &'a [u8],
-    after: usize,
+pub(super) struct Stored<'a> {
+    pub bytes: &'a [u8],
+    pub after: usize,
 }
 
 struct Image<'a> {
@@ -63,11 +63,11 @@ fn part(bytes: &[u8], at: usize, len: usize) -> Result<&[u8], ReadError> {
     at.checked_add(len).and_then(|end| bytes.get(at..end)).ok_or(ReadError::Damaged("something ends too early"))
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Result<u16, ReadError> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Result<u16, ReadError> {
     Ok(u16::from_le_bytes(part(bytes, at, 2)?.try_into().unwrap_or_default()))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Result<u32, ReadError> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Result<u32, ReadError> {
     Ok(u32::from_le_bytes(part(bytes, at, 4)?.try_into().unwrap_or_default()))
 }
 
@@ -76,15 +76,15 @@ fn u64_at(bytes: &[u8], at: usize) -> Result<u64, ReadError> {
 }
 
 impl Stored<'_> {
-    fn mode(&self) -> Result<u16, ReadError> {
+    pub fn mode(&self) -> Result<u16, ReadError> {
         u16_at(self.bytes, 4)
     }
 
-    fn size(&self) -> Result<u64, ReadError> {
+    pub fn size(&self) -> Result<u64, ReadError> {
         u64_at(self.bytes, 8)
     }
 
-    fn addr(&self) -> Result<u32, ReadError> {
+    pub fn addr(&self) -> Result<u32, ReadError> {
         u32_at(self.bytes, 16)
     }
 
@@ -93,12 +93,12 @@ impl Stored<'_> {
     }
 
     /// Bytes of the attributes between the inode and what is stored beside it.
-    fn xattr_bytes(&self) -> Result<usize, ReadError> {
+    pub fn xattr_bytes(&self) -> Result<usize, ReadError> {
         let count = usize::from(u16_at(self.bytes, 2)?);
         Ok(if count == 0 { 0 } else { XATTR_HEADER + 4 * (count - 1) })
     }
 
-    fn is_inline(&self) -> Result<bool, ReadError> {
+    pub fn is_inline(&self) -> Result<bool, ReadError> {
         match u16_at(self.bytes, 0)? {
             1 => Ok(false),
             5 => Ok(true),
@@ -220,7 +220,7 @@ impl Image<'_> {
 }
 
 /// A directory's names and inodes, without `.` and `..`.
-fn entries(data: &[u8]) -> Result<Vec<(&[u8], u64)>, ReadError> {
+pub(super) fn entries(data: &[u8]) -> Result<Vec<(&[u8], u64)>, ReadError> {
     const DAMAGED: ReadError = ReadError::Damaged("a directory");
     let mut all = Vec::new();
     for block in data.chunks(BLOCK) {

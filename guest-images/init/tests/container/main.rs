@@ -285,6 +285,7 @@ fn process(args: &[&str]) -> Process {
         user: String::new(),
         terminal: None,
         stdin: false,
+        found: Found::default(),
     }
 }
 
@@ -658,6 +659,23 @@ fn another_user_has_its_groups_and_streams_and_a_read_only_root_stays_as_it_is()
     let expected = ["1234", "5678", "5678", "/", "CapEff:0000000000000000", "via", "read-only", "shm", "/made/for/it"];
     assert_eq!(lines, expected, "{stderr}");
     assert_eq!(status, ExitStatus::Code(0));
+}
+
+#[test]
+fn what_the_host_has_found_is_not_looked_for() {
+    let found = |program: &str| Found {
+        account: Some(Account { uid: 12, gid: 34, groups: vec![34, 56], home: "/srv".into() }),
+        program: Some(program.into()),
+    };
+    // The user is not asked for by that name, nor is the command in PATH under its own.
+    let order =
+        Process { found: found("/bin/sh"), ..process(&["no-such-command", "-c", "id -u; id -G; echo $HOME $0"]) };
+    let Some((stdout, stderr, _)) = run(start(order)) else { return };
+    assert_eq!(stdout, "12\n34 56\n/srv no-such-command\n", "{stderr}");
+    // What is not there after all is looked for.
+    let order = Process { found: found("/nowhere/sh"), ..shell("echo here") };
+    let Some((stdout, stderr, _)) = run(start(order)) else { return };
+    assert_eq!(stdout, "here\n", "{stderr}");
 }
 
 #[test]

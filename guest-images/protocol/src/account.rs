@@ -1,21 +1,25 @@
 //! Which user and groups a container's `user` string means, by the image's own /etc/passwd and /etc/group.
 //!
-//! Pure: takes the files' bytes. Malformed lines are skipped, as they are elsewhere. The first match of a file counts.
+//! Pure: takes the files' bytes. Malformed lines are skipped, as they are elsewhere. The first match of a file counts. Here, because
+//! either side may have the files at hand: the host often finds them without a guest, where each block read costs.
 
-use crate::failure::Failure;
+use crate::message::FailureKind;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use guest_protocol::FailureKind;
+use serde::{Deserialize, Serialize};
 
 /// Largest user or group id taken; the rest of the range means "none" or "nobody knows" to the kernel.
 const MAX_ID: u32 = i32::MAX as u32;
 /// Most supplementary groups a process gets; the kernel's own limit (NGROUPS_MAX).
 const MAX_GROUPS: usize = 65536;
 
+/// Largest /etc/passwd and /etc/group read, in bytes.
+pub const MAX_ACCOUNTS: usize = 1 << 20;
+
 /// A resolved user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
     /// User id.
     pub uid: u32,
     /// Primary group.
@@ -26,14 +30,23 @@ pub struct User {
     pub home: String,
 }
 
+/// There is no such user or group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown {
+    /// [`FailureKind::UnknownUser`] or [`FailureKind::UnknownGroup`].
+    pub kind: FailureKind,
+    /// Which, and why.
+    pub detail: String,
+}
+
 /// Resolves `""` (root), `user`, `uid`, `user:group`, `uid:gid`, `uid:group`, `user:gid`, `:group`.
 ///
 /// A number that no line knows is taken as it is; a name must be there. With a group given, the user's other groups do not
 /// count.
 ///
 /// # Errors
-/// [`FailureKind::UnknownUser`] and [`FailureKind::UnknownGroup`]: no such name, or a number out of range.
-pub fn resolve(spec: &str, passwd: &[u8], group: &[u8]) -> Result<User, Failure> {
+/// No such name, or a number out of range.
+pub fn resolve(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Account, Unknown> {
     let (user, wanted_group) = match spec.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (spec, None),
@@ -46,7 +59,7 @@ pub fn resolve(spec: &str, passwd: &[u8], group: &[u8]) -> Result<User, Failure>
         (None, Some(uid)) => (uid, 0, &b"/"[..]),
         (None, None) => {
             let why = if is_number(user) { "is out of range" } else { "is not in the image's /etc/passwd" };
-            return Err(Failure::new(FailureKind::UnknownUser, format!("user {user:?} {why}")));
+            return Err(Unknown { kind: FailureKind::UnknownUser, detail: format!("user {user:?} {why}") });
         }
     };
     let mut groups = Vec::new();
@@ -60,16 +73,16 @@ pub fn resolve(spec: &str, passwd: &[u8], group: &[u8]) -> Result<User, Failure>
         }
     }
     let home = core::str::from_utf8(home).ok().filter(|home| !home.is_empty()).unwrap_or("/");
-    Ok(User { uid, gid, groups, home: String::from(home) })
+    Ok(Account { uid, gid, groups, home: String::from(home) })
 }
 
 /// The id that a group's name or number means.
-fn group_id(wanted: &str, file: &[u8]) -> Result<u32, Failure> {
+fn group_id(wanted: &str, file: &[u8]) -> Result<u32, Unknown> {
     let number = id(wanted.as_bytes());
     let found = groups(file).find(|group| group.name == wanted.as_bytes() || number == Some(group.gid));
     found.map(|group| group.gid).or(number).ok_or_else(|| {
         let why = if is_number(wanted) { "is out of range" } else { "is not in the image's /etc/group" };
-        Failure::new(FailureKind::UnknownGroup, format!("group {wanted:?} {why}"))
+        Unknown { kind: FailureKind::UnknownGroup, detail: format!("group {wanted:?} {why}") }
     })
 }
 
@@ -87,7 +100,7 @@ fn member_of(name: &[u8], file: &[u8], into: &mut Vec<u32>) {
 }
 
 /// A line of /etc/passwd.
-struct Account<'a> {
+struct UserLine<'a> {
     name: &'a [u8],
     uid: u32,
     gid: u32,
@@ -95,28 +108,28 @@ struct Account<'a> {
 }
 
 /// A line of /etc/group.
-struct Group<'a> {
+struct GroupLine<'a> {
     name: &'a [u8],
     gid: u32,
     members: &'a [u8],
 }
 
-fn accounts(file: &[u8]) -> impl Iterator<Item = Account<'_>> {
+fn accounts(file: &[u8]) -> impl Iterator<Item = UserLine<'_>> {
     lines(file).filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b':');
         let name = fields.next().filter(|name| !name.is_empty())?;
         let uid = id(fields.nth(1)?)?;
         let gid = id(fields.next()?)?;
-        Some(Account { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
+        Some(UserLine { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
     })
 }
 
-fn groups(file: &[u8]) -> impl Iterator<Item = Group<'_>> {
+fn groups(file: &[u8]) -> impl Iterator<Item = GroupLine<'_>> {
     lines(file).filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b':');
         let name = fields.next().filter(|name| !name.is_empty())?;
         let gid = id(fields.nth(1)?)?;
-        Some(Group { name, gid, members: fields.next().unwrap_or_default() })
+        Some(GroupLine { name, gid, members: fields.next().unwrap_or_default() })
     })
 }
 
@@ -141,6 +154,7 @@ fn is_number(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
     use super::*;
     use proptest::prelude::*;
 
@@ -149,8 +163,8 @@ mod tests {
         1000:x:7:8::/numeric:\nbad:x:abc:1::/:\nweb:x:99:99::/second:\n";
     const GROUP: &[u8] = b"root:x:0:\nadm:x:4:web,root\nweb:x:44:web\nlog:x:55:nobody,web\nx:x:y:web\n55:x:56:\n";
 
-    fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> User {
-        User { uid, gid, groups: groups.to_vec(), home: home.into() }
+    fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> Account {
+        Account { uid, gid, groups: groups.to_vec(), home: home.into() }
     }
 
     #[test]
@@ -187,7 +201,7 @@ mod tests {
             ("0:4294967295", FailureKind::UnknownGroup),
             ("0:0:0", FailureKind::UnknownGroup),
         ] {
-            assert_eq!(resolve(spec, PASSWD, GROUP).map_err(|failure| failure.kind), Err(kind), "{spec:?}");
+            assert_eq!(resolve(spec, PASSWD, GROUP).map_err(|unknown| unknown.kind), Err(kind), "{spec:?}");
         }
     }
 
