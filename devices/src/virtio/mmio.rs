@@ -8,8 +8,9 @@
 //! - [`state`]: saved state;
 //! - [`swap`]: another device in the place of the one there is.
 //!
-//! The driver's accesses come on vCPU threads and only set things up; queues are worked on by the event loop alone.
-//! Both take the one lock around the transport, the loop once per event.
+//! The driver's accesses come on vCPU threads and only set things up; queues are worked on by the event loop, or, if it has
+//! been told so ([`MmioTransport::answer_at_once`]), on the vCPU thread whose write to QueueNotify arrives there. Both
+//! take the one lock around the transport, the loop once per event.
 
 mod events;
 mod state;
@@ -92,6 +93,8 @@ pub struct MmioTransport {
     queues: Vec<VirtQueue>,
     /// One per queue: KVM or a register write signals it, the event loop reads it.
     kicks: Vec<Arc<EventFd>>,
+    /// A write to QueueNotify is answered before it returns.
+    at_once: bool,
     interrupt_status: u32,
     config_generation: u32,
     /// Tells the event loop that the descriptors to watch may have changed.
@@ -122,6 +125,7 @@ impl MmioTransport {
             setups: Vec::new(),
             queues: info.queue_sizes.iter().map(|max| VirtQueue::new(*max)).collect(),
             kicks,
+            at_once: false,
             interrupt_status: 0,
             config_generation: 0,
             control: event()?,
@@ -137,6 +141,17 @@ impl MmioTransport {
     /// One event per queue, in order: to be signalled by a 4-byte write of the queue's index to QueueNotify (0x050).
     pub fn queue_events(&self) -> Vec<Arc<EventFd>> {
         self.kicks.clone()
+    }
+
+    /// Has writes to QueueNotify answered before they return, for drivers that look at the used ring right after. To be
+    /// used where an interrupt costs more than the wait; only with a device that is [`DeviceInfo::prompt`].
+    pub fn answer_at_once(&mut self) {
+        self.at_once = self.info.prompt;
+    }
+
+    /// Whether [`Self::answer_at_once`] has had an effect: then nobody else need signal [`Self::queue_events`].
+    pub fn answers_at_once(&self) -> bool {
+        self.at_once
     }
 
     /// The device's name, for messages.
@@ -328,6 +343,7 @@ impl MmioTransport {
             QUEUE_DEVICE_LOW => drop(self.setup().map(|setup| low(&mut setup.used))),
             QUEUE_DEVICE_HIGH => drop(self.setup().map(|setup| high(&mut setup.used))),
             QUEUE_READY => self.write_ready(value & 1 != 0),
+            QUEUE_NOTIFY if self.at_once => self.kicked(value as usize),
             QUEUE_NOTIFY => drop(self.kicks.get(value as usize).map(|kick| signal(kick))),
             INTERRUPT_ACK => self.interrupt_status &= !value,
             STATUS => self.write_status(value),

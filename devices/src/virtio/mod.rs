@@ -43,6 +43,8 @@ pub struct DeviceInfo {
     pub features: u64,
     /// Most entries of each queue: powers of two up to 32768.
     pub queue_sizes: &'static [u16],
+    /// A kick is answered within the call, and soon: it may as well be on the vCPU's own thread.
+    pub prompt: bool,
 }
 
 /// A descriptor that wakes the device: valid and the same for the device's whole life.

@@ -78,7 +78,7 @@ fn fill(buffers: Buffers) -> io::Result<u32> {
 
 impl VirtioDevice for Rng {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { name: "rng", id: 4, features: 0, queue_sizes: &[256] }
+        DeviceInfo { name: "rng", id: 4, features: 0, queue_sizes: &[256], prompt: false }
     }
 
     fn activate(&mut self, _: u64) -> Result<(), DeviceFault> {

@@ -178,7 +178,8 @@ impl Machine {
         let (pio, mmio) = (Bus::default(), Bus::default());
         let ioapic = Arc::new(Mutex::new(Ioapic::new(Box::new(KvmRoutes(vm.clone())))));
         mmio.insert(IOAPIC_BASE, 0x1000, ioapic.clone())?;
-        let mut assembly = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager };
+        let slow_interrupts = host::kind() == KvmKind::SoftwareNested;
+        let mut assembly = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager, slow_interrupts };
         let serial = assembly.legacy(&config, console, saved.as_ref().map(|saved| &saved.serial), &ending)?;
         let (transports, windows) = assembly.virtio(&config)?;
         let over = ending.over();

@@ -121,7 +121,7 @@ impl VirtioDevice for Blk {
     fn info(&self) -> DeviceInfo {
         let read_only = if self.read_only { F_RO } else { 0 };
         let features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | read_only;
-        DeviceInfo { name: "blk", id: 2, features, queue_sizes: &[QUEUE_SIZE] }
+        DeviceInfo { name: "blk", id: 2, features, queue_sizes: &[QUEUE_SIZE], prompt: self.read_only }
     }
 
     fn config(&self) -> &[u8] {

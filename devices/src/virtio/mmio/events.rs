@@ -35,7 +35,7 @@ impl MmioTransport {
         }
     }
 
-    fn kicked(&mut self, index: usize) {
+    pub(super) fn kicked(&mut self, index: usize) {
         if let Some(kick) = self.kicks.get(index) {
             // Nothing to read: another event of the same batch was for it, too.
             let _ = kick.read();

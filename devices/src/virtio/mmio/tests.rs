@@ -22,7 +22,7 @@ impl Echo {
 
 impl VirtioDevice for Echo {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { name: "echo", id: 42, features: 1, queue_sizes: &[16, 8] }
+        DeviceInfo { name: "echo", id: 42, features: 1, queue_sizes: &[16, 8], prompt: true }
     }
     fn config(&self) -> &[u8] {
         &self.config
@@ -466,7 +466,7 @@ fn another_kind_of_device_is_no_replacement() {
     struct Other;
     impl VirtioDevice for Other {
         fn info(&self) -> DeviceInfo {
-            DeviceInfo { name: "echo", id: 42, features: 3, queue_sizes: &[16, 8] }
+            DeviceInfo { name: "echo", id: 42, features: 3, queue_sizes: &[16, 8], prompt: true }
         }
         fn activate(&mut self, _: u64) -> Result<(), DeviceFault> {
             Ok(())
@@ -487,4 +487,22 @@ fn another_kind_of_device_is_no_replacement() {
     let mut driver = Driver::start(Box::new(Echo::new()));
     assert!(driver.lock().replace(Box::new(Other)).is_err());
     assert_eq!(driver.request(0, &[Part::Read(b"still")]).written, 5);
+}
+
+#[test]
+fn a_kick_is_answered_within_the_write_if_that_is_wanted() {
+    let mut driver = Driver::start(Box::new(Echo::new()));
+    assert!(!driver.lock().answers_at_once());
+    driver.lock().answer_at_once();
+    assert!(driver.lock().answers_at_once());
+    let head = driver.add(0, &[Part::Read(b"now")]).unwrap();
+    driver.kick(0);
+    // The loop has had no turn.
+    let done = driver.used(0).expect("answered");
+    assert_eq!((done.head, done.written), (head, 3));
+    // Queues that are not there, or not ready.
+    driver.kick(2);
+    driver.reset();
+    driver.kick(0);
+    assert_eq!(driver.status(), 0);
 }

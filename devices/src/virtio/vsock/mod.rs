@@ -355,7 +355,7 @@ impl Vsock {
 impl VirtioDevice for Vsock {
     fn info(&self) -> DeviceInfo {
         // The kernels built here give 16 KiB with each receive buffer.
-        DeviceInfo { name: "vsock", id: 19, features: 0, queue_sizes: &[64, 256, 16] }
+        DeviceInfo { name: "vsock", id: 19, features: 0, queue_sizes: &[64, 256, 16], prompt: false }
     }
 
     fn config(&self) -> &[u8] {
