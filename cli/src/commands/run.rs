@@ -112,7 +112,7 @@ fn facts(args: &Run, command: &[String], image: &PreparedImage, name: &str) -> F
         name: name.to_owned(),
         what: What::Container {
             image: args.image_and_command[0].clone(),
-            command: command.to_vec(),
+            command: What::shown(command),
             terminal: args.tty,
             stdin: args.interactive,
             hostname: args.hostname.clone(),

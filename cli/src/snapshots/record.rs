@@ -16,8 +16,10 @@ use super::name::Id;
 pub const FILE: &str = "bulkhead.json";
 /// Version of its content.
 const VERSION: u64 = 1;
-/// Longest file that is believed: a command may be long.
-const MAX: u64 = 4 << 20;
+/// Longest file that is believed.
+const MAX: u64 = 256 << 10;
+/// Bytes of a command that are kept.
+const MOST_COMMAND: usize = 4 << 10;
 /// Most of those before it that a snapshot names.
 pub const MOST_ANCESTORS: usize = 256;
 
@@ -56,7 +58,7 @@ pub enum What {
     Container {
         /// The image, as it was named.
         image: String,
-        /// The process.
+        /// The process, as far as people want to see it.
         command: Vec<String>,
         /// It has a terminal.
         terminal: bool,
@@ -74,6 +76,23 @@ pub enum What {
 }
 
 impl What {
+    /// A command as others are told it: its first 4 KiB.
+    pub fn shown(command: &[String]) -> Vec<String> {
+        let mut left = MOST_COMMAND;
+        let mut shown = Vec::new();
+        for word in command {
+            // Empty words count, too.
+            let cut = (0..=left.min(word.len())).rev().find(|at| word.is_char_boundary(*at)).unwrap_or(0);
+            left = left.saturating_sub(word.len() + 1);
+            shown.push(word[..cut].to_owned());
+            if left == 0 {
+                shown.push("…".into());
+                break;
+            }
+        }
+        shown
+    }
+
     /// What it was made from, for people.
     pub fn source(&self) -> &str {
         match self {
@@ -169,6 +188,27 @@ pub(super) mod tests {
         }
         let many = record(id, &[id; MOST_ANCESTORS + 1]).encode().unwrap();
         assert!(Record::decode(&many).unwrap_err().contains("256"));
+    }
+
+    #[test]
+    fn a_long_command_is_cut() {
+        let words = |list: &[&str]| list.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        assert_eq!(What::shown(&words(&["sh", "-c", ""])), ["sh", "-c", ""]);
+        let long = What::shown(&[vec!["ä".repeat(1 << 20)], words(&["b"])].concat());
+        assert_eq!((long.len(), long[0].len(), long[1].as_str()), (2, MOST_COMMAND, "…"));
+        assert!(What::shown(&vec![String::new(); 1 << 20]).len() <= MOST_COMMAND + 1);
+        // As large as one gets, it is read back.
+        let id = Id::random().unwrap();
+        let mut record = record(id, &[id; MOST_ANCESTORS]);
+        let command = What::shown(&vec!["\u{1}".repeat(3); 1 << 20]);
+        record.what = What::Container {
+            image: "x".repeat(4096),
+            command,
+            terminal: true,
+            stdin: true,
+            hostname: Some("h".repeat(64)),
+        };
+        assert!((record.encode().unwrap().len() as u64) < MAX);
     }
 
     #[test]
