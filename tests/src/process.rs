@@ -171,7 +171,12 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let ended = self.child.wait();
+        if std::thread::panicking() {
+            // It may know why its test fails.
+            let stderr = show(&drain(self.stderr.take()));
+            eprintln!("process {} ({ended:?}): stdout {:?}, stderr {stderr:?}", self.child.id(), show(&self.seen));
+        }
     }
 }
 
