@@ -5,6 +5,7 @@
 //! memory of each is looked at. However it ends, and whatever ends this process, no machine stays: they die with it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ use crate::stats::{Summary, summarise};
 
 /// Memory that is left to the host, KiB: no machine is started where there is less.
 const RESERVE_KIB: u64 = 2 << 20;
+/// Process ids that are left to others, likewise.
+const RESERVE_TASKS: u64 = 2048;
 
 /// What to run.
 #[derive(Debug, Clone, Copy)]
@@ -169,7 +172,7 @@ impl Fleet<'_> {
         let mut stopped = None;
         loop {
             while stopped.is_none() && self.may_start() {
-                let result = enough_memory().and_then(|()| self.start());
+                let result = enough_for_others().and_then(|()| self.start());
                 stopped = self.judge(result)?;
             }
             if self.starting.is_empty() {
@@ -301,13 +304,36 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn enough_memory() -> Result<(), BenchError> {
+/// Others on the host go on having memory and processes.
+fn enough_for_others() -> Result<(), BenchError> {
     let available = memory::available_kib()?;
-    if available >= RESERVE_KIB {
-        return Ok(());
+    if available < RESERVE_KIB {
+        let (available, reserve) = (available >> 10, RESERVE_KIB >> 10);
+        return Err(failed(format!("memory: the host has {available} MiB left, and {reserve} MiB stay with it")));
     }
-    let (available, reserve) = (available >> 10, RESERVE_KIB >> 10);
-    Err(failed(format!("memory: the host has {available} MiB left, and {reserve} MiB stay with it")))
+    let (used, most) = (tasks_in_use()?, tasks_at_most()?);
+    if used + RESERVE_TASKS > most {
+        return Err(failed(format!(
+            "processes and threads: the host has {used} of {most}, and {RESERVE_TASKS} stay with others"
+        )));
+    }
+    Ok(())
+}
+
+/// Processes and threads of the whole host, those of the kernel included.
+fn tasks_in_use() -> Result<u64, BenchError> {
+    // Three averages, then running/all, then the last process id (proc(5)).
+    number("/proc/loadavg", |text| text.split(' ').nth(3)?.split_once('/')?.1.parse().ok())
+}
+
+fn tasks_at_most() -> Result<u64, BenchError> {
+    let limit = |path| number(path, |text| text.trim().parse().ok());
+    Ok(limit("/proc/sys/kernel/pid_max")?.min(limit("/proc/sys/kernel/threads-max")?))
+}
+
+fn number(path: &'static str, read: impl Fn(&str) -> Option<u64>) -> Result<u64, BenchError> {
+    let text = fs::read_to_string(path).map_err(io_error(path))?;
+    read(&text).ok_or_else(|| io_error(path)(ErrorKind::InvalidData.into()))
 }
 
 #[cfg(test)]
@@ -320,6 +346,12 @@ mod tests {
         let monitor = Monitor { bulkhead: nowhere, cpuid_cache: nowhere };
         let what = What { number: 0, memory_mib: 128, parallel: 1, most: false };
         assert!(matches!(run(monitor, what), Err(BenchError::NoRuns)));
+    }
+
+    #[test]
+    fn the_hosts_limits_are_read() {
+        let (used, most) = (tasks_in_use().unwrap(), tasks_at_most().unwrap());
+        assert!((1..=most).contains(&used), "{used} of {most}");
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub enum BenchWhat {
         /// How many start at the same time; as many as there are processors, if not given
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
         parallel: Option<u32>,
-        /// Go on until no more can be had, and say why; 2 GiB of memory stay with the host
+        /// Go on until no more can be had, and say why; 2 GiB of memory and 2048 process ids stay with the host
         #[arg(long)]
         most: bool,
         /// How to print
