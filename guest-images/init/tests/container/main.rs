@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Where the player of the guest finds the directory with the host's sockets.
 const SOCKETS: &str = "TEST_GUEST_SOCKETS";
@@ -235,6 +235,8 @@ impl Host {
     /// The next stream the guest opens must be this one.
     fn stream(&mut self, kind: StreamKind) -> UnixStream {
         let (mut stream, _) = self.streams.accept().unwrap();
+        // Nothing here takes long: what does not come is missed.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         // It is used, or the guest says why not.
         let mut fds = [PollFd::new(&stream, PollFlags::IN), PollFd::new(&self.control, PollFlags::IN)];
         poll(&mut fds, None).unwrap();
