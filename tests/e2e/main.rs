@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`container`] | what a command finds inside, and what comes out |
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
+//! | [`frozen`] | clones of a container that is busy |
 //! | [`interactive`] | terminals |
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
 //! | [`memory`] | RAM of machines that go on from a snapshot |
@@ -21,6 +22,7 @@ mod bare;
 mod container;
 mod control;
 mod ending;
+mod frozen;
 mod interactive;
 mod load;
 mod many;
