@@ -12,16 +12,16 @@ use tests::{Ended, Lab, Running, elf};
 
 use crate::lab;
 
-/// Says "r", then for each byte on the serial port how many have come, and powers off at "q". 32-bit forms that mean the same
-/// in 64-bit mode.
+/// Says "r", then for each byte on the serial port how many have come, and powers off at "q". It looks for bytes now and then,
+/// since each look is an exit. 32-bit forms that mean the same in 64-bit mode.
 const COUNTER: &[u8] = &[
     0x31, 0xdb, // xor %ebx, %ebx
     0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, // mov $0x3f8, %dx; mov $'r', %al; out %al, (%dx)
-    0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74,
-    0xf7, // 1: mov $0x3fd, %dx; in (%dx), %al; test $1, %al; jz 1b
+    0xb9, 0x50, 0xc3, 0x00, 0x00, 0xff, 0xc9, 0x75, 0xfc, // 1: mov $50000, %ecx; 0: dec %ecx; jnz 0b
+    0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xee, // mov $0x3fd, %dx; in (%dx), %al; test $1, %al; jz 1b
     0x66, 0xba, 0xf8, 0x03, 0xec, 0x3c, b'q', 0x74, 0x09, // mov $0x3f8, %dx; in (%dx), %al; cmp $'q', %al; je 2f
     0xfe, 0xc3, 0x88, 0xd8, 0x04, b'0', 0xee, 0xeb,
-    0xe5, // inc %bl; mov %bl, %al; add $'0', %al; out %al, (%dx); jmp 1b
+    0xdc, // inc %bl; mov %bl, %al; add $'0', %al; out %al, (%dx); jmp 1b
     0x66, 0xba, 0x00, 0x06, 0xb0, 0x01, 0xee, 0xf4, // 2: mov $0x600, %dx; mov $1, %al; out %al, (%dx); hlt
 ];
 
