@@ -25,6 +25,17 @@ const COUNTER: &[u8] = &[
     0x66, 0xba, 0x00, 0x06, 0xb0, 0x01, 0xee, 0xf4, // 2: mov $0x600, %dx; mov $1, %al; out %al, (%dx); hlt
 ];
 
+/// Whether that guest can run here. An emulated AMD-V host now and then gives an interrupt of its own to a guest that polls with
+/// interrupts off (which has no handlers: a triple fault), or takes none any more itself.
+fn can_poll(test: &str) -> bool {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let emulated = cpus.contains("QEMU TCG CPU");
+    if emulated {
+        tests::lab::skip(test, "QEMU's emulation of AMD-V does not keep interrupts from a guest that polls");
+    }
+    !emulated
+}
+
 fn interactive(lab: &Lab, line: &[&str]) -> Running {
     let mut command = lab.bulkhead(line);
     command.stdin(Stdio::piped());
@@ -50,6 +61,9 @@ fn names(lab: &Lab) -> Vec<String> {
 #[test]
 fn a_bare_machine_goes_on_and_back() {
     let lab = lab!("a_bare_machine_goes_on_and_back");
+    if !can_poll("a_bare_machine_goes_on_and_back") {
+        return;
+    }
     let patience = lab.patience(1);
     let lab = lab.own_store();
     let (kernel, disk) = (lab.path("kernel"), lab.path("disk"));
@@ -195,6 +209,9 @@ fn a_container_goes_on_and_back() {
 #[test]
 fn after_sigkill_snapshots_are_whole() {
     let lab = lab!("after_sigkill_snapshots_are_whole");
+    if !can_poll("after_sigkill_snapshots_are_whole") {
+        return;
+    }
     let patience = lab.patience(1);
     let lab = lab.own_store();
     let kernel: PathBuf = lab.path("kernel");
@@ -241,6 +258,9 @@ fn after_sigkill_snapshots_are_whole() {
 fn a_full_disk_leaves_nothing() {
     const TEST: &str = "a_full_disk_leaves_nothing";
     let lab = lab!(TEST);
+    if !can_poll(TEST) {
+        return;
+    }
     let patience = lab.patience(1);
     let lab = lab.own_store();
     let (kernel, store) = (lab.path("kernel"), lab.store().join("snapshots"));
