@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::answer::{self, Host};
 use crate::machine::{PATIENCE, failed};
 use crate::memory::{self, Private};
+use crate::place::Place;
 use crate::process::{BenchError, Monitor, io_error, start, words};
 use crate::stats::{Summary, summarise};
 
@@ -91,7 +92,7 @@ pub fn run(monitor: Monitor<'_>, what: What) -> Result<Report, BenchError> {
     let limit = getrlimit(Resource::Nofile);
     // What cannot be raised is found out when it is reached.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-    let dir = tempfile::tempdir().map_err(io_error("temporary directory"))?;
+    let dir = Place::new()?;
     let snapshot = dir.path().join("snapshot");
     answer::prepare(dir.path(), &snapshot, what.memory_mib)?;
     // The first pays for cold caches, once.

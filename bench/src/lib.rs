@@ -7,6 +7,7 @@
 //! | [`clones`] | many machines from one snapshot, all running at once |
 //! | [`snapshot`] | taking a snapshot, beside a plain write of the same bytes |
 //! | [`run`] | `bulkhead run`, booting and from a template |
+//! | `place` | a directory for files that does not outlive it for long |
 //! | [`process`] | monitor processes, started and timed |
 //! | [`machine`] | machines in this process, to be saved or measured |
 //! | [`answer`] | the guest that answers over vsock, and its host's side |
@@ -25,6 +26,7 @@ pub mod guest;
 pub mod machine;
 pub mod memory;
 pub mod null;
+mod place;
 pub mod process;
 pub mod restore;
 pub mod run;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use vmm::events::{Event, Phase};
 
+use crate::place::Place;
 use crate::process::{BenchError, Monitor, PHASES, floor, io_error, sample, start};
 use crate::stats::{Summary, summarise};
 use crate::{guest, memory};
@@ -39,7 +40,7 @@ pub fn run(monitor: Monitor<'_>, runs: usize) -> Result<Report, BenchError> {
     if runs == 0 {
         return Err(BenchError::NoRuns);
     }
-    let dir = tempfile::tempdir().map_err(io_error("temporary directory"))?;
+    let dir = Place::new()?;
     let null = dir.path().join("null");
     let halt = dir.path().join("halt");
     std::fs::write(&null, guest::elf(guest::NULL)).map_err(io_error("null guest"))?;

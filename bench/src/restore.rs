@@ -16,6 +16,7 @@ use vmm::api::{SnapshotKind, SnapshotReport};
 
 use crate::container::Bundle;
 use crate::machine::{Bell, save, with_machine};
+use crate::place::Place;
 use crate::process::{BenchError, Monitor, PHASES, floor, io_error, sample};
 use crate::stats::{Summary, summarise};
 use crate::{answer, guest};
@@ -60,7 +61,7 @@ pub fn run(monitor: Monitor<'_>, runs: usize) -> Result<Report, BenchError> {
     if runs == 0 {
         return Err(BenchError::NoRuns);
     }
-    let dir = tempfile::tempdir().map_err(io_error("temporary directory"))?;
+    let dir = Place::new()?;
     let kernel = dir.path().join("guest");
     std::fs::write(&kernel, guest::elf(guest::WAIT)).map_err(io_error("guest"))?;
     let host = vmm::host::memory_mib();

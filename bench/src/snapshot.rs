@@ -16,6 +16,7 @@ use vmm::{Console, Handle};
 
 use crate::guest;
 use crate::machine::{Bell, failed, save, with_machine};
+use crate::place::Place;
 use crate::process::{BenchError, io_error};
 use crate::stats::{Summary, summarise};
 
@@ -76,7 +77,7 @@ pub fn run(what: &What, runs: usize) -> Result<Report, BenchError> {
     if let Some(mib) = what.resident_mib.iter().find(|mib| **mib > MOST_MIB) {
         return Err(failed(format!("{mib} MiB are more than the {MOST_MIB} MiB that its guest can fill")));
     }
-    let dir = tempfile::tempdir_in(&what.dir).map_err(io_error("temporary directory"))?;
+    let dir = Place::within(&what.dir)?;
     let mut rows = Vec::new();
     for &mib in &what.resident_mib {
         for (kind, name) in [(SnapshotKind::Full, "full"), (SnapshotKind::Diff, "diff")] {
@@ -156,9 +157,10 @@ impl Guest<'_> {
         let snapshot = began.elapsed();
         // It waits by looking, which would take a processor from the write.
         self.handle.pause();
-        settle(dir, self.most)?;
         let file = dir.join(format!("plain-{run}"));
-        let (write, write_unsynced) = plain(&file, report.bytes)?;
+        let memory = touched(report.bytes)?;
+        settle(dir, self.most)?;
+        let (write, write_unsynced) = plain(&file, &memory)?;
         self.handle.resume();
         // A change stays: it is the next one's parent.
         if kind == SnapshotKind::Full {
@@ -175,12 +177,20 @@ impl Guest<'_> {
     }
 }
 
-/// What was written or removed before is the file system's no longer, and the host has `bytes` of free memory that has been used
-/// before: a virtual machine gets memory from its own host when it first touches it, which takes ten times as long as the write.
+/// Readies the host for a file of `bytes`: what was written or removed before is the file system's no longer, and there is free
+/// memory for the file's cache that has held a file's cache before. A virtual machine gets memory from its own host when it
+/// first touches it, which takes longer than the write.
 fn settle(dir: &Path, bytes: u64) -> Result<(), BenchError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("file system"))?;
-    std::hint::black_box(touched(bytes)?);
-    Ok(())
+    let failed = || io_error("file system");
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed())?;
+    let path = dir.join("rehearsal");
+    let mut file = File::create_new(&path).map_err(failed())?;
+    let piece = touched(WRITE as u64)?;
+    // In pieces as large as those of what comes: the file cache takes memory in pieces, too.
+    for _ in 0..bytes.div_ceil(WRITE as u64) {
+        file.write_all(&piece).map_err(failed())?;
+    }
+    fs::remove_file(&path).map_err(failed())
 }
 
 /// Resident memory, with something at the end of each page, as the guest has it.
@@ -190,10 +200,9 @@ fn touched(bytes: u64) -> Result<Vec<u8>, BenchError> {
     Ok(memory)
 }
 
-/// Writes `bytes` of memory to a new file: with the disk, and without waiting for it.
-fn plain(path: &Path, bytes: u64) -> Result<(Duration, Duration), BenchError> {
+/// Writes `memory` to a new file: with the disk, and without waiting for it.
+fn plain(path: &Path, memory: &[u8]) -> Result<(Duration, Duration), BenchError> {
     let failed = || io_error("plain file");
-    let memory = touched(bytes)?;
     let began = Instant::now();
     let mut file = File::create_new(path).map_err(failed())?;
     for piece in memory.chunks(WRITE) {
@@ -221,7 +230,7 @@ mod tests {
     fn a_plain_write_is_of_so_many_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
-        let (synced, unsynced) = plain(&path, 3 << 20).unwrap();
+        let (synced, unsynced) = plain(&path, &touched(3 << 20).unwrap()).unwrap();
         assert!(synced >= unsynced && fs::metadata(path).unwrap().len() == 3 << 20);
     }
 }
