@@ -12,9 +12,6 @@
 //! Starts no VM and ends none: that is the caller's. The guest is not trusted: it can at worst keep its own run from
 //! ending, which the user's third interrupt or the end of the VM ends for it.
 
-// Who freezes and thaws comes next: with the first verb that does, this goes.
-#![cfg_attr(not(test), allow(dead_code, unused_imports))]
-
 pub mod attend;
 mod control;
 mod conversation;
@@ -32,7 +29,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-pub use attend::{Attendant, FreezeError, NoAttendant, Wish};
+pub use attend::{Attendant, FreezeError, Wish};
 pub use conversation::Conversation;
 pub use io::Io;
 pub use times::Times;

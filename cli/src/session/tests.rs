@@ -2,6 +2,7 @@
 
 mod freeze;
 
+use super::attend::NoAttendant;
 use super::*;
 use guest_protocol::*;
 use rustix::process::{Pid, Signal, getpid, kill_process};

@@ -1,6 +1,7 @@
 //! Stops all of the container's processes where they are, and lets them go on: a cgroup of their own, frozen as a whole
 //! (Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze").
 
+use crate::sys::spawn_idle;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
@@ -20,11 +21,15 @@ pub struct Freezer {
 impl Freezer {
     /// Makes the cgroup in `parent`, a directory of cgroup2, where whoever calls this stays.
     ///
+    /// It is never empty: a process that does nothing keeps it, so that the first one of the container does not have to set it up
+    /// and the last one to clear it away. On an emulated kernel that takes 22,000 instructions, half as many as the process.
+    ///
     /// # Errors
-    /// As mkdir(2) and open(2).
+    /// As mkdir(2), open(2) and clone3(2).
     pub fn new(parent: impl AsFd) -> io::Result<Self> {
         mkdirat(&parent, NAME, Mode::from_raw_mode(0o755))?;
         let directory = openat(parent, NAME, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        spawn_idle(directory.as_fd())?;
         Ok(Self { directory, events: None })
     }
 

@@ -21,6 +21,7 @@ const SYS_EXIT: usize = 60;
 const SYS_CLOCK_SETTIME: usize = 227;
 const SYS_CLOCK_GETTIME: usize = 228;
 const SYS_CLONE3: usize = 435;
+const SYS_PAUSE: usize = 34;
 
 /// The clocks used here, by their kernel numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,6 +273,10 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
+const CLONE_VM: u64 = 0x100;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+const SIGCHLD: u64 = 17;
+
 /// `struct clone_args` (linux/sched.h).
 #[repr(C)]
 #[derive(Default)]
@@ -301,12 +306,9 @@ struct CloneArguments {
 /// # Errors
 /// As clone3(2).
 pub fn spawn<F: FnMut()>(cgroup: Option<BorrowedFd<'_>>, mut main: F) -> io::Result<Child> {
-    const VM: u64 = 0x100;
     const PIDFD: u64 = 0x1000;
     const VFORK: u64 = 0x4000;
     const NEWPID: u64 = 0x2000_0000;
-    const INTO_CGROUP: u64 = 0x2_0000_0000;
-    const SIGCHLD: u64 = 17;
     /// Of the caller's stack, for the child.
     const STACK: u64 = 32 << 10;
 
@@ -318,14 +320,14 @@ pub fn spawn<F: FnMut()>(cgroup: Option<BorrowedFd<'_>>, mut main: F) -> io::Res
 
     let mut pidfd: c_int = -1;
     let mut arguments = CloneArguments {
-        flags: VM | PIDFD | VFORK | NEWPID,
+        flags: CLONE_VM | PIDFD | VFORK | NEWPID,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
         exit_signal: SIGCHLD,
         stack_size: STACK,
         ..CloneArguments::default()
     };
     if let Some(cgroup) = cgroup {
-        arguments.flags |= INTO_CGROUP;
+        arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
     let result: isize;
@@ -368,6 +370,41 @@ pub fn spawn<F: FnMut()>(cgroup: Option<BorrowedFd<'_>>, mut main: F) -> io::Res
     // SAFETY: with CLONE_PIDFD the kernel has put a descriptor there that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Child { pid, pidfd })
+}
+
+/// Starts a process in this process's memory that does nothing, ever, in the cgroup of which `cgroup` is the directory.
+///
+/// # Errors
+/// As clone3(2).
+pub fn spawn_idle(cgroup: BorrowedFd<'_>) -> io::Result<()> {
+    let mut arguments = CloneArguments {
+        flags: CLONE_VM | CLONE_INTO_CGROUP,
+        exit_signal: SIGCHLD,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..CloneArguments::default()
+    };
+    let result: isize;
+    // SAFETY: without a stack of its own the child has this one's pointer, and never uses it: it only repeats a system call
+    // that touches no memory. The caller's registers are restored by the kernel; the child changes its own copies only.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "3:",
+            "mov eax, {pause}",
+            "syscall",
+            "jmp 3b",
+            "2:",
+            pause = const SYS_PAUSE,
+            inlateout("rax") SYS_CLONE3 as isize => result,
+            in("rdi") ptr::from_mut(&mut arguments),
+            in("rsi") size_of::<CloneArguments>(),
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    checked(result).map(drop)
 }
 
 /// Says something on the console, which the kernel has opened as standard error; for when there is nobody else to tell.
