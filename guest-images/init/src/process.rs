@@ -293,7 +293,7 @@ impl Running {
         }
         match disposition(signal) {
             Disposition::Default => self.end_as(signal),
-            Disposition::Blocked { .. } => self.watch.add(signal),
+            Disposition::Blocked { .. } => self.watch.expect(signal),
             Disposition::Other => {}
         }
     }
@@ -312,9 +312,9 @@ impl Running {
         }
         for signal in self.watch.signals() {
             match disposition(signal) {
-                Disposition::Blocked { pending: true } => continue,
+                Disposition::Blocked { pending } if self.watch.is_open(signal, pending) => continue,
                 Disposition::Default => self.end_as(signal),
-                Disposition::Blocked { pending: false } | Disposition::Other => {}
+                Disposition::Blocked { .. } | Disposition::Other => {}
             }
             self.watch.remove(signal);
         }

@@ -12,6 +12,8 @@ use rustix::process::Signal;
 pub struct Watch {
     /// Bit n - 1 is signal n.
     signals: u64,
+    /// Those that a terminal is still to send: it does so some time after the character was written to it.
+    coming: u64,
     /// Between two looks, in nanoseconds.
     interval_ns: u64,
     /// When to look next (CLOCK_MONOTONIC).
@@ -28,9 +30,26 @@ impl Watch {
         self.look_in(Self::FIRST_NS);
     }
 
+    /// A terminal is about to send `signal`.
+    pub fn expect(&mut self, signal: u8) {
+        self.coming |= bit(signal).unwrap_or(0);
+        self.add(signal);
+    }
+
+    /// `signal` is blocked, and `pending` or not. Whether to look at it again: one that is pending; and one that is not but may
+    /// still come.
+    pub fn is_open(&mut self, signal: u8, pending: bool) -> bool {
+        let bit = bit(signal).unwrap_or(0);
+        if pending {
+            self.coming &= !bit;
+        }
+        pending || (self.coming & bit != 0 && self.interval_ns < Self::LONGEST_NS)
+    }
+
     /// `signal` has been judged.
     pub fn remove(&mut self, signal: u8) {
         self.signals &= !bit(signal).unwrap_or(0);
+        self.coming &= self.signals;
     }
 
     /// Puts the next look off, for longer than the last time.
@@ -146,6 +165,21 @@ mod tests {
         }
         assert_eq!(parse_disposition(b"SigBlk:\t00\nSigIgn:\tzz\nSigCgt:\t00\n", 1), None);
         assert_eq!(parse_disposition(&[0xff], 1), None);
+    }
+
+    #[test]
+    fn a_terminal_is_given_time_to_send_its_signal() {
+        let mut watch = Watch::default();
+        watch.add(15);
+        watch.expect(2);
+        assert!(!watch.is_open(15, false) && watch.is_open(15, true));
+        assert!(watch.is_open(2, false) && watch.is_open(2, false));
+        // Once it has come, one that is not pending any more has been delivered.
+        assert!(watch.is_open(2, true) && !watch.is_open(2, false));
+        watch.remove(2);
+        watch.expect(3);
+        (0..20).for_each(|_| watch.wait_longer());
+        assert!(!watch.is_open(3, false), "it has not come for half a second");
     }
 
     #[test]
