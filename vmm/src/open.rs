@@ -62,7 +62,8 @@ pub fn user() -> u32 {
 }
 
 /// Puts a file in place at once, without a name before it is whole: a process that ends in between leaves nothing. The
-/// directory must be one that nobody but this user may write to.
+/// directory must be one that nobody but this user may write to, and what is there already a regular file: who names
+/// /dev/null does not want that replaced.
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let unusable = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
     let dir = path.parent().ok_or_else(|| unusable("no directory"))?;
@@ -70,10 +71,16 @@ pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if !meta.is_dir() || meta.uid() != user() || meta.mode() & 0o022 != 0 {
         return Err(unusable("not in a directory that only this user may write to"));
     }
+    let there = match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_file() => return Err(unusable("something else than a file is there")),
+        Ok(_) => true,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+        Err(e) => return Err(e),
+    };
     let mut file = OpenOptions::new().write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(dir)?;
     file.write_all(bytes)?;
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+    match there.then(|| fs::remove_file(path)) {
+        Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
     // Gives a file without a name that name, unless there is one (open(2), O_TMPFILE).
@@ -109,6 +116,22 @@ mod tests {
         let mut got = [0; 5];
         reader.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"words");
+    }
+
+    #[test]
+    fn only_files_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        put(&path, b"one").unwrap();
+        put(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        let other = dir.path().join("fifo");
+        fifo(&other);
+        assert!(put(&other, b"x").unwrap_err().to_string().contains("something else"));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(put(&link, b"x").is_err() && link.is_symlink() && put(dir.path(), b"x").is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"two");
     }
 
     #[test]
