@@ -100,10 +100,11 @@ fetch_packages() {
 }
 
 # Where the loader finds a library of this machine.
+# Reads all that ldconfig says: one whose reader is gone fails, if it is still at it.
 lib_path() {
     case $1 in
         /*) echo "$1" ;;
-        *) PATH=$PATH:/sbin ldconfig -p | awk -v n="$1" '$1 == n && /x86-64/ {print $NF; exit}' ;;
+        *) PATH=$PATH:/sbin ldconfig -p | awk -v n="$1" '!found && $1 == n && /x86-64/ {print $NF; found = 1}' ;;
     esac
 }
 
