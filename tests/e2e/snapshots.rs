@@ -27,7 +27,7 @@ const COUNTER: &[u8] = &[
 
 /// Whether that guest can run here. An emulated AMD-V host now and then gives an interrupt of its own to a guest that polls with
 /// interrupts off (which has no handlers: a triple fault), or takes none any more itself.
-fn can_poll(test: &str) -> bool {
+pub(crate) fn can_poll(test: &str) -> bool {
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let emulated = cpus.contains("QEMU TCG CPU");
     if emulated {
