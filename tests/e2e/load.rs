@@ -248,8 +248,9 @@ fn boot_config(lab: &Lab) -> serde_json::Value {
 #[test]
 fn a_guest_under_load_notices_nothing_but_the_time() {
     let lab = lab!("a_guest_under_load_notices_nothing_but_the_time");
-    // It hung there once in three runs, with its processors idle, as if an interrupt had been lost.
-    if !crate::snapshots::can_poll("a_guest_under_load_notices_nothing_but_the_time") {
+    if crate::snapshots::on_emulated_host() {
+        let why = "it hung once in three runs on the emulated AMD-V host, with idle processors; why is not known";
+        tests::lab::skip("a_guest_under_load_notices_nothing_but_the_time", why);
         return;
     }
     let rounds = std::env::var("BULKHEAD_TEST_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().unwrap());

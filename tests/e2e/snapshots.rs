@@ -28,12 +28,15 @@ const COUNTER: &[u8] = &[
 /// Whether that guest can run here. An emulated AMD-V host now and then gives an interrupt of its own to a guest that polls with
 /// interrupts off (which has no handlers: a triple fault), or takes none any more itself.
 pub(crate) fn can_poll(test: &str) -> bool {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let emulated = cpus.contains("QEMU TCG CPU");
-    if emulated {
+    if on_emulated_host() {
         tests::lab::skip(test, "QEMU's emulation of AMD-V does not keep interrupts from a guest that polls");
     }
-    !emulated
+    !on_emulated_host()
+}
+
+/// Whether this host's processor is QEMU's.
+pub(crate) fn on_emulated_host() -> bool {
+    std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default().contains("QEMU TCG CPU")
 }
 
 fn interactive(lab: &Lab, line: &[&str]) -> Running {
