@@ -56,6 +56,14 @@ impl Listener {
         &self.path
     }
 
+    /// Removes the socket's file, if it is still ours. Who has connected stays connected.
+    pub fn remove(&self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file) {
+            // Nothing else can be done about a file that does not go.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
     /// The next host program that has connected.
     pub fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.socket.accept()?;
@@ -66,10 +74,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file) {
-            // Nothing else can be done about a file that does not go.
-            let _ = std::fs::remove_file(&self.path);
-        }
+        self.remove();
     }
 }
 

@@ -25,7 +25,7 @@ use crate::api::{Controller, Draft, Server};
 use crate::config::{SerialConfig, VmConfig};
 use crate::events::{Event, ExitReason, Phase};
 use crate::host;
-use crate::machine::{Machine, Subscriber, VmmError};
+use crate::machine::{Machine, Remains, Subscriber, VmmError};
 use crate::signals::Signals;
 
 /// What a session is to do.
@@ -71,12 +71,13 @@ pub enum SessionError {
 }
 
 /// How a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
     /// How the machine ended; [`ExitReason::Stopped`] if there was none.
     pub reason: ExitReason,
     /// The signal that ended it.
     pub signal: Option<i32>,
+    /// What is left of the machine, if there was one.
+    pub remains: Option<Remains>,
 }
 
 /// Runs a session on this thread, to its end. To be called before other threads start.
@@ -95,8 +96,10 @@ pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, S
     };
     let mut session = Session { control, signals, cpuid_cache: options.cpuid_cache, on_stdio: options.on_stdio };
     let ended = session.run(options.start, on_event);
+    session.control.close();
     let signal = lock(&session.signals).came();
-    Ok(Ended { reason: ended?, signal })
+    let (reason, remains) = ended?;
+    Ok(Ended { reason, signal, remains })
 }
 
 /// Who makes the machine: a file alone, or clients.
@@ -110,6 +113,13 @@ impl Control {
         match self {
             Control::Alone(controller) => work(controller),
             Control::Served(server) => work(lock(server).handler_mut()),
+        }
+    }
+
+    /// Lets nobody connect any more, once the client that is being answered has been.
+    fn close(&self) {
+        if let Control::Served(server) = self {
+            lock(server).close();
         }
     }
 
@@ -130,14 +140,21 @@ struct Session {
 
 impl Session {
     /// `insist`: a machine that cannot be built at first is the end.
-    fn run(&mut self, insist: bool, on_event: &mut dyn FnMut(Event)) -> Result<ExitReason, VmmError> {
+    fn run(
+        &mut self,
+        insist: bool,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<(ExitReason, Option<Remains>), VmmError> {
         let mut insist = insist;
         loop {
             let Some(config) = self.wait_for_launch()? else {
-                return Ok(ExitReason::Stopped);
+                return Ok((ExitReason::Stopped, None));
             };
             match self.build(&config, on_event) {
-                Ok(machine) => return self.live(machine, config, on_event),
+                Ok(machine) => {
+                    let (reason, remains) = self.live(machine, config, on_event)?;
+                    return Ok((reason, Some(remains)));
+                }
                 Err(error) if insist => return Err(error),
                 Err(error) => self.refuse(&error),
             }
@@ -193,7 +210,7 @@ impl Session {
         machine: Machine,
         config: VmConfig,
         on_event: &mut dyn FnMut(Event),
-    ) -> Result<ExitReason, VmmError> {
+    ) -> Result<(ExitReason, Remains), VmmError> {
         let handle = machine.handle();
         if let (SerialConfig::Stdio, Some(on_stdio)) = (&config.serial, self.on_stdio.take()) {
             on_stdio();
@@ -205,7 +222,7 @@ impl Session {
         }
         self.control.with(|controller| controller.started(Box::new(Live::new(handle, config))));
         let control = &self.control;
-        let result = machine.run(&mut |event| {
+        let result = machine.run_to_end(&mut |event| {
             if matches!(event, Event::Phase { phase: Phase::Run, .. }) {
                 control.answer(&Response::done());
             }

@@ -2,12 +2,15 @@
 
 mod support;
 
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use support::{Kernel, no_kvm};
+use vmm::machine::{RunState, Subscriber};
 use vmm::{Event, ExitReason, Machine, VmmError};
+use vmm_sys_util::eventfd::EventFd;
 
 /// mov $value, %al; mov $0x600, %dx; out %al, (%dx); hlt; jmp to the hlt.
 fn exit_with(value: u8) -> Vec<u8> {
@@ -63,6 +66,53 @@ fn a_guest_that_halts_or_spins_can_be_stopped() {
         assert_eq!(run(machine).unwrap(), ExitReason::Stopped);
         stopper.join().unwrap();
     }
+}
+
+/// Something on the event loop that has a mistake.
+struct Mistake(EventFd);
+
+impl MutEventSubscriber for Mistake {
+    fn init(&mut self, ops: &mut EventOps) {
+        ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        panic!("as the test wants it");
+    }
+}
+
+#[test]
+fn a_broken_event_loop_ends_the_machine() {
+    if no_kvm("a_broken_event_loop_ends_the_machine") {
+        return;
+    }
+    for (code, vcpus) in [(SPIN, 1), (HALT, 2)] {
+        let kernel = Kernel::new(code);
+        let mut manager: EventManager<Subscriber> = EventManager::new().unwrap();
+        let event = EventFd::new(0).unwrap();
+        event.write(1).unwrap();
+        manager.add_subscriber(Arc::new(Mutex::new(Mistake(event))));
+        let machine = Machine::build_on(manager, &kernel.config(vcpus), None, &mut |_| {}).unwrap();
+        assert!(matches!(run(machine), Err(VmmError::LoopPanicked)));
+    }
+}
+
+#[test]
+fn what_remains_of_a_machine_shows_nothing_of_it() {
+    if no_kvm("what_remains_of_a_machine_shows_nothing_of_it") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vsock");
+    let kernel = Kernel::new(&exit_with(1));
+    let mut config = kernel.config(1);
+    config.devices.insert("vsock".into(), serde_json::json!({ "guest_cid": 3, "uds_path": socket }));
+    let machine = Machine::build(&config, None, &mut |_| {}).unwrap();
+    let handle = machine.handle();
+    assert!(socket.exists());
+    let (reason, remains) = machine.run_to_end(&mut |_| {}).unwrap();
+    assert_eq!((reason, handle.state(), socket.exists()), (ExitReason::PowerOff, RunState::Ended, false));
+    drop(remains);
 }
 
 #[test]

@@ -41,9 +41,14 @@ pub fn vmm(args: &Vmm) -> Outcome {
         events.flush();
     }
     let mut emit = |event| events.emit(&event);
-    match machine(args, &mut emit) {
-        Ok(Ended { signal: Some(signal), .. }) => Err(Failure::silent(u8::try_from(128 + signal).unwrap_or(FAILED))),
-        Ok(Ended { reason, signal: None }) => match reason {
+    let ended = machine(args, &mut emit).map(|ended| {
+        // This process ends, and with it what is left of the machine.
+        std::mem::forget(ended.remains);
+        (ended.reason, ended.signal)
+    });
+    match ended {
+        Ok((_, Some(signal))) => Err(Failure::silent(u8::try_from(128 + signal).unwrap_or(FAILED))),
+        Ok((reason, None)) => match reason {
             ExitReason::PowerOff | ExitReason::Reset | ExitReason::Stopped => Ok(0),
             ExitReason::Panic => Err(Failure::with_code(FAILED, anyhow!("the guest kernel panicked"))),
             ExitReason::TripleFault => Err(Failure::with_code(FAILED, anyhow!("the guest crashed (triple fault)"))),

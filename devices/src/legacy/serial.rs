@@ -122,6 +122,11 @@ impl Serial {
         }
     }
 
+    /// Puts out what is left, and nothing after that. Waits for the writer a moment at most.
+    pub fn close(&mut self) {
+        self.uart.writer_mut().close();
+    }
+
     /// Bytes of input that fit now.
     pub fn room(&self) -> usize {
         if self.loopback { 0 } else { self.uart.fifo_capacity() }

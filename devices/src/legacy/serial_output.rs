@@ -115,21 +115,33 @@ impl Write for Output {
     }
 }
 
-impl Drop for Output {
-    /// Lets the thread write what is left, for [`STALL`] at most; a thread stuck in its writer is left behind.
-    fn drop(&mut self) {
+impl Output {
+    /// Lets the thread write what is left, for [`STALL`] at most; a thread stuck in its writer is left behind. Nothing can be
+    /// written afterwards.
+    pub(super) fn close(&mut self) {
+        self.writer = None;
+        let mut state = self.shared.lock();
         let Some(thread) = self.thread.take() else {
+            state.dead = true;
             return;
         };
-        let mut state = self.shared.lock();
         state.closed = true;
         self.shared.filled.notify_one();
         let wait = self.shared.emptied.wait_timeout_while(state, STALL, |state| !state.done);
-        let done = wait.unwrap_or_else(PoisonError::into_inner).0.done;
+        let mut state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        state.dead = true;
+        let done = state.done;
+        drop(state);
         if done {
             // A panic of the writer has lost output and nothing else.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -213,6 +225,22 @@ mod tests {
         output.write_all(&bytes).unwrap();
         drop(output);
         assert!(reader.join().unwrap() == bytes);
+    }
+
+    #[test]
+    fn a_closed_port_puts_out_what_it_has_and_no_more() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let mut output = Output::new(Box::new(far));
+        output.write_all(b"before").unwrap();
+        output.close();
+        // More than the buffer holds: nobody would ever empty it.
+        output.write_all(&[b'x'; 2 * LIMIT]).unwrap();
+        let mut all = Vec::new();
+        io::Read::read_to_end(&mut near, &mut all).unwrap();
+        assert_eq!(all, b"before");
+        let mut silent = Output::new(Box::new(Fails));
+        silent.close();
+        silent.write_all(&[b'x'; 2 * LIMIT]).unwrap();
     }
 
     #[test]

@@ -348,6 +348,25 @@ fn a_reset_with_requests_waiting_forgets_them() {
 }
 
 #[test]
+fn a_closed_device_is_gone_for_host_and_guest() {
+    use std::os::unix::fs::FileTypeExt;
+    each(|case| {
+        case.works();
+        case.driver.lock().close();
+        let is_socket = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_type().unwrap().is_socket();
+        assert!(!std::fs::read_dir(case.dir.path()).unwrap().any(is_socket), "{}", case.name);
+        for queue in (0..case.queues).filter(|queue| case.reads_at_once(*queue)).collect::<Vec<_>>() {
+            case.driver.add(queue, &[Part::Read(&[0; 64]), Part::Write(513)]).unwrap();
+            case.driver.kick(queue);
+            assert!(case.driver.settle(), "{}: endless work", case.name);
+            assert!(case.driver.used(queue).is_none(), "{}", case.name);
+        }
+        case.driver.reset();
+        assert_eq!(case.driver.status(), 0, "{}", case.name);
+    });
+}
+
+#[test]
 fn a_device_moves_to_another_machine_and_back() {
     each(|case| {
         case.works();

@@ -6,12 +6,14 @@
 //! - [`status`]: the status machine as a table;
 //! - [`events`]: kicks and device descriptors on the event loop;
 //! - [`state`]: saved state;
-//! - [`swap`]: another device in the place of the one there is.
+//! - [`swap`]: another device in the place of the one there is;
+//! - [`close`]: none in its place.
 //!
 //! The driver's accesses come on vCPU threads and only set things up; queues are worked on by the event loop, or, if it has
 //! been told so ([`MmioTransport::answer_at_once`]), on the vCPU thread whose write to QueueNotify arrives there. Both
 //! take the one lock around the transport, the loop once per event.
 
+mod close;
 mod events;
 mod state;
 mod status;

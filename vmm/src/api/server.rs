@@ -54,6 +54,11 @@ impl<H: Handler> Server<H> {
         Ok(Server { listener, epoll, clients: BTreeMap::new(), next_id: LISTENER + 1, clock: 0, reserve, handler })
     }
 
+    /// Removes the socket's file: nobody can connect any more.
+    pub fn close(&mut self) {
+        self.listener.remove();
+    }
+
     /// Who answers.
     pub fn handler_mut(&mut self) -> &mut H {
         &mut self.handler

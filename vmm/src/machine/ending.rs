@@ -1,4 +1,4 @@
-//! How a machine ends: reported by vCPU threads and devices, waited for by the event loop.
+//! How a machine ends: reported by vCPU threads, devices and the event loop, which waits for it.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::VmmError;
 use crate::events::{Counts, ExitReason};
-use crate::vcpu::{Ended, VcpuError};
+use crate::vcpu::{Ended, OnEnd};
 
-/// How the machine ended, as the vCPUs and devices report it: the first report counts.
+/// How the machine ended, as vCPUs, devices and the event loop report it: the first report counts.
 pub(super) struct Ending {
-    first: Mutex<Option<Result<ExitReason, VcpuError>>>,
+    first: Mutex<Option<Result<ExitReason, VmmError>>>,
     counts: Mutex<Counts>,
     /// There is a first report; what the vCPUs look at.
     over: Arc<AtomicBool>,
@@ -33,26 +34,27 @@ impl Ending {
     }
 
     /// How it ended, and what all vCPUs that have ended did.
-    pub(super) fn take(&self) -> (Result<ExitReason, VcpuError>, Counts) {
+    pub(super) fn take(&self) -> (Result<ExitReason, VmmError>, Counts) {
         let how = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         let counts = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         (how.unwrap_or(Ok(ExitReason::Stopped)), counts)
     }
 
-    pub(super) fn report(&self, how: Result<ExitReason, VcpuError>) {
+    pub(super) fn report(&self, how: Result<ExitReason, VmmError>) {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(how);
         self.over.store(true, Ordering::Release);
         // Only a full counter fails, and that wakes the loop as well.
         let _ = self.event.write(1);
     }
 
+    /// There is, or was, a report.
     pub(super) fn is_set(&self) -> bool {
-        self.first.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.over.load(Ordering::Acquire)
     }
 }
 
 /// What a vCPU thread reports at its end.
-pub(super) fn on_end(ending: Arc<Ending>) -> Box<dyn FnOnce(Ended, Counts) + Send> {
+pub(super) fn on_end(ending: Arc<Ending>) -> OnEnd {
     Box::new(move |ended, counts| {
         {
             let mut sum = ending.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +63,7 @@ pub(super) fn on_end(ending: Arc<Ending>) -> Box<dyn FnOnce(Ended, Counts) + Sen
         match ended {
             Ended::Stopped => {}
             Ended::Guest(reason) => ending.report(Ok(reason)),
-            Ended::Failed(error) => ending.report(Err(error)),
+            Ended::Failed(error) => ending.report(Err(error.into())),
         }
     })
 }

@@ -71,6 +71,9 @@ pub enum VmmError {
     /// The event loop broke.
     #[error("event loop: {0}")]
     Loop(#[from] event_manager::Error),
+    /// A mistake in this monitor.
+    #[error("event loop: a mistake in the monitor stopped it (see the lines before)")]
+    LoopPanicked,
     /// A vCPU broke.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),

@@ -7,6 +7,7 @@
 mod assembly;
 mod ending;
 mod error;
+mod event_loop;
 mod handle;
 mod restore;
 mod save;
@@ -15,7 +16,7 @@ mod update;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use boot::acpi::MmioWindow;
 use devices::Bus;
@@ -32,16 +33,17 @@ use crate::cpuid_cache;
 use crate::events::{Event, ExitReason, Phase, monotonic_ns};
 use crate::host::{self, KvmKind};
 use crate::irq::KvmRoutes;
-use crate::memory::{MemoryError, Ram};
+use crate::memory::Ram;
 use crate::pager::Pager;
-use crate::slots::{self, Coming, Rest};
+use crate::slots::{self, Rest};
 use crate::snapshot::memory::Source;
 use crate::snapshot::{self, Parent};
-use crate::vcpu::{Shared, Vcpu, VcpuError, registers};
+use crate::vcpu::{Driver, Shared, Vcpu, registers};
 use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS, LAPIC_BASE};
 use ending::{Ending, EndingEvent, on_end};
 pub use error::VmmError;
 use error::{io_error, kvm};
+use event_loop::{End, EventLoop, Serving};
 pub use handle::{Handle, RunState};
 
 /// Three pages KVM needs on VT-x, and the identity map's one below them, out of the guest's sight (api.rst, 4.35, 4.41).
@@ -66,7 +68,7 @@ pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 ///
 /// Fields drop in order, after the vCPU threads have ended: devices go before the RAM they use.
 pub struct Machine {
-    handle: Handle,
+    end: End,
     vcpus: Vec<Vcpu>,
     resume: bool,
     /// RAM that has no memory slot yet.
@@ -85,7 +87,7 @@ struct Parts {
     kvm: Kvm,
     vm: Arc<VmFd>,
     /// Gives `memory` its pages, if a mapping does not.
-    _pager: Option<Pager>,
+    pager: Mutex<Option<Pager>>,
     memory: Ram,
     /// What `memory` is a private view of. Taken with the threads' lock held.
     base: Mutex<Base>,
@@ -104,11 +106,18 @@ struct Base {
 
 impl Parts {
     fn config(&self) -> VmConfig {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.config).clone()
     }
 
     fn set_config(&self, config: VmConfig) {
-        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        *lock(&self.config) = config;
+    }
+
+    /// Ends what others could see of a machine that has ended.
+    fn close(&self) {
+        self.transports.iter().for_each(|transport| lock(transport).close());
+        lock(&self.serial).close();
+        drop(lock(&self.pager).take());
     }
 }
 
@@ -195,7 +204,7 @@ impl Machine {
             ioapic,
             kvm: host_kvm,
             vm,
-            _pager: pager,
+            pager: Mutex::new(pager),
             memory,
             base: Mutex::new(base),
             _disks: disks,
@@ -206,54 +215,60 @@ impl Machine {
         };
         let parts = Arc::new(parts);
         let handle = Handle::new(ending, Arc::downgrade(&parts));
-        Ok(Machine { handle, vcpus, resume, rest, manager, parts })
+        Ok(Machine { end: End(handle), vcpus, resume, rest, manager, parts })
     }
 
     /// A handle to steer it with.
     pub fn handle(&self) -> Handle {
-        self.handle.clone()
+        self.end.0.clone()
     }
 
-    /// Runs it to its end, on this thread (the event loop) and one thread a vCPU.
-    pub fn run(mut self, on_event: &mut dyn FnMut(Event)) -> Result<ExitReason, VmmError> {
-        let ending = self.handle.ending.clone();
-        let threads = self.vcpus.drain(..).map(|vcpu| vcpu.spawn(on_end(ending.clone())));
-        let threads = threads.collect::<Result<_, _>>().map_err(io_error("vCPU thread"))?;
-        // Whoever listens may be slow: the guest does not wait for that.
-        let run = Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() };
-        self.handle.give_threads(threads, self.resume);
-        // Dropped before RAM is.
-        let _coming = self.rest.take().map(|rest| self.bring(rest)).transpose()?;
-        on_event(run);
-        while !ending.is_set() {
-            match self.manager.run() {
-                Ok(_) => {}
-                Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        self.handle.end_threads();
+    /// Runs it to its end, and gives everything back.
+    pub fn run(self, on_event: &mut dyn FnMut(Event)) -> Result<ExitReason, VmmError> {
+        Ok(self.run_to_end(on_event)?.0)
+    }
+
+    /// Runs it to its end: its first vCPU on this thread, each other one and the event loop on threads of their own. So no
+    /// thread need be woken for what is mostly the first vCPU's doing, the machine's first instruction and its end.
+    ///
+    /// Nobody sees anything of the machine afterwards, but its memory is still there, see [`Remains`].
+    pub fn run_to_end(mut self, on_event: &mut dyn FnMut(Event)) -> Result<(ExitReason, Remains), VmmError> {
+        let ending = self.end.0.ending.clone();
+        let mut vcpus = self.vcpus.drain(..);
+        let first = vcpus.next().ok_or(ConfigError::Vcpus(0))?;
+        let (mut driver, first) = first.on_this_thread(on_end(ending.clone())).map_err(io_error("vCPU's signal"))?;
+        let others = vcpus.map(|vcpu| vcpu.spawn(on_end(ending.clone())));
+        let threads = std::iter::once(Ok(first)).chain(others).collect::<Result<_, _>>();
+        self.end.0.give_threads(threads.map_err(io_error("vCPU thread"))?, self.resume);
+        let (handle, vm) = (self.handle(), self.parts.vm.clone());
+        let events = EventLoop { manager: self.manager, handle, rest: self.rest.take(), vm };
+        let events = events.start().map_err(io_error("event loop's thread"))?;
+        on_event(Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() });
+        driver.drive();
+        let at_ns = monotonic_ns();
+        self.end.0.end_threads();
+        let remains = Remains { _events: events, _first: driver, parts: self.parts };
+        remains.parts.close();
         let (how, counts) = ending.take();
         let reason = how?;
-        on_event(Event::Exit { reason, at_ns: monotonic_ns(), counts });
-        Ok(reason)
+        on_event(Event::Exit { reason, at_ns, counts });
+        Ok((reason, remains))
     }
 }
 
-impl Machine {
-    /// Has the rest of RAM come while the guest runs.
-    fn bring(&self, rest: Rest) -> Result<Coming, VmmError> {
-        let ending = self.handle.ending.clone();
-        let failed = move |error: MemoryError| ending.report(Err(VcpuError::Memory(error.to_string())));
-        rest.start(self.parts.vm.clone(), failed).map_err(io_error("memory slots' thread"))
-    }
+/// What is left of a machine that has ended: memory, KVM's objects, and the thread of its event loop. Dropping it gives
+/// them back; a process that is about to end may forget it instead, for the kernel does that faster.
+#[must_use]
+pub struct Remains {
+    /// Waited for first: devices go before the RAM they use.
+    _events: Serving,
+    _first: Driver,
+    parts: Arc<Parts>,
 }
 
-impl Drop for Machine {
-    /// Handles may outlive the machine; its vCPUs must not outlive its memory, whatever way it ended.
-    fn drop(&mut self) {
-        self.handle.end_threads();
-    }
+/// Nothing that panics leaves these half-changed.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Grows the descriptor table while there is one thread, which is free; later it waits for an RCU grace period.

@@ -62,7 +62,7 @@ pub(super) fn pager(
     ending: &Arc<Ending>,
 ) -> Result<Pager, VmmError> {
     let ending = ending.clone();
-    let on_error = Box::new(move |problem| ending.report(Err(VcpuError::Memory(problem))));
+    let on_error = Box::new(move |problem| ending.report(Err(VcpuError::Memory(problem).into())));
     let place = Place::of(&from.path, saved.meta.memory_id);
     Ok(Pager::start(ram, sources, place, on_error).map_err(MemoryError::from)?)
 }

@@ -58,6 +58,12 @@ pub enum VcpuError {
     /// A page of guest memory could not be had.
     #[error("{0}")]
     Memory(String),
+    /// A mistake in this monitor.
+    #[error("vCPU {index}: a mistake in the monitor stopped it (see the lines before)")]
+    Panicked {
+        /// Which vCPU.
+        index: u8,
+    },
     /// An exit that this monitor never asked KVM for.
     #[error("vCPU {index}: unexpected exit from the guest: {exit}")]
     Unexpected {

@@ -38,6 +38,19 @@ pub fn install() -> std::io::Result<()> {
     if result == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(result)) }
 }
 
+/// What [`kick`] knows this thread by.
+pub fn this_thread() -> libc::pid_t {
+    // SAFETY: it returns a number.
+    unsafe { libc::gettid() }
+}
+
+/// Sends the signal to a thread of this process. One that has ended meanwhile does not get it, and a thread that runs no
+/// vCPU does nothing about it.
+pub fn kick(thread: libc::pid_t) {
+    // SAFETY: the call takes three numbers. That the id may be another thread's by now does no harm.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
+}
+
 /// While this lives, the signal makes this thread's vCPU leave (or not enter) the guest.
 pub struct Armed(());
 

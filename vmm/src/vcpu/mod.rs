@@ -1,6 +1,7 @@
 //! vCPU threads.
 //!
-//! Each vCPU is one thread that alternates between KVM_RUN and its control block ([`control`]):
+//! Each vCPU has one thread, its own or the one that runs the machine, that alternates between KVM_RUN and its control
+//! block ([`control`]):
 //!
 //! ```text
 //!            resume                  pause
@@ -22,4 +23,4 @@ mod thread;
 pub use control::{Control, Order, Target, Task};
 pub use exits::{Ended, VcpuError};
 pub use state::SavedVcpu;
-pub use thread::{Shared, Vcpu, VcpuThread};
+pub use thread::{Driver, OnEnd, Shared, Vcpu, VcpuThread};

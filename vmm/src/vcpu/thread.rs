@@ -1,6 +1,8 @@
 //! One vCPU and the thread that runs it.
 
+use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
@@ -63,19 +65,22 @@ impl Vcpu {
         Vcpu { index, fd, shared, scratch, counts: Counts::default() }
     }
 
-    /// Starts the thread, paused. `on_end` is called once, on that thread, when the vCPU is out of the guest for good.
-    pub fn spawn(self, on_end: Box<dyn FnOnce(Ended, Counts) + Send>) -> std::io::Result<VcpuThread> {
+    /// Starts a thread for it, paused. `on_end` is called once, on that thread, when the vCPU is out of the guest for good.
+    pub fn spawn(self, on_end: OnEnd) -> io::Result<VcpuThread> {
         kick::install()?;
-        let control = Arc::new(Control::default());
         let name = format!("vcpu{}", self.index);
-        let for_thread = control.clone();
-        let join = thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
-            let mut vcpu = self;
-            let ended = vcpu.live(&for_thread);
-            for_thread.ended();
-            on_end(ended, vcpu.counts);
-        })?;
-        Ok(VcpuThread { control, join: Some(join) })
+        let mut driver = Driver::new(self, on_end);
+        let control = driver.control.clone();
+        let join = thread::Builder::new().name(name).stack_size(STACK).spawn(move || driver.drive())?;
+        Ok(VcpuThread { control, place: Place::Own(Some(join)) })
+    }
+
+    /// As [`Vcpu::spawn`], but for the thread that calls: it is to [`Driver::drive`] the vCPU, and no other thread is.
+    pub fn on_this_thread(self, on_end: OnEnd) -> io::Result<(Driver, VcpuThread)> {
+        kick::install()?;
+        let driver = Driver::new(self, on_end);
+        let control = driver.control.clone();
+        Ok((driver, VcpuThread { control, place: Place::Callers(kick::this_thread()) }))
     }
 
     fn live(&mut self, control: &Control) -> Ended {
@@ -205,10 +210,53 @@ fn internal_error(run: &kvm_bindings::kvm_run) -> (u32, Vec<u64>) {
     (internal.suberror, internal.data[..count].to_vec())
 }
 
-/// A running vCPU's steering wheel. Dropping it ends the thread.
+/// Told how a vCPU's life ended, and what it did.
+pub type OnEnd = Box<dyn FnOnce(Ended, Counts) + Send>;
+
+/// A vCPU with what it obeys, for the thread that runs it.
+pub struct Driver {
+    vcpu: Vcpu,
+    control: Arc<Control>,
+    on_end: Option<OnEnd>,
+}
+
+impl Driver {
+    fn new(vcpu: Vcpu, on_end: OnEnd) -> Self {
+        Driver { vcpu, control: Arc::default(), on_end: Some(on_end) }
+    }
+
+    /// Does what it is told until the vCPU is out of the guest for good.
+    pub fn drive(&mut self) {
+        let (vcpu, control) = (&mut self.vcpu, &self.control);
+        // Nobody looks at the vCPU's state afterwards, and the panic hook has told of the panic.
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| vcpu.live(control)));
+        let ended = ended.unwrap_or(Ended::Failed(VcpuError::Panicked { index: self.vcpu.index }));
+        self.control.ended();
+        if let Some(on_end) = self.on_end.take() {
+            on_end(ended, self.vcpu.counts);
+        }
+    }
+}
+
+impl Drop for Driver {
+    /// Nobody has to wait for one that never ran.
+    fn drop(&mut self) {
+        self.control.ended();
+    }
+}
+
+/// A running vCPU's steering wheel. Dropping it ends the thread, if that is the vCPU's own.
 pub struct VcpuThread {
     control: Arc<Control>,
-    join: Option<JoinHandle<()>>,
+    place: Place,
+}
+
+/// Where a vCPU runs.
+enum Place {
+    /// On a thread of its own.
+    Own(Option<JoinHandle<()>>),
+    /// On the thread with this id, which goes on afterwards.
+    Callers(libc::pid_t),
 }
 
 impl VcpuThread {
@@ -246,9 +294,11 @@ impl VcpuThread {
     }
 
     fn kick(&self) {
-        if let Some(join) = self.join.as_ref().filter(|join| !join.is_finished()) {
-            // ESRCH means that it has just ended, which is what a kick is for.
-            let _ = join.kill(kick::signal());
+        // ESRCH means that it has just ended, which is what a kick is for.
+        match &self.place {
+            Place::Own(Some(join)) if !join.is_finished() => drop(join.kill(kick::signal())),
+            Place::Own(_) => {}
+            Place::Callers(thread) => kick::kick(*thread),
         }
     }
 }
@@ -258,8 +308,10 @@ impl Drop for VcpuThread {
         if self.control.target() != Target::Stopped {
             self.stop();
         }
-        if let Some(join) = self.join.take() {
-            // A panic there has been reported by the panic hook; the machine ends either way.
+        if let Place::Own(join) = &mut self.place
+            && let Some(join) = join.take()
+        {
+            // It does not panic: `Driver::drive` sees to that.
             let _ = join.join();
         }
     }

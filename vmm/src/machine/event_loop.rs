@@ -1,0 +1,85 @@
+//! The event loop's thread.
+
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use event_manager::EventManager;
+use kvm_ioctls::VmFd;
+
+use super::error::io_error;
+use super::{Handle, Subscriber, VmmError};
+use crate::events::ExitReason;
+use crate::memory::MemoryError;
+use crate::slots::{Coming, Rest};
+
+/// Stack of the thread: what runs on it keeps its buffers on the heap. Small, so that no host backs it with a 2 MiB page.
+const STACK: usize = 512 << 10;
+
+/// What a machine waits for, until it ends.
+pub(super) struct EventLoop {
+    pub manager: EventManager<Subscriber>,
+    pub handle: Handle,
+    /// RAM that has no memory slot yet.
+    pub rest: Option<Rest>,
+    pub vm: Arc<VmFd>,
+}
+
+impl EventLoop {
+    /// Starts the thread. It ends when the machine does, and its end is the machine's.
+    pub(super) fn start(self) -> io::Result<Serving> {
+        let end = End(self.handle.clone());
+        let thread = thread::Builder::new().name("events".into()).stack_size(STACK).spawn(move || {
+            // Nothing of it is used afterwards, and the panic hook has told of the panic.
+            let result = panic::catch_unwind(AssertUnwindSafe(|| self.run()));
+            if let Err(error) = result.unwrap_or(Err(VmmError::LoopPanicked)) {
+                end.0.ending.report(Err(error));
+            }
+        })?;
+        Ok(Serving(Some(thread)))
+    }
+
+    fn run(mut self) -> Result<(), VmmError> {
+        // Dropped before RAM is.
+        let _coming = self.rest.take().map(|rest| self.bring(rest)).transpose()?;
+        while !self.handle.ending.is_set() {
+            match self.manager.run() {
+                Ok(_) => {}
+                Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the rest of RAM come while the guest runs.
+    fn bring(&self, rest: Rest) -> Result<Coming, VmmError> {
+        let ending = self.handle.ending.clone();
+        let failed = move |error: MemoryError| ending.report(Err(error.into()));
+        rest.start(self.vm.clone(), failed).map_err(io_error("memory slots' thread"))
+    }
+}
+
+/// The thread. Dropping this waits for it, which the machine's end has told to end.
+pub(super) struct Serving(Option<JoinHandle<()>>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // It does not panic: `EventLoop::start` sees to that.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Ends a machine, its vCPUs first of all: handles may outlive it, its vCPUs must not outlive its memory; and whoever runs
+/// it waits for one of them, whatever way the event loop ended.
+pub(super) struct End(pub Handle);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.ending.report(Ok(ExitReason::Stopped));
+        self.0.end_threads();
+    }
+}
