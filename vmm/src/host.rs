@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
@@ -88,8 +89,13 @@ pub fn open() -> Result<Kvm, HostError> {
     }
 }
 
-/// How KVM runs a guest here, told by the host's own CPU flags and the loaded back end.
+/// How KVM runs a guest here, told by the host's own CPU flags and the loaded back end. Asked of the host once.
 pub fn kind() -> KvmKind {
+    static KIND: OnceLock<KvmKind> = OnceLock::new();
+    *KIND.get_or_init(find_kind)
+}
+
+fn find_kind() -> KvmKind {
     // The software back end announces itself; a CPU may keep its vmx or svm flag beside it.
     if Path::new("/sys/module/kvm_pvm").exists() {
         return KvmKind::SoftwareNested;
