@@ -95,17 +95,46 @@ fn gdt(code: u64) -> Gdt {
     Gdt { base: GDT_START, limit, entries, code: CODE_SELECTOR, data: DATA_SELECTOR }
 }
 
-/// The six pages at [`PAGE_TABLES_START`]: PML4, PDPT, and directories of 2 MiB pages for the first 4 GiB.
-pub(crate) fn page_tables() -> Vec<u8> {
+/// The six pages at [`PAGE_TABLES_START`], with their addresses: PML4, PDPT, and directories of 2 MiB pages for the first
+/// 4 GiB. One at a time, so that they take no other memory than the guest's.
+pub(crate) fn page_tables() -> impl Iterator<Item = (u64, [u8; PAGE_SIZE as usize])> {
     let table = |n: u64| PAGE_TABLES_START + n * PAGE_SIZE;
-    let mut bytes = vec![0; (PAGE_SIZE * (2 + DIRECTORIES)) as usize];
-    // Fills `page` from its first entry on.
-    let mut fill = |page: u64, entries: &mut dyn Iterator<Item = u64>| {
-        let slots = bytes[(page * PAGE_SIZE) as usize..].chunks_exact_mut(size_of::<u64>());
-        slots.zip(entries).for_each(|(slot, entry)| slot.copy_from_slice(&(entry | PRESENT_WRITABLE).to_le_bytes()));
-    };
-    fill(0, &mut std::iter::once(table(1)));
-    fill(1, &mut (0..DIRECTORIES).map(|n| table(2 + n)));
-    fill(2, &mut (0..ENTRIES * DIRECTORIES).map(|n| (n * LARGE_PAGE_SIZE) | LARGE_PAGE));
-    bytes
+    (0..2 + DIRECTORIES).map(move |page| {
+        let entry = |slot: u64| match page {
+            0 if slot == 0 => table(1) | PRESENT_WRITABLE,
+            1 if slot < DIRECTORIES => table(2 + slot) | PRESENT_WRITABLE,
+            0 | 1 => 0,
+            directory => (((directory - 2) * ENTRIES + slot) * LARGE_PAGE_SIZE) | LARGE_PAGE | PRESENT_WRITABLE,
+        };
+        let mut bytes = [0; PAGE_SIZE as usize];
+        for (bytes, slot) in bytes.chunks_exact_mut(size_of::<u64>()).zip(0..) {
+            bytes.copy_from_slice(&entry(slot).to_le_bytes());
+        }
+        (table(page), bytes)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_4_gib_are_mapped_at_their_own_addresses() {
+        let pages: std::collections::BTreeMap<_, _> = page_tables().collect();
+        let entry = |table: u64, slot: u64| {
+            let at = (slot * 8) as usize;
+            u64::from_le_bytes(pages[&table][at..at + 8].try_into().unwrap())
+        };
+        let next = |entry: u64| {
+            assert_eq!(entry & 0xfff, PRESENT_WRITABLE);
+            entry & !0xfff
+        };
+        for address in (0..4 << 30).step_by(LARGE_PAGE_SIZE as usize) {
+            let directories = next(entry(PAGE_TABLES_START, address >> 39));
+            let directory = next(entry(directories, address >> 30 & 511));
+            assert_eq!(entry(directory, address >> 21 & 511), address | LARGE_PAGE | PRESENT_WRITABLE);
+        }
+        assert_eq!((entry(PAGE_TABLES_START, 1), entry(PAGE_TABLES_START + PAGE_SIZE, 4)), (0, 0));
+        assert_eq!(pages.len(), 6);
+    }
 }

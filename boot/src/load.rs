@@ -80,7 +80,7 @@ fn write_boot_structures<M: GuestMemoryBackend>(
     };
     let params = linux::params(header, text.len(), initrd, &map);
     write(mem, "boot_params", params.as_slice(), layout::BOOT_PARAMS_START)?;
-    write(mem, "page tables", &cpu::page_tables(), layout::PAGE_TABLES_START)?;
+    cpu::page_tables().try_for_each(|(address, page)| write(mem, "page tables", &page, address))?;
     Ok(CpuState::linux(kernel.entry()))
 }
 

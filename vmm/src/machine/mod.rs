@@ -49,8 +49,8 @@ pub use handle::{Handle, RunState};
 /// Three pages KVM needs on VT-x, and the identity map's one below them, out of the guest's sight (api.rst, 4.35, 4.41).
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
-/// Descriptors to have room for before the first thread starts.
-const FD_ROOM: libc::c_int = 1023;
+/// Descriptors to have room for before the first thread starts; more than a machine has without clients.
+const FD_ROOM: libc::c_int = 255;
 
 /// Where the serial console comes from and goes to, when the process around the machine wants it otherwise than
 /// [`SerialConfig`] says.
