@@ -188,7 +188,7 @@ impl MmioTransport {
     /// Lets the device work, then sends the interrupts it caused.
     fn with_device(&mut self, work: impl FnOnce(&mut dyn VirtioDevice, &mut Io) -> Result<(), DeviceFault>) {
         self.queues.iter_mut().for_each(VirtQueue::refill);
-        let mut io = Io { mem: &self.mem, queues: &mut self.queues, config_changed: false };
+        let mut io = Io { mem: &self.mem, queues: &mut self.queues, config_changed: false, at_once: self.at_once };
         let mut result = work(self.device.as_mut(), &mut io);
         let mut interrupt = 0;
         if io.config_changed {
@@ -233,7 +233,7 @@ impl MmioTransport {
 
     /// Nothing the device does may touch guest RAM after this.
     fn quiesce(&mut self, forget: bool) {
-        let mut io = Io { mem: &self.mem, queues: &mut self.queues, config_changed: false };
+        let mut io = Io { mem: &self.mem, queues: &mut self.queues, config_changed: false, at_once: self.at_once };
         if let Err(fault) = self.device.quiesce(&mut io, forget) {
             tracing::warn!(device = self.info.name, "quiesce: {fault}");
         }

@@ -64,6 +64,8 @@ pub struct Io<'a> {
     pub queues: &'a mut [VirtQueue],
     /// Set by the device when its configuration space has changed.
     pub config_changed: bool,
+    /// The driver waits for the answer to its kick: what a device that is [`DeviceInfo::prompt`] takes, it answers.
+    pub at_once: bool,
 }
 
 /// Why a device cannot go on until the driver resets it.

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::backend::{Backend, Extents, RawFile};
-use super::{Blk, SECTOR};
+use super::disk::Disk;
+use super::engine::Choice;
+use super::{Blk, Options, QUEUE_SIZES, SECTOR};
 use crate::virtio::VirtioDevice;
 use crate::virtio::table::{DeviceError, DeviceKind};
 
@@ -29,7 +30,18 @@ pub const KIND: DeviceKind = DeviceKind {
     check: |section| parse(section).and_then(|drives| check(&drives)),
     build,
     kernel_args,
-    syscalls: &[libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_fdatasync],
+    syscalls: &[
+        libc::SYS_preadv,
+        libc::SYS_io_uring_setup,
+        libc::SYS_io_uring_register,
+        libc::SYS_io_uring_enter,
+        // Where io_uring is refused.
+        libc::SYS_clone3,
+        libc::SYS_futex,
+        libc::SYS_pwritev,
+        libc::SYS_fdatasync,
+        libc::SYS_fallocate,
+    ],
     #[cfg(any(test, feature = "testing"))]
     sample,
 };
@@ -53,19 +65,23 @@ struct Drive {
     /// The kernel is told to mount it as its root.
     #[serde(default)]
     is_root_device: bool,
-    /// As in files for Firecracker. Both are the same here: a flush is always done, and a guest that does not flush gets
-    /// its writes flushed one by one.
+    /// As in files for Firecracker, whose two are the same here: a flush is always done, and a guest that does not flush
+    /// gets its writes flushed one by one. With ours, `Writethrough`, every guest does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cache_type: Option<CacheType>,
-    /// As in files for Firecracker. Not seen from outside.
+    /// As in files for Firecracker: by io_uring (where the host has it, and the default) or without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     io_engine: Option<IoEngine>,
+    /// 1 to 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    num_queues: Option<u16>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 enum CacheType {
     Unsafe,
     Writeback,
+    Writethrough,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]
@@ -118,6 +134,9 @@ fn check(drives: &[Drive]) -> Result<(), DeviceError> {
         if drive.path_on_host.is_some() && drive.capacity.is_some() {
             return Err(invalid(format!("drive '{id}' has a path_on_host, whose size is its capacity")));
         }
+        if drive.num_queues.is_some_and(|queues| !(1..=QUEUE_SIZES.len()).contains(&queues.into())) {
+            return Err(invalid(format!("drive '{id}': num_queues is not 1 to {}", QUEUE_SIZES.len())));
+        }
         let has_extents = !drive.extents.is_empty() || drive.capacity.is_some();
         if drive.path_on_host.is_some() == has_extents {
             return Err(invalid(format!("drive '{id}' needs either path_on_host or extents")));
@@ -140,29 +159,37 @@ fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
 
 fn open(drive: &Drive) -> Result<Blk, DeviceError> {
     let id = &drive.drive_id;
-    let (backend, read_only): (Box<dyn Backend>, bool) = match &drive.path_on_host {
+    let (disk, read_only) = match &drive.path_on_host {
         Some(path) => {
             let read_only = drive.is_read_only.unwrap_or(false);
             let (file, len) = open_file(path, !read_only)?;
             if len % SECTOR != 0 {
                 tracing::warn!("drive '{id}': the last {} bytes are not a whole sector", len % SECTOR);
             }
-            (Box::new(RawFile { file, len }), read_only)
+            (Disk::raw(file, len), read_only)
         }
-        None => (Box::new(open_extents(drive)?), true),
+        None => (open_extents(drive)?, true),
     };
-    Ok(Blk::new(backend, read_only, id))
+    let options = Options {
+        read_only,
+        write_through: drive.cache_type == Some(CacheType::Writethrough),
+        queues: drive.num_queues.unwrap_or(1),
+        engine: match drive.io_engine {
+            Some(IoEngine::Sync) => Choice::Threads,
+            Some(IoEngine::Async) | None => Choice::Uring,
+        },
+    };
+    Blk::new(disk, options, id).map_err(DeviceError::host(SECTION, format!("an event for drive '{id}'")))
 }
 
 /// The files of a read-only disk, and the zeros after them.
-fn open_extents(drive: &Drive) -> Result<Extents, DeviceError> {
+fn open_extents(drive: &Drive) -> Result<Disk, DeviceError> {
     let id = &drive.drive_id;
     let files = drive.extents.iter().map(|path| open_file(path, false)).collect::<Result<_, _>>()?;
-    let extents = Extents::new(files).ok_or_else(|| invalid(format!("drive '{id}' is too large")))?;
-    let Some(capacity) = drive.capacity else { return Ok(extents) };
-    let bytes = extents.bytes();
-    extents
-        .padded_to(capacity)
+    let disk = Disk::of_extents(files).ok_or_else(|| invalid(format!("drive '{id}' is too large")))?;
+    let Some(capacity) = drive.capacity else { return Ok(disk) };
+    let bytes = disk.bytes();
+    disk.padded_to(capacity)
         .ok_or_else(|| invalid(format!("drive '{id}': {bytes} bytes do not fit its capacity of {capacity}")))
 }
 
@@ -195,7 +222,7 @@ fn sample(dir: &Path) -> Value {
     let path = dir.join("disk.img");
     let made = std::fs::write(&path, vec![0u8; 1 << 20]);
     assert!(made.is_ok(), "{made:?}");
-    serde_json::json!([{ "drive_id": "sample", "path_on_host": path }])
+    serde_json::json!([{ "drive_id": "sample", "path_on_host": path, "num_queues": 2 }])
 }
 
 #[cfg(test)]
@@ -238,6 +265,8 @@ mod tests {
             (json!([{ "drive_id": "a", "path_on_host": "/nowhere/x" }]), "/nowhere/x"),
             (json!([{ "drive_id": "a", "path_on_host": dir.path(), "is_read_only": true }]), "not a regular file"),
             (json!([{ "drive_id": "a", "path_on_host": file, "cache": 1 }]), "cache"),
+            (json!([{ "drive_id": "a", "path_on_host": file, "num_queues": 0 }]), "not 1 to 8"),
+            (json!([{ "drive_id": "a", "path_on_host": file, "num_queues": 9 }]), "not 1 to 8"),
             (json!({}), "drives"),
         ];
         for (section, words) in cases {
@@ -251,7 +280,7 @@ mod tests {
     #[test]
     fn what_means_nothing_here_is_taken_from_files_for_firecracker() {
         let drive = |key: &str, value: &str| json!([{ "drive_id": "a", "path_on_host": "/a", key: value }]);
-        for (key, value) in [("cache_type", "Unsafe"), ("cache_type", "Writeback"), ("io_engine", "Async")] {
+        for (key, value) in [("cache_type", "Unsafe"), ("cache_type", "Writeback")] {
             (KIND.check)(&drive(key, value)).unwrap();
         }
         assert!((KIND.check)(&drive("cache_type", "Sloppy")).unwrap_err().to_string().contains("Sloppy"));

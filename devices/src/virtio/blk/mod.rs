@@ -1,33 +1,47 @@
 //! The block device (virtio 1.3, 5.2) on raw files.
 //!
 //! - [`config`]: the `drives` section, the `--disk` flag, opening files;
-//! - [`backend`]: bytes at offsets: a raw file, or several read-only files one after the other;
+//! - [`disk`]: which bytes are in which file;
 //! - [`request`]: what a request asks for, as a pure function;
+//! - [`flight`]: requests under way, and [`engine`]: who carries them out;
+//! - [`space`]: the configuration space;
 //! - this file: the device.
 //!
-//! Requests are worked on one after the other on the event loop. Read-only is the host's: the file is opened so.
+//! Requests go to an io_uring (or threads) and end in any order; the event loop does not wait for them. Where the driver
+//! waits for its kick ([`Io::at_once`]), which only read-only disks answer so, they are read on the spot. Read-only is the
+//! host's: the file is opened so.
 
-mod backend;
 mod config;
+mod disk;
+mod engine;
+mod flight;
 mod request;
+mod space;
 
 use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use serde_json::Value;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use backend::Backend;
 pub use config::KIND;
+use disk::{Disk, Place};
+use engine::Choice;
+use flight::{Action, Flight, Landed, Order};
 use request::{Header, Operation, Outcome, Request};
+use space::CONFIG_LEN;
 
 use super::chain::Chain;
 use super::table::check_state_version;
-use super::{DeviceFault, DeviceInfo, Io, StateError, VirtioDevice};
-use crate::GuestRam;
+use super::{DeviceFault, DeviceFd, DeviceInfo, Io, StateError, VirtioDevice};
 
 /// Bytes of a sector in requests and capacity, whatever the block size (5.2.4).
 pub const SECTOR: u64 = 512;
 const STATE_VERSION: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
+/// As many as there can be.
+static QUEUE_SIZES: [u16; 8] = [QUEUE_SIZE; 8];
 /// Bytes of the identity string (5.2.6).
 const ID_LEN: usize = 20;
 
@@ -35,97 +49,216 @@ const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
+const F_TOPOLOGY: u64 = 1 << 10;
+const F_MQ: u64 = 1 << 12;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
 
-/// Bytes of the configuration space that have a meaning here: up to the topology (5.2.4).
-const CONFIG_LEN: usize = 24;
+/// How a disk is to be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Options {
+    read_only: bool,
+    /// The driver gets no cache to flush: each write is on stable storage before it ends.
+    write_through: bool,
+    /// Queues, of which there are 1 to 8.
+    queues: u16,
+    engine: Choice,
+}
 
 /// A disk.
-pub struct Blk {
-    backend: Box<dyn Backend>,
+struct Blk {
+    disk: Disk,
+    options: Options,
     id: [u8; ID_LEN],
-    read_only: bool,
     sectors: u64,
     config: [u8; CONFIG_LEN],
     /// The driver does not flush, so each write is flushed for it (5.2.6.2).
     write_through: bool,
+    /// Made with the first request that needs it.
+    flight: Option<Flight>,
+    /// Something in flight is done.
+    done: Arc<EventFd>,
+    /// Queues have chains for which there was no room.
+    starved: bool,
+    /// Requests that the host failed.
+    failures: u64,
+}
+
+/// What becomes of a chain.
+enum Fate {
+    /// It has been answered; so many bytes were written.
+    Answered(u32),
+    /// It is in flight.
+    Taken,
 }
 
 impl Blk {
-    /// A disk with the bytes of `backend`, down to whole sectors; `id` is what the guest can ask for, cut to 20 bytes.
-    pub fn new(backend: Box<dyn Backend>, read_only: bool, id: &str) -> Self {
-        let sectors = backend.bytes() / SECTOR;
-        let mut config = [0; CONFIG_LEN];
-        config[..8].copy_from_slice(&sectors.to_le_bytes());
-        // Of a chain, the header and the status are not data.
-        config[12..16].copy_from_slice(&u32::from(QUEUE_SIZE - 2).to_le_bytes());
-        config[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
+    /// A disk, down to whole sectors; `id` is what the guest can ask for, cut to 20 bytes. Fails only for lack of
+    /// descriptors.
+    fn new(disk: Disk, options: Options, id: &str) -> io::Result<Self> {
+        let sectors = disk.bytes() / SECTOR;
         let mut padded = [0; ID_LEN];
         padded.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
-        Blk { backend, id: padded, read_only, sectors, config, write_through: true }
+        Ok(Blk {
+            config: space::config(sectors, &options),
+            disk,
+            options,
+            id: padded,
+            sectors,
+            write_through: true,
+            flight: None,
+            done: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            starved: false,
+            failures: 0,
+        })
     }
 
-    /// Carries a request out; returns the bytes written into the chain besides the status.
-    fn execute(&mut self, request: &Request, chain: &Chain) -> io::Result<u32> {
-        let (data, _) = chain.writable().split_at(request.length as usize);
-        match request.operation {
-            Operation::Read { offset } => {
-                self.backend.read_at(data, offset)?;
-                Ok(request.length)
-            }
-            Operation::Write { offset } => {
-                let (_, data) = chain.readable().split_at(Header::LEN);
-                self.backend.write_at(data, offset)?;
-                if self.write_through {
-                    self.backend.flush()?;
-                }
-                Ok(0)
-            }
-            Operation::Flush => {
-                self.backend.flush()?;
-                Ok(0)
-            }
-            Operation::GetId => Ok(data.write(&self.id) as u32),
-        }
-    }
-
-    fn serve(&mut self, chain: &Chain) -> Result<u32, DeviceFault> {
+    /// Answers a chain, or takes it up.
+    fn begin(&mut self, queue: usize, chain: &Chain, io: &Io) -> Result<Fate, DeviceFault> {
         // The status is the last byte of the writable part, however it is cut into descriptors (2.7.4).
         let Some(data_len) = chain.writable_len().checked_sub(1) else {
             return Err(DeviceFault::Guest("block request without a status byte"));
         };
-        let parsed = Request::parse(Header::read(chain), chain.readable_len(), data_len, self.sectors, self.read_only);
+        let (header, read_only) = (Header::read(chain), self.options.read_only);
+        let parsed = Request::parse(header, chain.readable_len(), data_len, self.sectors, read_only);
         let (outcome, written) = match parsed {
             Err(refused) => (refused, 0),
-            Ok(request) => match self.execute(&request, chain) {
-                Ok(written) => (Outcome::Ok, written),
-                Err(e) => {
-                    tracing::warn!("block request {:?}: host's fault: {e}", request.operation);
-                    (Outcome::IoError, 0)
+            Ok(request) => match self.in_flight(&request) {
+                Some((action, place)) if !io.at_once => {
+                    self.take_off(queue, chain, (action, place), &request, io);
+                    return Ok(Fate::Taken);
                 }
+                _ => self.on_the_spot(&request, chain),
             },
         };
         chain.writable().split_at(data_len as usize).1.write(&[outcome as u8]);
-        Ok(written + 1)
+        Ok(Fate::Answered(written + 1))
     }
 
-    fn drain(&mut self, index: usize, mem: &GuestRam, io: &mut Io) -> Result<(), DeviceFault> {
-        while let Some(chain) = io.queues[index].pop(mem)? {
-            let written = self.serve(&chain)?;
-            io.queues[index].push(mem, chain.head(), written)?;
+    /// What an engine would have to do for a request; none if there is nothing to wait for, or no one file has it all.
+    fn in_flight(&self, request: &Request) -> Option<(Action, Place)> {
+        let (action, offset, len) = match request.operation {
+            Operation::Read { offset } => (Action::Read, offset, request.length.into()),
+            Operation::Write { offset } => (Action::Write, offset, request.length.into()),
+            Operation::Flush if self.options.read_only => return None,
+            Operation::Flush => return Some((Action::Sync, Place { file: 0, offset: 0 })),
+            Operation::GetId => return None,
+            Operation::Discard(segment) => (Action::Discard(segment.len), segment.offset, segment.len),
+            Operation::WriteZeroes { segment: request::Segment { offset, len }, unmap } => {
+                (Action::Zero { len, unmap }, offset, len)
+            }
+        };
+        if len == 0 {
+            return None;
         }
+        self.disk.place(offset, len).map(|place| (action, place))
+    }
+
+    fn take_off(&mut self, queue: usize, chain: &Chain, (action, place): (Action, Place), request: &Request, io: &Io) {
+        let (writable, status) = chain.writable().split_at(chain.writable_len() as usize - 1);
+        let none = status.split_at(0).0;
+        let data = match action {
+            Action::Read => writable.split_at(request.length as usize).0,
+            Action::Write => chain.readable().split_at(Header::LEN).1,
+            Action::Sync | Action::Discard(_) | Action::Zero { .. } => none,
+        };
+        let changes = matches!(action, Action::Write | Action::Zero { .. });
+        let order = Order { queue, chain, action, data, status, place, durable: changes && self.write_through };
+        let flight = self.flight.get_or_insert_with(|| {
+            let engine = engine::open(self.options.engine, self.disk.files(), self.done.clone());
+            Flight::new(engine, io.mem.clone())
+        });
+        flight.take(&order);
+    }
+
+    /// Carries out what needs no engine: reads where files meet, and what moves nothing.
+    fn on_the_spot(&mut self, request: &Request, chain: &Chain) -> (Outcome, u32) {
+        let (data, _) = chain.writable().split_at(request.length as usize);
+        match request.operation {
+            Operation::Read { offset } => match self.disk.read_at(data, offset) {
+                Ok(()) => (Outcome::Ok, request.length),
+                Err(e) => {
+                    self.failed(Action::Read, &e);
+                    (Outcome::IoError, 0)
+                }
+            },
+            Operation::GetId => (Outcome::Ok, data.write(&self.id) as u32),
+            // Of no bytes, or on a disk that nobody writes to.
+            _ => (Outcome::Ok, 0),
+        }
+    }
+
+    /// A guest can have the host fail as often as it likes, so only some of it is said.
+    fn failed(&mut self, action: Action, error: &io::Error) {
+        self.failures += 1;
+        if self.failures.is_power_of_two() {
+            tracing::warn!("block request {action:?}: host's fault: {error} ({} such so far)", self.failures);
+        }
+    }
+
+    /// Takes up what a queue has, as far as there is room.
+    fn drain(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
+        while self.flight.as_ref().is_none_or(Flight::has_room) {
+            let Some(chain) = io.queues[index].pop(io.mem)? else { return Ok(()) };
+            if let Fate::Answered(written) = self.begin(index, &chain, io)? {
+                io.queues[index].push(io.mem, chain.head(), written)?;
+            }
+        }
+        self.starved = true;
         Ok(())
+    }
+
+    /// Gives back what is done.
+    fn give_back(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
+        let mut result = Ok(());
+        while let Some(Landed { queue, head, written, error }) = self.flight.as_mut().and_then(Flight::next) {
+            if let Some((action, error)) = error {
+                self.failed(action, &error);
+            }
+            let Some(queue) = io.queues.get_mut(queue) else { continue };
+            // The others are given back even so.
+            result = result.and(queue.push(io.mem, head, written).map_err(DeviceFault::from));
+        }
+        result
+    }
+
+    /// Submits what was taken up, gives back what is done, and goes on with what there was no room for.
+    fn go_on(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
+        loop {
+            if let Some(flight) = &mut self.flight {
+                flight.submit().map_err(|source| DeviceFault::Host { what: "disk I/O", source })?;
+            }
+            // What is in the page cache is done by now.
+            self.give_back(io)?;
+            if self.starved && self.flight.as_ref().is_none_or(Flight::has_room) {
+                self.starved = false;
+                (0..io.queues.len()).try_for_each(|index| self.drain(index, io))?;
+            }
+            // Of that, or the next job of a request that takes several.
+            if !self.flight.as_ref().is_some_and(Flight::is_waiting) {
+                return Ok(());
+            }
+        }
     }
 }
 
 impl VirtioDevice for Blk {
     fn info(&self) -> DeviceInfo {
-        let read_only = if self.read_only { F_RO } else { 0 };
-        let features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | read_only;
-        DeviceInfo { name: "blk", id: 2, features, queue_sizes: &[QUEUE_SIZE], prompt: self.read_only }
+        let Options { read_only, write_through, queues, .. } = self.options;
+        let mut features = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY;
+        features |= if read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES };
+        features |= if write_through { 0 } else { F_FLUSH };
+        features |= if queues > 1 { F_MQ } else { 0 };
+        let queue_sizes = QUEUE_SIZES.get(..usize::from(queues)).unwrap_or(&QUEUE_SIZES);
+        DeviceInfo { name: "blk", id: 2, features, queue_sizes, prompt: read_only }
     }
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    fn fds(&self) -> Vec<DeviceFd> {
+        vec![DeviceFd { fd: self.done.as_raw_fd(), token: 0 }]
     }
 
     fn activate(&mut self, features: u64) -> Result<(), DeviceFault> {
@@ -134,23 +267,39 @@ impl VirtioDevice for Blk {
     }
 
     fn process_queue(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
-        self.drain(index, io.mem, io)
+        self.drain(index, io)?;
+        self.go_on(io)
     }
 
-    /// No request outlives its event.
-    fn quiesce(&mut self, _: &mut Io, _: bool) -> Result<(), DeviceFault> {
-        Ok(())
+    fn process_fd(&mut self, _: u16, io: &mut Io) -> Result<(), DeviceFault> {
+        // Nothing to read: what it told has been given back already.
+        let _ = self.done.read();
+        self.go_on(io)
+    }
+
+    fn quiesce(&mut self, io: &mut Io, forget: bool) -> Result<(), DeviceFault> {
+        let mut result = Ok(());
+        while let Some(flight) = self.flight.as_mut().filter(|flight| flight.is_busy()) {
+            flight.wait();
+            result = result.and(self.give_back(io));
+        }
+        self.starved &= !forget;
+        if self.starved {
+            // Nothing is in flight whose end would have the queues looked at again. Only a full counter fails.
+            let _ = self.done.write(1);
+        }
+        result
     }
 
     fn save(&self) -> Value {
-        serde_json::json!({ "version": STATE_VERSION, "sectors": self.sectors, "read_only": self.read_only })
+        serde_json::json!({ "version": STATE_VERSION, "sectors": self.sectors, "read_only": self.options.read_only })
     }
 
     /// The disk itself is not state, but it must be the same size and as writable as it was.
     fn load(&mut self, state: &Value) -> Result<(), StateError> {
         check_state_version("blk", state, STATE_VERSION)?;
         let same = state.get("sectors") == Some(&self.sectors.into())
-            && state.get("read_only") == Some(&self.read_only.into());
+            && state.get("read_only") == Some(&self.options.read_only.into());
         if same { Ok(()) } else { Err(StateError { device: "blk", reason: "the disk is not the same".into() }) }
     }
 }

@@ -1,0 +1,178 @@
+//! Jobs for a few threads, which begin when there is something to do.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Done, Engine, Job, List, Work};
+
+/// Most threads of a disk.
+const THREADS: usize = 4;
+
+/// Threads, and what they share.
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    /// Taken, and not submitted.
+    taken: Vec<Job>,
+    /// Results that have been fetched from the threads.
+    done: VecDeque<Done>,
+}
+
+struct Shared {
+    files: Vec<Arc<File>>,
+    event: Arc<EventFd>,
+    /// The one lock. Nothing else is locked, and no job done, while it is held.
+    state: Mutex<State>,
+    /// There is a job, or the end.
+    work: Condvar,
+    /// There is a result.
+    result: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    done: VecDeque<Done>,
+    /// Threads that wait for a job.
+    idle: usize,
+    end: bool,
+}
+
+impl Pool {
+    /// Without threads yet.
+    pub fn new(files: Vec<Arc<File>>, event: Arc<EventFd>) -> Self {
+        let (state, work, result) = Default::default();
+        let shared = Arc::new(Shared { files, event, state, work, result });
+        Pool { shared, threads: Vec::new(), taken: Vec::new(), done: VecDeque::new() }
+    }
+
+    /// Threads for the jobs that wait, as far as there may be some and the host gives them.
+    fn grow(&mut self, wanted: usize) {
+        let room = THREADS - self.threads.len();
+        for _ in 0..wanted.min(room) {
+            let shared = self.shared.clone();
+            match std::thread::Builder::new().name("disk".into()).spawn(move || shared.serve()) {
+                Ok(thread) => self.threads.push(thread),
+                Err(e) => {
+                    tracing::warn!("no thread for a disk: {e}");
+                    break;
+                }
+            }
+        }
+        if self.threads.is_empty() {
+            // Then all others wait for the work, but it is done.
+            let jobs = std::mem::take(&mut self.shared.lock().jobs);
+            self.done.extend(jobs.iter().map(|job| self.shared.execute(job)));
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A thread's life.
+    fn serve(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                let done = self.execute(&job);
+                state = self.lock();
+                state.done.push_back(done);
+                self.result.notify_one();
+                // Only a full counter fails, and that wakes the reader as well.
+                let _ = self.event.write(1);
+            } else if state.end {
+                return;
+            } else {
+                state.idle += 1;
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
+        }
+    }
+
+    fn execute(&self, job: &Job) -> Done {
+        let Some(file) = self.files.get(job.file as usize) else {
+            return Done { tag: job.tag, result: -libc::EBADF };
+        };
+        let fd = file.as_raw_fd();
+        let offset = job.offset as libc::off_t;
+        let result = loop {
+            // SAFETY: a list and its memory stay until the result is out, says who started the job; the kernel checks the
+            // rest, and the descriptor is open as long as `file`.
+            let result = unsafe {
+                match job.work {
+                    Work::Read(List { first, count }) => libc::preadv(fd, first, count as libc::c_int, offset),
+                    Work::Write(List { first, count }) => libc::pwritev(fd, first, count as libc::c_int, offset),
+                    Work::Sync => libc::fdatasync(fd) as isize,
+                    Work::Allocate { mode, len } => libc::fallocate(fd, mode, offset, len as libc::off_t) as isize,
+                }
+            };
+            match result {
+                -1 => match io::Error::last_os_error().raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    error => break -error.unwrap_or(libc::EIO),
+                },
+                moved => break moved as i32,
+            }
+        };
+        Done { tag: job.tag, result }
+    }
+}
+
+impl Engine for Pool {
+    unsafe fn start(&mut self, job: Job) {
+        self.taken.push(job);
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        if self.taken.is_empty() {
+            return Ok(());
+        }
+        let wanted = {
+            let mut state = self.shared.lock();
+            state.jobs.extend(self.taken.drain(..));
+            state.jobs.len().saturating_sub(state.idle)
+        };
+        self.shared.work.notify_all();
+        self.grow(wanted);
+        Ok(())
+    }
+
+    fn wait(&mut self) {
+        // It has no way to fail.
+        let _ = self.submit();
+        if self.done.is_empty() {
+            let nothing = |state: &mut State| state.done.is_empty();
+            let waited = self.shared.result.wait_while(self.shared.lock(), nothing);
+            self.done = std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).done);
+        }
+    }
+
+    fn next(&mut self) -> Option<Done> {
+        if self.done.is_empty() {
+            std::mem::swap(&mut self.done, &mut self.shared.lock().done);
+        }
+        self.done.pop_front()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().end = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread cannot panic, and if it did, it has ended.
+            let _ = thread.join();
+        }
+    }
+}
