@@ -11,6 +11,7 @@
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
+//! | [`disk`] | a writable disk: what the guest was promised, in the file on the host |
 //! | [`load`] | a guest under load, saved and restored again and again |
 //! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
 //! | [`verbs`] | images, doctor, bench |
@@ -21,6 +22,7 @@ mod bad_input;
 mod bare;
 mod container;
 mod control;
+mod disk;
 mod ending;
 mod frozen;
 mod interactive;

@@ -2,12 +2,22 @@
 //!
 //! `probe avx PROCESSES SECONDS`   vector registers under preemption: `bad=N rounds=N switches=N`
 //! `probe memory`                  MemTotal in MiB
+//! `probe disk`                    as PID 1: uses /dev/vda as `tests/e2e/disk.rs` expects, with a line for each step
 //!
 //! Built by `tests/run` with plain rustc, so that it needs no libraries in the image.
 
 use std::arch::asm;
+use std::ffi::{c_char, c_int, c_ulong, c_void};
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
+
+unsafe extern "C" {
+    fn mount(from: *const c_char, to: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, argument: *mut u64) -> c_int;
+}
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -16,6 +26,7 @@ fn main() -> ExitCode {
         ["avx", processes, seconds] => avx(number(processes), number(seconds)),
         ["avx-worker", seed, seconds] => avx_worker(number(seed), number(seconds)),
         ["memory"] => memory(),
+        ["disk"] => disk(),
         _ => ExitCode::from(2),
     }
 }
@@ -94,4 +105,66 @@ fn switches() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc/self/status");
     let line = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
     line.map_or(0, |n| number(n.trim()))
+}
+
+const O_DIRECT: c_int = 0x4000;
+const DISCARD: c_ulong = 0x1277;
+const ZERO_OUT: c_ulong = 0x127f;
+const SIZE: c_ulong = 0x8008_1272;
+
+#[repr(align(4096))]
+#[derive(Clone, PartialEq)]
+struct Block([u8; 4096]);
+
+/// The block at `offset`, past the page cache.
+fn block(file: &File, offset: u64) -> std::io::Result<Block> {
+    let mut block = Block([0; 4096]);
+    file.read_exact_at(&mut block.0, offset).map(|()| block)
+}
+
+fn write(file: &File, offset: u64, version: u64) {
+    let mut block = Block([0; 4096]);
+    block.0.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&version.to_le_bytes()));
+    file.write_all_at(&block.0, offset).expect("write");
+}
+
+fn control(file: &File, request: c_ulong, range: [u64; 2]) -> u64 {
+    let mut range = range;
+    // SAFETY: these take one or two numbers, or give one.
+    let done = unsafe { ioctl(file.as_raw_fd(), request, range.as_mut_ptr()) };
+    assert!(done == 0, "{request:#x}: {}", std::io::Error::last_os_error());
+    range[0]
+}
+
+fn disk() -> ExitCode {
+    // SAFETY: C strings; without it, opening the disk says what is missing.
+    unsafe { mount(c"dev".as_ptr(), c"/dev".as_ptr(), c"devtmpfs".as_ptr(), 0, std::ptr::null()) };
+    let file = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open("/dev/vda").expect("/dev/vda");
+    let size = control(&file, SIZE, [0; 2]);
+    // The host has filled all of it with something else.
+    (0..8).for_each(|n| write(&file, n << 12, n + 1));
+    control(&file, DISCARD, [16 << 10, size / 2]);
+    control(&file, ZERO_OUT, [size - (64 << 10), 64 << 10]);
+    file.sync_all().expect("fsync");
+    let zeros = [16 << 10, size / 2, size - 4096].map(|at| block(&file, at).expect("read") == Block([0; 4096]));
+    println!("first {} zeros {zeros:?}", block(&file, 12 << 10).expect("read").0[0]);
+    let mut now = size;
+    while now == size {
+        std::thread::sleep(Duration::from_millis(20));
+        now = control(&file, SIZE, [0; 2]);
+    }
+    write(&file, now - 4096, 9);
+    file.sync_all().expect("fsync");
+    println!("size {now}");
+    // The host cuts the file off, and tells nobody.
+    while block(&file, now - 4096).is_ok() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("then {} {:?}", block(&file, 0).expect("read").0[0], block(&file, now - 4096).map(|_| ()));
+    for version in 1.. {
+        write(&file, (version % 16) << 12, version);
+        file.sync_all().expect("fsync");
+        println!("durable {version}");
+    }
+    ExitCode::SUCCESS
 }

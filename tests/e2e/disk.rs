@@ -1,0 +1,76 @@
+//! A writable disk, used by a guest (`probe disk` in `tests/guest/probe.rs`) while the host looks at the file behind it.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::process::Signal;
+use serde_json::json;
+use tests::control::Control;
+use tests::{Running, cpio};
+
+use crate::bare::own_kernel;
+use crate::lab;
+
+/// Bytes of the disk at first, and when it has grown.
+const SIZES: [u64; 2] = [8 << 20, 12 << 20];
+/// Where the host cuts the file off.
+const CUT: u64 = 4 << 20;
+/// Blocks that the guest writes in turn, and their bytes.
+const BLOCKS: u64 = 16;
+const BLOCK: u64 = 4096;
+
+/// What is discarded takes no place, zeros are zeros, a disk that has grown can be written to its new end, one that is cut off
+/// beneath gives errors and goes on, and what the guest has flushed survives SIGKILL of the monitor.
+#[test]
+fn a_disk_keeps_its_promises() {
+    let lab = lab!("a_disk_keeps_its_promises");
+    for engine in ["Async", "Sync"] {
+        let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
+        let (disk, initrd) = (lab.path("disk"), lab.path("initrd"));
+        std::fs::write(&disk, vec![0xff; SIZES[0] as usize]).unwrap();
+        std::fs::write(&initrd, cpio::initramfs(&std::fs::read(lab.guest_program()).unwrap())).unwrap();
+        let file = lab.path("vm.json");
+        let config = json!({
+            "boot-source": { "kernel_image_path": own_kernel(&lab), "initrd_path": initrd,
+                             "boot_args": "console=ttyS0 quiet -- disk" },
+            "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
+            "drives": [{ "drive_id": "d", "path_on_host": disk, "num_queues": 2, "io_engine": engine }],
+        });
+        std::fs::write(&file, config.to_string()).unwrap();
+        let paths = [&file, &socket].map(|path| path.to_str().unwrap().to_owned());
+        let mut running = Running::start(lab.bulkhead(["vmm", "--config-file", &paths[0], "--api-sock", &paths[1]]));
+        let blocks = || std::fs::metadata(&disk).unwrap().blocks() * 512;
+        running.wait_for("first 4 zeros [true, true, true]", patience);
+        assert!(blocks() < SIZES[0] / 2 + (1 << 20), "{} bytes after a discard of half the disk", blocks());
+
+        let control = Control::of(&running, socket, patience);
+        let disk = OpenOptions::new().read(true).write(true).open(&disk).unwrap();
+        disk.set_len(SIZES[1]).unwrap();
+        control.done("PATCH", "/drives/d", json!({ "drive_id": "d" }));
+        running.wait_for(&format!("size {}", SIZES[1]), patience);
+        let mut word = [0; 8];
+        disk.read_exact_at(&mut word, SIZES[1] - 8).unwrap();
+        assert_eq!(u64::from_le_bytes(word), 9);
+
+        disk.set_len(CUT).unwrap();
+        running.wait_for("then 1 Err(", patience);
+        running.wait_for(if engine == "Async" { "durable 21" } else { "durable 17" }, patience);
+        running.signal(Signal::KILL);
+        let ended = running.end(patience);
+        let text = String::from_utf8_lossy(&ended.stdout);
+        // A line that was cut off may say less than there is.
+        let said = text.rsplit_once('\n').unwrap().0.lines().rev();
+        let last = said.filter_map(|line| line.trim().strip_prefix("durable ")).next().unwrap();
+        let last: u64 = last.parse().unwrap();
+        for version in last - (BLOCKS - 1)..=last {
+            disk.read_exact_at(&mut word, (version % BLOCKS) * BLOCK).unwrap();
+            let there = u64::from_le_bytes(word);
+            // The next round may have begun.
+            assert!(
+                there == version || there == version + BLOCKS && there == last + 1,
+                "{there} for {version}: {text}"
+            );
+        }
+    }
+    lab.assert_clean();
+}
