@@ -172,6 +172,20 @@ impl VirtQueue {
     /// The next chain. None when the queue is empty (the driver will kick then), unready, or this event's budget is
     /// spent (another event follows).
     pub fn pop<'m>(&mut self, mem: &'m GuestRam) -> Result<Option<Chain<'m>>, RingError> {
+        self.take(mem, Active::next_head)
+    }
+
+    /// The same, but the driver need not kick for what comes after: [`pop`](Self::pop) must have said None before this
+    /// event ends.
+    pub fn pop_quietly<'m>(&mut self, mem: &'m GuestRam) -> Result<Option<Chain<'m>>, RingError> {
+        self.take(mem, Active::next_head_quietly)
+    }
+
+    fn take<'m>(
+        &mut self,
+        mem: &'m GuestRam,
+        next: fn(&mut Active, &GuestRam) -> Result<Next, RingError>,
+    ) -> Result<Option<Chain<'m>>, RingError> {
         let Some(active) = &mut self.inner else {
             return Ok(None);
         };
@@ -179,7 +193,7 @@ impl VirtQueue {
             self.budget.exhausted = true;
             return Ok(None);
         }
-        let head = match active.next_head(mem)? {
+        let head = match next(active, mem)? {
             Next::Head(head) => head,
             Next::Empty => return Ok(None),
             Next::Unsteady => {
@@ -278,8 +292,18 @@ impl Active {
                 return Ok(Next::Unsteady);
             }
         }
+        self.take_head(mem)
+    }
+
+    /// Takes the next head, and leaves kicks as they are where there is none.
+    fn next_head_quietly(&mut self, mem: &GuestRam) -> Result<Next, RingError> {
+        if self.pending(mem)? == 0 { Ok(Next::Empty) } else { self.take_head(mem) }
+    }
+
+    fn take_head(&mut self, mem: &GuestRam) -> Result<Next, RingError> {
         if !self.kicks_off {
-            self.queue.disable_notification(mem).map_err(access)?;
+            let used_ring = self.queue.used_ring();
+            self.queue.disable_notification(mem).map_err(|_| RingError::Access(used_ring))?;
             self.kicks_off = true;
         }
         let (size, next) = (self.table.size, self.queue.next_avail());

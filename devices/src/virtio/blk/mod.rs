@@ -196,10 +196,12 @@ impl Blk {
         }
     }
 
-    /// Takes up what a queue has, as far as there is room.
-    fn drain(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
+    /// Takes up what a queue has, as far as there is room; the driver is to kick for more only if it is not `quiet`.
+    fn drain(&mut self, index: usize, quiet: bool, io: &mut Io) -> Result<(), DeviceFault> {
         while self.flight.as_ref().is_none_or(Flight::has_room) {
-            let Some(chain) = io.queues[index].pop(io.mem)? else { return Ok(()) };
+            let queue = &mut io.queues[index];
+            let chain = if quiet { queue.pop_quietly(io.mem)? } else { queue.pop(io.mem)? };
+            let Some(chain) = chain else { return Ok(()) };
             if let Fate::Answered(written) = self.begin(index, &chain, io)? {
                 io.queues[index].push(io.mem, chain.head(), written)?;
             }
@@ -222,23 +224,27 @@ impl Blk {
         result
     }
 
-    /// Submits what was taken up, gives back what is done, and goes on with what there was no room for.
+    /// Takes up what the queues have, submits it and gives back what is done, until nothing of this is left to do. A driver
+    /// that looks for its requests' ends goes on meanwhile, without a kick; a budget has an end of that.
     fn go_on(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
-        loop {
-            if let Some(flight) = &mut self.flight {
-                flight.submit().map_err(|source| DeviceFault::Host { what: "disk I/O", source })?;
-            }
-            // What is in the page cache is done by now.
-            self.give_back(io)?;
-            if self.starved && self.flight.as_ref().is_none_or(Flight::has_room) {
+        for quiet in [true, false] {
+            loop {
                 self.starved = false;
-                (0..io.queues.len()).try_for_each(|index| self.drain(index, io))?;
-            }
-            // Of that, or the next job of a request that takes several.
-            if !self.flight.as_ref().is_some_and(Flight::is_waiting) {
-                return Ok(());
+                (0..io.queues.len()).try_for_each(|index| self.drain(index, quiet, io))?;
+                let Some(flight) = self.flight.as_mut() else { break };
+                let began = flight.is_waiting();
+                flight.submit().map_err(|source| DeviceFault::Host { what: "disk I/O", source })?;
+                // What is in the page cache is done by now.
+                self.give_back(io)?;
+                let Some(flight) = self.flight.as_ref() else { break };
+                // Of what takes several jobs, the next waits; and there may be room again.
+                let more = began || flight.is_waiting() || self.starved && flight.has_room();
+                if !more {
+                    break;
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -266,8 +272,7 @@ impl VirtioDevice for Blk {
         Ok(())
     }
 
-    fn process_queue(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
-        self.drain(index, io)?;
+    fn process_queue(&mut self, _: usize, io: &mut Io) -> Result<(), DeviceFault> {
         self.go_on(io)
     }
 
