@@ -6,6 +6,7 @@
 //! | [`restore`] | a machine that goes on from a snapshot: process start to the guest's first instruction, and to an answer |
 //! | [`clones`] | many machines from one snapshot, all running at once |
 //! | [`snapshot`] | taking a snapshot, beside a plain write of the same bytes |
+//! | [`blk`] | a disk's random reads, beside fio |
 //! | [`run`] | `bulkhead run`, booting and from a template |
 //! | `place` | a directory for files that does not outlive it for long |
 //! | [`process`] | monitor processes, started and timed |
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod blk;
 pub mod clones;
 pub mod container;
 pub mod guest;

@@ -24,7 +24,7 @@ pub enum BenchError {
     /// The machine did not end as it should.
     #[error("the microVM failed: {0}")]
     Machine(String),
-    /// The container beside it did not run.
+    /// The program beside it did not run.
     #[error("{0}")]
     Container(String),
     /// No samples were asked for.

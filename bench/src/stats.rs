@@ -28,6 +28,13 @@ pub fn summarise(times: &[Duration]) -> Option<Summary> {
     Some(Summary { samples: sorted.len(), min_us, p50_us: at(50), p99_us: at(99), max_us })
 }
 
+/// The median, the smaller one of two; `None` if there is none.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +47,13 @@ mod tests {
         assert!(near(got.min_us, 1.0) && near(got.p50_us, 100.0) && near(got.p99_us, 198.0) && near(got.max_us, 200.0));
         assert_eq!(summarise(&times[..1]).unwrap().samples, 1);
         assert!(summarise(&[]).is_none());
+    }
+
+    #[test]
+    fn a_median_is_in_the_middle() {
+        assert_eq!(
+            (median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 3.0, 2.0]), median(&[])),
+            (Some(2.0), Some(2.0), None)
+        );
     }
 }

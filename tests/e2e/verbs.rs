@@ -122,6 +122,33 @@ fn verbose_tells_the_phases() {
     lab.assert_clean();
 }
 
+/// The disk benchmark works; its rates are for an idle machine to judge.
+#[test]
+fn the_disk_benchmark_measures() {
+    let lab = lab!("the_disk_benchmark_measures");
+    if !can_poll("the_disk_benchmark_measures") {
+        return;
+    }
+    let dir = lab.path("").display().to_string();
+    let ended = lab.run(["bench", "blk", "-n", "1", "--requests", "5000", "--dir", &dir, "--format", "json"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.iter().map(|row| row["depth"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 32]);
+    for row in rows {
+        assert!(row["guest"].as_f64().unwrap() > 0.0 && row["monitor_ns"].as_f64().unwrap() > 0.0, "{report}");
+        assert_eq!(row["fio"].is_null(), row["ratio"].is_null(), "{report}");
+    }
+    assert!(
+        !lab.path("")
+            .read_dir()
+            .unwrap()
+            .flatten()
+            .any(|file| file.file_name().as_encoded_bytes().starts_with(b"bulkhead"))
+    );
+    lab.assert_clean();
+}
+
 /// The restore benchmark works, and each size has its snapshot; its times are for an idle machine to judge.
 #[test]
 fn the_restore_benchmark_measures() {

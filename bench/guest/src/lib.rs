@@ -1,11 +1,15 @@
-//! The benchmark's guest, but for its entry: a driver for virtio-vsock that needs no operating system.
+//! The benchmark's guest, but for its entry: drivers for virtio-vsock and virtio disks that need no operating system.
 //!
+//! - [`device`]: a device's registers;
 //! - [`queue`]: a virtqueue with a buffer for each descriptor;
-//! - [`socket`]: one stream to the host.
+//! - [`socket`]: one stream to the host;
+//! - [`disk`]: load for a disk.
 //!
-//! It is written for one device, Bulkhead's own, and trusts it. It must run at any address that is its physical one.
+//! They are written for devices of one maker, Bulkhead's own, and trust them. They must run at any address that is its physical one.
 #![no_std]
 
+pub mod device;
+pub mod disk;
 pub mod queue;
 pub mod socket;
 

@@ -1,30 +1,10 @@
 //! One stream to the host (virtio 1.3, 5.10), one packet after the other.
 
 use crate::QUESTION;
+use crate::device::{Device, register};
 use crate::queue::{self, Queue, SIZE};
 
-/// Register offsets (virtio 1.3, 4.2.2).
-mod register {
-    pub const DRIVER_FEATURES: usize = 0x020;
-    pub const DRIVER_FEATURES_SEL: usize = 0x024;
-    pub const DEVICE_ID: usize = 0x008;
-    pub const QUEUE_SEL: usize = 0x030;
-    pub const QUEUE_SIZE: usize = 0x038;
-    pub const QUEUE_READY: usize = 0x044;
-    pub const QUEUE_NOTIFY: usize = 0x050;
-    pub const INTERRUPT_STATUS: usize = 0x060;
-    pub const INTERRUPT_ACK: usize = 0x064;
-    pub const STATUS: usize = 0x070;
-    /// Low halves; the high ones follow.
-    pub const QUEUE_AREAS: [usize; 3] = [0x080, 0x090, 0x0a0];
-    pub const CONFIG: usize = 0x100;
-}
-
 const VSOCK: u32 = 19;
-/// ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK, each with those before it.
-const STEPS: [u32; 4] = [1, 3, 11, 15];
-/// VIRTIO_F_VERSION_1, in the upper half of the features.
-const VERSION_1: u32 = 1;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -74,7 +54,7 @@ pub enum Event {
 
 /// A stream to the host.
 pub struct Socket {
-    registers: *mut u32,
+    device: Device,
     queues: [Queue; 3],
     cid: u64,
     /// This side's port: another one for each connection.
@@ -96,8 +76,13 @@ impl Socket {
     /// `registers` are those of a virtio device that nobody else drives, and addresses here are physical ones.
     pub unsafe fn new(registers: *mut u32, memory: &'static mut Memory) -> Option<Self> {
         let queues = memory.0.each_mut().map(Queue::new);
+        // SAFETY: the caller's promise.
+        let mut device = unsafe { Device::new(registers) };
+        if !device.bring_up(VSOCK, SIZE, &queues.each_ref().map(Queue::addresses)) {
+            return None;
+        }
         let mut socket = Socket {
-            registers,
+            device,
             queues,
             cid: 0,
             port: 1 << 16,
@@ -107,57 +92,22 @@ impl Socket {
             filled: 0,
             free: [true; SIZE],
         };
-        if socket.get(register::DEVICE_ID) != VSOCK {
-            return None;
-        }
-        socket.set(register::STATUS, 0);
-        socket.set(register::STATUS, STEPS[0]);
-        socket.set(register::STATUS, STEPS[1]);
-        for (half, features) in [0, VERSION_1].into_iter().enumerate() {
-            socket.set(register::DRIVER_FEATURES_SEL, half as u32);
-            socket.set(register::DRIVER_FEATURES, features);
-        }
-        socket.set(register::STATUS, STEPS[2]);
-        for index in [RX, TX, EVENT] {
-            socket.set(register::QUEUE_SEL, index as u32);
-            socket.set(register::QUEUE_SIZE, SIZE as u32);
-            let areas = socket.queues[index].addresses();
-            for (register, address) in register::QUEUE_AREAS.into_iter().zip(areas) {
-                socket.set(register, address as u32);
-                socket.set(register + 4, (address >> 32) as u32);
-            }
-            socket.set(register::QUEUE_READY, 1);
-        }
-        socket.set(register::STATUS, STEPS[3]);
-        if socket.get(register::STATUS) != STEPS[3] {
-            return None;
-        }
         for index in [RX, EVENT] {
             (0..SIZE).for_each(|buffer| socket.give(index, buffer, None));
         }
         Some(socket)
     }
 
-    fn get(&self, offset: usize) -> u32 {
-        // SAFETY: a register of the window that `new` was given.
-        unsafe { self.registers.byte_add(offset).read_volatile() }
-    }
-
-    fn set(&mut self, offset: usize, value: u32) {
-        // SAFETY: a register of the window that `new` was given.
-        unsafe { self.registers.byte_add(offset).write_volatile(value) }
-    }
-
     fn give(&mut self, queue: usize, buffer: usize, len: Option<usize>) {
         if self.queues[queue].give(buffer, len) {
-            self.set(register::QUEUE_NOTIFY, queue as u32);
+            self.device.set(register::QUEUE_NOTIFY, queue as u32);
         }
     }
 
     /// Asks the host for a connection to its `peer`.
     pub fn connect(&mut self, peer: u32) {
         // It may be another machine's by now.
-        self.cid = u64::from(self.get(register::CONFIG)) | u64::from(self.get(register::CONFIG + 4)) << 32;
+        self.cid = self.device.config(0);
         self.port = self.port.wrapping_add(1);
         self.peer = peer;
         (self.received, self.filled) = (0, 0);
@@ -193,9 +143,9 @@ impl Socket {
 
     /// The next thing that has come.
     pub fn receive(&mut self) -> Event {
-        let cause = self.get(register::INTERRUPT_STATUS);
+        let cause = self.device.get(register::INTERRUPT_STATUS);
         if cause != 0 {
-            self.set(register::INTERRUPT_ACK, cause);
+            self.device.set(register::INTERRUPT_ACK, cause);
         }
         if let Some((buffer, _)) = self.queues[EVENT].take() {
             // There is one kind of event.

@@ -80,4 +80,23 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// A disk: random reads of 4 KiB by a guest without an operating system, from the page cache; beside fio, where that is
+    /// installed
+    Blk {
+        /// How many runs of each
+        #[arg(short = 'n', long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        runs: u32,
+        /// Requests of a run
+        #[arg(long, value_name = "N", default_value = "400000", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+        requests: u32,
+        /// Requests under way at a time: up to 32
+        #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,32", value_parser = clap::value_parser!(u32).range(1..=bench::blk::MOST as i64))]
+        depth: Vec<u32>,
+        /// Where to put a file of 256 MiB: its file system is measured, too
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
 }

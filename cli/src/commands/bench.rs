@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bench::process::Monitor;
 use bench::stats::Summary;
-use bench::{clones, null, restore, run, snapshot};
+use bench::{blk, clones, null, restore, run, snapshot};
 use serde::Serialize;
 
 use crate::args::{Bench, BenchWhat, Format};
@@ -40,6 +40,13 @@ pub fn bench(args: &Bench) -> Outcome {
             let what = clones::What { number: number as usize, memory_mib: memory, parallel, most };
             let report = clones::run(monitor, what)?;
             show(format, &report, print_clones)?;
+        }
+        BenchWhat::Blk { runs, requests, depth, dir, format } => {
+            let dir = dir.clone().unwrap_or_else(std::env::temp_dir);
+            let depths: Vec<_> = depth.iter().map(|depth| *depth as usize).collect();
+            let what = blk::What { dir: &dir, depths: &depths, requests: u64::from(*requests) };
+            let report = blk::run(what, *runs as usize)?;
+            show(*format, &report, print_blk)?;
         }
         BenchWhat::Run { runs, format, image_and_command } => {
             let what = run::What { bulkhead: Path::new("/proc/self/exe"), arguments: image_and_command };
@@ -130,6 +137,18 @@ fn print_clones(report: &clones::Report) -> io::Result<()> {
         Some(reason) => output::print(&format!("no more: {reason}\n")),
         None => Ok(()),
     }
+}
+
+fn print_blk(report: &blk::Report) -> io::Result<()> {
+    let or_none =
+        |value: Option<f64>, digits| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
+    let rows = report.rows.iter().map(|row| {
+        let [guest, monitor] = [row.guest, row.monitor_ns].map(|value| format!("{value:.0}"));
+        [row.depth.to_string(), guest, or_none(row.fio, 0), or_none(row.ratio, 2), monitor, or_none(row.fio_ns, 0)]
+    });
+    output::table(["AT A TIME", "GUEST/S", "FIO/S", "RATIO", "MONITOR NS EACH", "FIO NS EACH"], rows)?;
+    let beside = if report.rows.iter().any(|row| row.fio.is_none()) { "; fio is not installed" } else { "" };
+    output::print(&format!("medians of {} runs of {} requests{beside}\n", report.runs, report.requests))
 }
 
 fn print_null(report: &null::Report) -> io::Result<()> {
