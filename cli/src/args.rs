@@ -175,6 +175,9 @@ pub struct Boot {
     /// Disk, raw; the first is /dev/vda in the guest
     #[arg(long, value_name = "FILE[,ro]", value_parser = disk)]
     pub disk: Vec<Disk>,
+    /// Network interface: `user` needs passt and no privileges, `tap=NAME` is one of the host's
+    #[arg(long, value_name = "user|tap=NAME[,mac=MAC]")]
+    pub net: Vec<String>,
     /// Add to the kernel's command line, at its end
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,

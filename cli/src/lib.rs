@@ -34,6 +34,7 @@ mod env;
 mod failure;
 mod launch;
 mod monitor;
+mod net;
 mod output;
 mod owner;
 mod paths;

@@ -8,6 +8,7 @@
 //! | [`interactive`] | terminals |
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
 //! | [`memory`] | RAM of machines that go on from a snapshot |
+//! | [`net`] | guests on a network |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
@@ -29,6 +30,7 @@ mod interactive;
 mod load;
 mod many;
 mod memory;
+mod net;
 mod snapshots;
 mod verbs;
 mod warm;

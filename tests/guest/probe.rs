@@ -3,12 +3,17 @@
 //! `probe avx PROCESSES SECONDS`   vector registers under preemption: `bad=N rounds=N switches=N`
 //! `probe memory`                  MemTotal in MiB
 //! `probe disk`                    as PID 1: uses /dev/vda as `tests/e2e/disk.rs` expects, with a line for each step
+//! `probe fetch ADDRESS BYTES`     a pattern from a server and back again: `fetched N, sent N`
+//!
+//! As PID 1 of a guest that has only an initramfs it gives eth0 the address of PROBE_NET and does `fetch` with PROBE_FETCH
+//! (both from the kernel's command line), then powers off.
 //!
 //! Built by `tests/run` with plain rustc, so that it needs no libraries in the image.
 
 use std::arch::asm;
 use std::ffi::{c_char, c_int, c_ulong, c_void};
 use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::{Command, ExitCode, Stdio};
@@ -17,6 +22,8 @@ use std::time::{Duration, Instant};
 unsafe extern "C" {
     fn mount(from: *const c_char, to: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void) -> c_int;
     fn ioctl(fd: c_int, request: c_ulong, argument: *mut u64) -> c_int;
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn reboot(how: c_int) -> c_int;
 }
 
 fn main() -> ExitCode {
@@ -27,12 +34,78 @@ fn main() -> ExitCode {
         ["avx-worker", seed, seconds] => avx_worker(number(seed), number(seconds)),
         ["memory"] => memory(),
         ["disk"] => disk(),
+        ["fetch", address, bytes] => fetch(address, number(bytes)),
+        [] if std::process::id() == 1 => alone(),
         _ => ExitCode::from(2),
     }
 }
 
 fn number(word: &str) -> u64 {
     word.parse().expect("a number")
+}
+
+/// Byte `at` of what a server sends, as in `tests/e2e/net.rs`.
+fn pattern(at: u64) -> u8 {
+    (at ^ (at >> 8) ^ (at >> 16)) as u8
+}
+
+/// Reads `bytes` from the server, all of which must be right, and sends it the same.
+fn fetch(address: &str, bytes: u64) -> ExitCode {
+    let mut server = std::net::TcpStream::connect(address).expect("a connection");
+    let mut buffer = vec![0; 128 << 10];
+    let mut at = 0;
+    while at < bytes {
+        let count = server.read(&mut buffer).expect("data");
+        assert!(count > 0, "the end after {at} bytes");
+        let wrong = buffer[..count].iter().zip(at..).find(|(byte, at)| **byte != pattern(*at));
+        assert!(wrong.is_none(), "byte {}", wrong.unwrap().1);
+        at += count as u64;
+    }
+    let mut sent = 0;
+    while sent < bytes {
+        let count = (bytes - sent).min(buffer.len() as u64);
+        buffer.iter_mut().zip(sent..).for_each(|(byte, at)| *byte = pattern(at));
+        server.write_all(&buffer[..count as usize]).expect("room");
+        sent += count;
+    }
+    server.shutdown(std::net::Shutdown::Write).expect("an end");
+    // Nothing more comes, and the server has all.
+    assert_eq!(server.read(&mut buffer).expect("the end"), 0);
+    println!("fetched {at}, sent {sent}");
+    ExitCode::SUCCESS
+}
+
+/// Everything there is in a machine without a root file system.
+fn alone() -> ! {
+    let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name}"));
+    give_address("eth0", variable("PROBE_NET").parse().expect("an address"));
+    let words = variable("PROBE_FETCH");
+    let (address, bytes) = words.split_once(',').expect("an address and a number");
+    fetch(address, number(bytes));
+    // SAFETY: RB_POWER_OFF.
+    unsafe { reboot(0x4321_fedc) };
+    unreachable!("it is off")
+}
+
+/// Gives an interface an address in a network of 24 bits, and brings it up.
+fn give_address(name: &str, address: std::net::Ipv4Addr) {
+    const SIOCSIFFLAGS: u64 = 0x8914;
+    const SIOCSIFADDR: u64 = 0x8916;
+    const SIOCSIFNETMASK: u64 = 0x891c;
+    let inet = |[a, b, c, d]: [u8; 4]| [2, 0, 0, 0, a, b, c, d];
+    let values = [(SIOCSIFADDR, inet(address.octets())), (SIOCSIFNETMASK, inet([255, 255, 255, 0]))];
+    // SAFETY: AF_INET, SOCK_DGRAM.
+    let fd = unsafe { socket(2, 2, 0) };
+    for (request, value) in values.into_iter().chain([(SIOCSIFFLAGS, [1, 0, 0, 0, 0, 0, 0, 0])]) {
+        // Struct ifreq: 16 bytes of name, and 24 of which the calls here use 8.
+        let mut bytes = [0u8; 16];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        let [first, second] = [0, 8].map(|at| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("8 bytes")));
+        let mut ifreq = [first, second, u64::from_ne_bytes(value), 0, 0];
+        // SAFETY: it reads a struct ifreq.
+        let result = unsafe { ioctl(fd, request, ifreq.as_mut_ptr()) };
+        assert_eq!(result, 0, "{name}: {request:#x}: {}", std::io::Error::last_os_error());
+    }
 }
 
 fn memory() -> ExitCode {

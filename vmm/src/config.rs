@@ -160,6 +160,9 @@ pub enum ConfigError {
         /// The device keys there are.
         known: String,
     },
+    /// A device's flag that is not what the device understands.
+    #[error(transparent)]
+    Device(#[from] devices::virtio::DeviceError),
     /// Nothing to run.
     #[error("machine configuration: one of boot-source and snapshot is needed")]
     NoSource,
@@ -202,6 +205,17 @@ impl MachineConfig {
         }
         Ok(())
     }
+}
+
+/// Adds what a device's flag says to the device sections: `--net user` is `("net", "user")`.
+pub fn add_device(
+    devices: &mut serde_json::Map<String, serde_json::Value>,
+    flag: &str,
+    value: &str,
+) -> Result<(), ConfigError> {
+    let kind = devices::virtio::DEVICES.iter().find(|kind| kind.flag == flag);
+    let kind = kind.ok_or_else(|| ConfigError::unknown_key(flag))?;
+    Ok((kind.parse_flag)(value, devices.entry(kind.config_key).or_insert(serde_json::Value::Null))?)
 }
 
 impl VmConfig {

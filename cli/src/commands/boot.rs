@@ -10,6 +10,7 @@ use super::run::{EXIT_PORT, USUAL_CMDLINE};
 use crate::args::{Boot, Talk};
 use crate::bare::Bare;
 use crate::failure::Outcome;
+use crate::net;
 use crate::owner::History;
 use crate::snapshots::What;
 
@@ -41,6 +42,7 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
     if let Some(socket) = &args.vsock {
         devices.insert("vsock".into(), json!({ "guest_cid": 3, "uds_path": text(socket)? }));
     }
+    net::add(&args.net, &mut devices)?;
     devices.insert("entropy".into(), json!({}));
     let words = ["console=ttyS0", USUAL_CMDLINE, EXIT_PORT].into_iter().chain(args.append.iter().map(String::as_str));
     Ok(VmConfig {
@@ -74,7 +76,7 @@ mod tests {
 
     #[test]
     fn flags_become_a_machine_and_the_users_words_come_last() {
-        let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b --append loglevel=7 --append init=/x -m 64m --cpus 2";
+        let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b --append loglevel=7 --append init=/x -m 64m --cpus 2 --net user";
         let Verb::Boot(args) = Cli::parse_from(line.split(' ')).verb else { panic!("not boot") };
         let config = config(&args).unwrap();
         let boot_args = &config.boot_source.as_ref().unwrap().boot_args;
@@ -83,6 +85,7 @@ mod tests {
         assert_eq!(config.devices["drives"][0]["is_read_only"], true);
         assert_eq!(config.devices["drives"][1]["path_on_host"], "/b");
         assert!(!config.devices.contains_key("vsock"));
+        assert!(config.devices["network-interfaces"][0]["guest_mac"].is_string());
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(VmConfig::from_json(&json).unwrap(), config);
     }

@@ -17,6 +17,8 @@ pub enum Target {
     At(u64),
     /// At a stream's own position.
     Stream,
+    /// To a device that takes a packet with each call: all of `buffers`, or an error. Only [`Direction::FromGuest`].
+    Packet,
 }
 
 /// Which way the bytes go.
@@ -32,6 +34,9 @@ pub enum Direction {
 /// what a signal interrupted.
 pub fn transfer(fd: BorrowedFd, direction: Direction, target: Target, buffers: Buffers) -> io::Result<usize> {
     let mut list = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
+    if matches!(target, Target::Packet) && buffers.slices().nth(BATCH).is_some() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let mut count = 0;
     for (entry, slice) in list.iter_mut().zip(buffers.slices()) {
         *entry = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
@@ -43,7 +48,7 @@ pub fn transfer(fd: BorrowedFd, direction: Direction, target: Target, buffers: B
     let (fd, list, count) = (fd.as_raw_fd(), list.as_ptr(), count as libc::c_int);
     let offset = match target {
         Target::At(offset) => Some(libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?),
-        Target::Stream => None,
+        Target::Stream | Target::Packet => None,
     };
     loop {
         // SAFETY: `list` holds `count` initialised entries. Each is a part of guest RAM, which `buffers` borrows, so it
@@ -53,6 +58,7 @@ pub fn transfer(fd: BorrowedFd, direction: Direction, target: Target, buffers: B
                 (Direction::ToGuest, Some(offset)) => libc::preadv(fd, list, count, offset),
                 (Direction::FromGuest, Some(offset)) => libc::pwritev(fd, list, count, offset),
                 (Direction::ToGuest, None) => libc::readv(fd, list, count),
+                (Direction::FromGuest, None) if matches!(target, Target::Packet) => libc::writev(fd, list, count),
                 // As writev, and a closed peer is an error and not a signal.
                 (Direction::FromGuest, None) => {
                     let mut message: libc::msghdr = std::mem::zeroed();

@@ -4,7 +4,7 @@
 //! - [`queue`]: a split virtqueue (2.7) with notification suppression and a budget per event;
 //! - [`chain`]: the one way to a descriptor chain, checked;
 //! - [`table`]: [`DEVICES`], one line per device;
-//! - [`blk`], [`rng`], [`vsock`]: the devices.
+//! - [`blk`], [`net`], [`rng`], [`vsock`]: the devices.
 //!
 //! A device is one file (or directory) and one line in the table. It sees queues and memory through [`Io`] and owns
 //! requests; it does not know its transport, its address or its interrupt.
@@ -13,6 +13,7 @@ pub mod blk;
 pub mod chain;
 mod iovec;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod table;

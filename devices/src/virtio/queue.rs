@@ -88,8 +88,8 @@ struct Active {
     in_flight: Vec<u64>,
     /// The driver was asked not to kick.
     kicks_off: bool,
-    /// Something was used since the last interrupt decision.
-    used: bool,
+    /// Chains used since the last interrupt decision.
+    added: u16,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -109,6 +109,11 @@ impl VirtQueue {
     /// Most entries.
     pub fn max_size(&self) -> u16 {
         self.max
+    }
+
+    /// Entries as the driver set it up; 0 when not ready.
+    pub fn size(&self) -> u16 {
+        self.inner.as_ref().map_or(0, |active| active.table.size)
     }
 
     /// The driver made it ready.
@@ -143,7 +148,7 @@ impl VirtQueue {
             table: DescriptorTable { address: setup.descriptors, size, indirect: features.indirect },
             in_flight: vec![0; usize::from(size).div_ceil(64)],
             kicks_off: false,
-            used: false,
+            added: 0,
         });
         Ok(())
     }
@@ -220,29 +225,53 @@ impl VirtQueue {
 
     /// Gives the chain at `head` back, `written` bytes of it filled from the start of its writable part.
     pub fn push(&mut self, mem: &GuestRam, head: u16, written: u32) -> Result<(), RingError> {
-        let Some(active) = &mut self.inner else {
-            return Err(RingError::NotInFlight(head));
+        self.push_together(mem, &[(head, written)])
+    }
+
+    /// Gives chains back, each with the bytes written to it, in this order: the driver sees all of them at once.
+    pub fn push_together(&mut self, mem: &GuestRam, chains: &[(u16, u32)]) -> Result<(), RingError> {
+        let Some(&(first, _)) = chains.first() else {
+            return Ok(());
         };
-        if !active.set_in_flight(head, false) {
-            return Err(RingError::NotInFlight(head));
+        let Some(active) = &mut self.inner else {
+            return Err(RingError::NotInFlight(first));
+        };
+        let ring = active.queue.used_ring();
+        let mut next = active.queue.next_used();
+        for &(head, written) in chains {
+            if !active.set_in_flight(head, false) {
+                return Err(RingError::NotInFlight(head));
+            }
+            let entry = GuestAddress(ring + 4 + 8 * u64::from(next % active.table.size));
+            let used = [u32::from(head).to_le(), written.to_le()];
+            mem.write_obj(used, entry).map_err(|_| RingError::Access(entry.0))?;
+            next = next.wrapping_add(1);
+            active.added = active.added.saturating_add(1);
         }
-        active.used = true;
-        active.queue.add_used(mem, head, written).map_err(|_| RingError::Access(active.queue.used_ring()))
+        active.queue.set_next_used(next);
+        // The entries are there before the index says so (2.7.8.2).
+        mem.store(next.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| RingError::Access(ring))
     }
 
     /// Whether the driver wants an interrupt for what was pushed since the last call (2.7.7, 2.7.10).
     pub fn wants_interrupt(&mut self, mem: &GuestRam) -> Result<bool, RingError> {
-        let Some(active) = self.inner.as_mut().filter(|active| active.used) else {
+        let Some(active) = self.inner.as_mut().filter(|active| active.added > 0) else {
             return Ok(false);
         };
-        active.used = false;
+        let added = std::mem::take(&mut active.added);
         let ring = active.queue.avail_ring();
-        if active.queue.event_idx_enabled() {
-            return active.queue.needs_notification(mem).map_err(|_| RingError::Access(ring));
-        }
+        let read = |address: u64| {
+            let word: u16 =
+                mem.load(GuestAddress(address), Ordering::Relaxed).map_err(|_| RingError::Access(address))?;
+            Ok::<u16, RingError>(u16::from_le(word))
+        };
         std::sync::atomic::fence(Ordering::SeqCst);
-        let flags: u16 = mem.load(GuestAddress(ring), Ordering::Relaxed).map_err(|_| RingError::Access(ring))?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+        if active.queue.event_idx_enabled() {
+            let event = read(ring + 4 + 2 * u64::from(active.table.size))?;
+            // The index the driver waits for is among those that were added.
+            return Ok(active.queue.next_used().wrapping_sub(event).wrapping_sub(1) < added);
+        }
+        Ok(read(ring)? & NO_INTERRUPT == 0)
     }
 }
 

@@ -163,7 +163,6 @@ const ABSENT: &[(&str, &str, &str)] = &[
     ("hotplug", "memory-hotplug", "hot-plugging is"),
     ("logger", "logger", "a log per machine is (set BULKHEAD_LOG in the environment instead)"),
     ("mmds", "mmds-config", "a metadata service is"),
-    ("network-interfaces", "network-interfaces", "network interfaces are"),
     ("pmem", "pmem", "persistent memory is"),
 ];
 

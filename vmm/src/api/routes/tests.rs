@@ -25,6 +25,8 @@ const THERE: &[(&str, &str, &str)] = &[
     ("PATCH", "/machine-config", r#"{"mem_size_mib": 256}"#),
     ("PUT", "/boot-source", r#"{"kernel_image_path": "/k", "boot_args": null}"#),
     ("PUT", "/drives/root_1", r#"{"drive_id": "root_1", "path_on_host": "/d", "is_root_device": true}"#),
+    ("PUT", "/network-interfaces/eth0", r#"{"iface_id": "eth0", "host_dev_name": "tap0", "rx_rate_limiter": null}"#),
+    ("PATCH", "/network-interfaces/eth0", r#"{"iface_id": "eth0", "host_dev_name": "tap1"}"#),
     ("PATCH", "/drives/root_1", r#"{"drive_id": "root_1", "path_on_host": "/e", "rate_limiter": null}"#),
     ("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/s", "vsock_id": "x"}"#),
     ("PUT", "/entropy", "{}"),
@@ -62,8 +64,6 @@ const MISSING: &[(&str, &str)] = &[
     ("GET", "/hotplug/memory"),
     ("PUT", "/hotplug/memory"),
     ("PATCH", "/hotplug/memory"),
-    ("PUT", "/network-interfaces/eth0"),
-    ("PATCH", "/network-interfaces/eth0"),
 ];
 
 #[test]

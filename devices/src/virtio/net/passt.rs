@@ -1,0 +1,97 @@
+//! passt, which is a network for one guest without privileges: it turns the guest's connections into sockets of its own
+//! (`apt install passt`). A process a device; it ends when the device closes its end of their socket, so that nothing of it stays whatever
+//! happens to this process.
+//!
+//! The guest's network is always the same one: 10.0.2.15/24, the gateway 10.0.2.2, and a resolver at 10.0.2.3 that asks the host's.
+//! passt tells by DHCP, too. Nothing in it leads to the host's loopback interface, where services are that trust who connects.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use rustix::io::FdFlags;
+use serde::{Deserialize, Serialize};
+
+/// The guest's address.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// The length of its network's prefix.
+pub const PREFIX_LEN: u8 = 24;
+/// Its way out.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// The resolver.
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// The largest packet it takes, in bytes.
+pub const MTU: u16 = 65520;
+
+/// The network of a device.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// Ports of the host that lead to the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Port>,
+}
+
+/// A port of the host that leads to one of the guest.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    protocol: Protocol,
+    /// Where the host listens.
+    host_ip: Ipv4Addr,
+    host_port: u16,
+    guest_port: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl User {
+    /// What cannot be, if anything.
+    pub fn check(&self) -> Result<(), String> {
+        match self.publish.iter().any(|port| port.host_port == 0 || port.guest_port == 0) {
+            true => Err("port 0 is none".into()),
+            false => Ok(()),
+        }
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut words: Vec<String> = ["--quiet", "--ipv4-only", "--no-map-gw"].map(str::to_owned).into();
+        words.extend(["--netmask".into(), PREFIX_LEN.to_string(), "--mtu".into(), MTU.to_string()]);
+        let addresses =
+            [("--address", GUEST), ("--gateway", GATEWAY), ("--dns-forward", RESOLVER), ("--dns", RESOLVER)];
+        words.extend(addresses.iter().flat_map(|(flag, address)| [(*flag).to_owned(), address.to_string()]));
+        for Port { protocol, host_ip, host_port, guest_port } in &self.publish {
+            let flag = if *protocol == Protocol::Tcp { "--tcp-ports" } else { "--udp-ports" };
+            words.extend([flag.to_owned(), format!("{host_ip}/{host_port}:{guest_port}")]);
+        }
+        words
+    }
+
+    /// Starts it, and returns our end of the socket once it listens on all ports.
+    pub fn start(&self) -> io::Result<UnixStream> {
+        let (ours, its) = UnixStream::pair()?;
+        rustix::io::fcntl_setfd(&its, FdFlags::empty())?;
+        let mut command = Command::new("passt");
+        command.arg("--fd").arg(its.as_raw_fd().to_string()).args(self.arguments());
+        // It goes on in the background once it is ready, with nothing of these open.
+        let done = command.stdin(Stdio::null()).stdout(Stdio::null()).output().map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => io::Error::new(e.kind(), "it is not installed; `apt install passt`"),
+            _ => e,
+        })?;
+        if done.status.success() {
+            return Ok(ours);
+        }
+        let said = String::from_utf8_lossy(&done.stderr);
+        // Where there is no log daemon it says that of each line.
+        let telling = |line: &&str| !line.trim().is_empty() && !line.starts_with("Failed to send ");
+        let last = said.lines().rev().find(telling).unwrap_or("it does not say why").trim();
+        Err(io::Error::other(format!("{}: {last}", done.status)))
+    }
+}

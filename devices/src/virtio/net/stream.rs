@@ -1,0 +1,164 @@
+//! Ethernet frames over a unix stream socket, each behind its length (32 bits, big-endian): what passt speaks.
+//!
+//! Both ends are trusted with the format, not with the speed: a frame that the other end has taken a part of waits here, and
+//! the guest's next ones in their queue.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
+use super::F_GUEST_CSUM;
+use super::backend::{Backend, HEADER, MOST};
+use super::checksum;
+use crate::virtio::chain::Buffers;
+
+/// Bytes of a frame's length.
+const PREFIX: usize = 4;
+/// Most bytes of a frame.
+const FRAME: usize = MOST - HEADER;
+/// Bytes that are read at a time: several small frames, or one of any size.
+const INPUT: usize = 4 * (PREFIX + FRAME);
+/// VIRTIO_NET_HDR_F_DATA_VALID: the checksum is right.
+const DATA_VALID: u8 = 2;
+
+/// The socket, and what is on its way through it.
+pub struct Stream {
+    socket: UnixStream,
+    /// Bytes of `input` that are not frames of the guest's yet: from, to.
+    have: (usize, usize),
+    input: Box<[u8]>,
+    /// Bytes of `output` that the other end has not taken: from, to.
+    owed: (usize, usize),
+    output: Box<[u8]>,
+    /// The driver takes our word for checksums.
+    vouch: bool,
+    /// The other end is gone.
+    over: bool,
+}
+
+impl Stream {
+    /// Frames over `socket`.
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Stream {
+            socket,
+            have: (0, 0),
+            input: vec![0; INPUT].into_boxed_slice(),
+            owed: (0, 0),
+            output: vec![0; PREFIX + FRAME].into_boxed_slice(),
+            vouch: false,
+            over: false,
+        })
+    }
+
+    /// The next frame's place in `input`, if all of it is there.
+    fn next(&self) -> io::Result<Option<(usize, usize)>> {
+        let (from, to) = self.have;
+        let Some(prefix) = self.input[from..to].first_chunk::<PREFIX>() else { return Ok(None) };
+        let len = u32::from_be_bytes(*prefix) as usize;
+        if len > FRAME {
+            let why = format!("a frame of {len} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let start = from + PREFIX;
+        Ok((start + len <= to).then_some((start, start + len)))
+    }
+
+    /// Reads more; false: there is nothing now.
+    fn read(&mut self) -> io::Result<bool> {
+        let (from, to) = self.have;
+        // Room for a whole frame, after what is there of one.
+        if INPUT - from < PREFIX + FRAME {
+            self.input.copy_within(from..to, 0);
+            self.have = (0, to - from);
+        }
+        match self.socket.read(&mut self.input[self.have.1..]) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                self.have.1 += count;
+                Ok(true)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn next_frame(&mut self) -> io::Result<Option<(usize, usize)>> {
+        loop {
+            if let Some(place) = self.next()? {
+                self.have.0 = place.1;
+                return Ok(Some(place));
+            }
+            if self.have.0 == self.have.1 {
+                self.have = (0, 0);
+            }
+            if !self.read()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Sends what is owed, as much as the other end takes.
+    fn flush(&mut self) -> io::Result<()> {
+        while self.owed.0 < self.owed.1 {
+            match send(&self.socket, &self.output[self.owed.0..self.owed.1], SendFlags::NOSIGNAL) {
+                Ok(count) => self.owed.0 += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(e) => {
+                    self.over = true;
+                    return Err(e.into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Backend for Stream {
+    fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    fn accept(&mut self, features: u64) -> io::Result<()> {
+        self.vouch = features & F_GUEST_CSUM != 0;
+        Ok(())
+    }
+
+    fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>> {
+        if self.over {
+            return Ok(None);
+        }
+        let Some((start, end)) = self.next_frame().inspect_err(|_| self.over = true)? else { return Ok(None) };
+        let (header, frame) = packet.split_at_mut(HEADER);
+        header.fill(0);
+        header[0] = if self.vouch { DATA_VALID } else { 0 };
+        frame[..end - start].copy_from_slice(&self.input[start..end]);
+        Ok(Some(HEADER + end - start))
+    }
+
+    fn ready(&mut self) -> bool {
+        // Where nobody takes packets any more, they are dropped.
+        self.over || self.flush().is_err() || self.owed.0 == self.owed.1
+    }
+
+    fn send(&mut self, packet: Buffers) -> io::Result<()> {
+        if self.over {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut header = [0; HEADER];
+        let (first, rest) = packet.split_at(HEADER);
+        first.read(&mut header);
+        let len = rest.read(&mut self.output[PREFIX..]);
+        if !checksum::complete(&header, &mut self.output[PREFIX..PREFIX + len]) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "its checksum is outside of it"));
+        }
+        self.output[..PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
+        self.owed = (0, PREFIX + len);
+        self.flush()
+    }
+}
