@@ -4,6 +4,7 @@
 //! indirect tables, readable before writable, every byte in guest RAM, a bound on the whole. What remains is two lists
 //! of memory slices, without copying. What is *in* the memory is not judged here; the guest can change it at any time.
 
+use smallvec::SmallVec;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::GuestRam;
@@ -13,6 +14,8 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 /// Bytes of a descriptor.
 const DESCRIPTOR: u32 = 16;
+/// Slices for which a chain allocates nothing: most have a header, data and a status.
+const SLICES: usize = 4;
 
 /// A chain that breaks the rules: the driver's fault in every case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +77,7 @@ pub struct DescriptorTable {
 #[derive(Debug)]
 pub struct Chain<'m> {
     head: u16,
-    slices: Vec<VolatileSlice<'m>>,
+    slices: SmallVec<[VolatileSlice<'m>; SLICES]>,
     /// How many of `slices` are readable.
     readable: usize,
     readable_len: u32,
@@ -108,7 +111,7 @@ impl Descriptor {
 impl<'m> Chain<'m> {
     /// Walks the chain at `head`.
     pub fn walk(mem: &'m GuestRam, table: DescriptorTable, head: u16) -> Result<Self, ChainError> {
-        let mut chain = Chain { head, slices: Vec::new(), readable: 0, readable_len: 0, writable_len: 0 };
+        let mut chain = Chain { head, slices: SmallVec::new(), readable: 0, readable_len: 0, writable_len: 0 };
         // Descriptors that may still come, so that a loop ends.
         let mut left = table.size;
         let (mut base, mut size, mut index) = (table.address, table.size, head);
