@@ -23,12 +23,13 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use serde_json::Value;
+use smallvec::SmallVec;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::KIND;
 use disk::{Disk, Place};
 use engine::Choice;
-use flight::{Action, Flight, Landed, Order};
+use flight::{Action, Flight, Order};
 use request::{Header, Operation, Outcome, Request};
 use space::CONFIG_LEN;
 
@@ -42,6 +43,8 @@ const STATE_VERSION: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
 /// As many as there can be.
 static QUEUE_SIZES: [u16; 8] = [QUEUE_SIZE; 8];
+/// Most requests that the driver is told of at a time.
+const TOGETHER: usize = 32;
 /// Bytes of the identity string (5.2.6).
 const ID_LEN: usize = 20;
 
@@ -210,18 +213,23 @@ impl Blk {
         Ok(())
     }
 
-    /// Gives back what is done.
+    /// Gives back what is done, the requests of a queue together.
     fn give_back(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
-        let mut result = Ok(());
-        while let Some(Landed { queue, head, written, error }) = self.flight.as_mut().and_then(Flight::next) {
-            if let Some((action, error)) = error {
+        let (mut result, mut queue) = (Ok(()), 0);
+        let mut together: SmallVec<[(u16, u32); TOGETHER]> = SmallVec::new();
+        while let Some(landed) = self.flight.as_mut().and_then(Flight::next) {
+            if let Some((action, error)) = landed.error {
                 self.failed(action, &error);
             }
-            let Some(queue) = io.queues.get_mut(queue) else { continue };
-            // The others are given back even so.
-            result = result.and(queue.push(io.mem, head, written).map_err(DeviceFault::from));
+            if landed.queue != queue || together.len() == TOGETHER {
+                // The others are given back even if these cannot be.
+                result = result.and(publish(io, queue, &together));
+                together.clear();
+                queue = landed.queue;
+            }
+            together.push((landed.head, landed.written));
         }
-        result
+        result.and(publish(io, queue, &together))
     }
 
     /// Takes up what the queues have, submits it and gives back what is done, until nothing of this is left to do. A driver
@@ -246,6 +254,11 @@ impl Blk {
         }
         Ok(())
     }
+}
+
+fn publish(io: &mut Io, queue: usize, chains: &[(u16, u32)]) -> Result<(), DeviceFault> {
+    let Some(queue) = io.queues.get_mut(queue) else { return Ok(()) };
+    Ok(queue.push_together(io.mem, chains)?)
 }
 
 impl VirtioDevice for Blk {
