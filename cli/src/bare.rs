@@ -48,6 +48,7 @@ impl Bare {
         // Dropped in this order: the terminal first.
         let guard: Guard<(Option<Raw>, RunDir)> = Guard::new().context("cannot wait for signals")?;
         self.config.validate(host::memory_mib())?;
+        let holding = guard.hold();
         let directory = RunDir::create(&paths::run(), self.name.as_deref())?;
         if let Some(socket) = &self.socket {
             directory.own_socket(socket)?;
@@ -61,7 +62,7 @@ impl Bare {
         let mut monitor = place.start(&self.config)?;
         let on_terminal = io::stdin().is_terminal();
         let raw = on_terminal.then(enter_raw).transpose()?;
-        guard.keep((raw, directory));
+        holding.keep((raw, directory));
         if on_terminal && !talk.quiet {
             eprint!("bulkhead: Ctrl-A x ends the microVM {name}\r\n");
         }

@@ -25,6 +25,8 @@ const MAX_SOCKET_PATH: usize = 107;
 const LONGEST_SOCKET: usize = "/vsock_4294967295".len();
 /// Longest name of a VM.
 const MAX_NAME: usize = 63;
+/// No VM makes more files in its directory.
+const MOST_FILES: usize = 64;
 /// More than this in `owned` is not ours.
 const MAX_OWNED: u64 = 64 << 10;
 
@@ -242,7 +244,14 @@ fn remove(path: &Path, _lock: File) -> io::Result<()> {
 
 fn remove_files(path: &Path) -> io::Result<()> {
     remove_owned(&path.join("owned"));
-    fs::remove_dir_all(path)
+    let mut tries = 0..MOST_FILES;
+    loop {
+        match fs::remove_dir_all(path) {
+            // The VM's process still lives, and makes its sockets.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && tries.next().is_some() => {}
+            result => return result,
+        }
+    }
 }
 
 /// Removes the listed sockets, if they still are sockets and nobody listens there.
@@ -305,6 +314,27 @@ mod tests {
         assert!(run.file("console.log").exists());
         drop(run);
         assert!(entries(&root).is_empty());
+    }
+
+    #[test]
+    fn files_that_come_while_a_directory_is_removed_go_with_it() {
+        let (_dir, root) = root();
+        for _ in 0..20 {
+            let run = RunDir::create(&root, None).unwrap();
+            let path = root.join(run.name());
+            let began = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    began.wait();
+                    for file in 0..MOST_FILES {
+                        let _ = fs::write(path.join(file.to_string()), "x");
+                    }
+                });
+                began.wait();
+                drop(run);
+            });
+            assert!(entries(&root).is_empty());
+        }
     }
 
     #[test]

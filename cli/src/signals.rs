@@ -44,9 +44,10 @@ impl<T: Send + 'static> Guard<T> {
         Ok(Guard { state, handle })
     }
 
-    /// The guard keeps `what`, to drop it on a signal or when it is dropped itself.
-    pub fn keep(&self, what: T) {
-        *self.lock() = State::Exit(Some(what));
+    /// Has signals wait until the result is dropped, or has been given something to keep: for as long as something is made that
+    /// a signal must find either not begun or kept. Not for anything that takes its time.
+    pub fn hold(&self) -> Holding<'_, T> {
+        Holding(self.lock())
     }
 
     /// Gives back what it keeps; signals are the caller's from now on.
@@ -59,6 +60,16 @@ impl<T: Send + 'static> Guard<T> {
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Signals wait.
+pub struct Holding<'a, T>(MutexGuard<'a, State<T>>);
+
+impl<T> Holding<'_, T> {
+    /// The guard keeps `what`, to drop it on a signal or when it is dropped itself. Signals need not wait any more.
+    pub fn keep(mut self, what: T) {
+        *self.0 = State::Exit(Some(what));
     }
 }
 

@@ -80,6 +80,7 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
     let io = Io::inherit(args.interactive, args.tty)?;
     let kept = store.kept(&held.record.id.to_string())?;
     let kept = kept.ok_or_else(|| anyhow!("snapshot '{}': it has no list of layers", args.snapshot))?;
+    let holding = guard.hold();
     let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
     let (name, log, uds) = (directory.name().to_owned(), directory.file("console.log"), directory.file("vsock"));
     let facts = Facts {
@@ -101,7 +102,7 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
         hostname,
         verbose: talk.verbose,
     };
-    guard.keep(directory);
+    holding.keep(directory);
     let ready = monotonic_ns();
     // Kept here from the moment on in which a signal is for the session.
     let directory = RefCell::new(None);

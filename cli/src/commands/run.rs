@@ -57,13 +57,14 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let prepared = store.prepare(&image, &mut Progress::new(talk))?;
     let image_ready = monotonic_ns();
 
+    let holding = guard.hold();
     let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
     let (name, log) = (directory.name().to_owned(), directory.file("console.log"));
     let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
     let start = start(&args, command, &prepared, &name)?;
     let facts = facts(&args, &start.process.args, &prepared, &name);
     let mut owner = Owner::listen(&directory, facts, History::new()?)?;
-    guard.keep(directory);
+    holding.keep(directory);
     if let Some(source) = &mut config.boot_source {
         tracing::info!("kernel {}: {}", source.kernel_image_path.display(), source.boot_args);
         source.initrd_path = Some(initrd.clone());
