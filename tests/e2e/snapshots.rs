@@ -25,18 +25,27 @@ const COUNTER: &[u8] = &[
     0x66, 0xba, 0x00, 0x06, 0xb0, 0x01, 0xee, 0xf4, // 2: mov $0x600, %dx; mov $1, %al; out %al, (%dx); hlt
 ];
 
-/// Whether that guest can run here. An emulated AMD-V host now and then gives an interrupt of its own to a guest that polls with
-/// interrupts off (which has no handlers: a triple fault), or takes none any more itself.
+/// Whether that guest can run here. On an emulated AMD-V host the first fetch after an exit now and then ends in a page fault that the
+/// guest's page tables do not have. A kernel tries again and goes on; this guest has no handlers and crashes (docs/test-hosts.md).
 pub(crate) fn can_poll(test: &str) -> bool {
-    if on_emulated_host() {
-        tests::lab::skip(test, "QEMU's emulation of AMD-V does not keep interrupts from a guest that polls");
+    let emulated = std::env::var_os("BULKHEAD_TEST_EMULATOR").is_some();
+    if emulated {
+        tests::lab::skip(
+            test,
+            "QEMU's emulation of AMD-V gives page faults to a guest that polls, which has no handler",
+        );
     }
-    !on_emulated_host()
+    !emulated
 }
 
-/// Whether this host's processor is QEMU's.
-pub(crate) fn on_emulated_host() -> bool {
-    std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default().contains("QEMU TCG CPU")
+/// Whether the host keeps its interrupts: QEMU before version 10 loses some when it emulates AMD-V.
+pub(crate) fn keeps_interrupts(test: &str) -> bool {
+    let emulator = std::env::var("BULKHEAD_TEST_EMULATOR").ok();
+    let old = emulator.filter(|version| version.parse().is_ok_and(|major: u32| major < 10));
+    if let Some(version) = &old {
+        tests::lab::skip(test, &format!("QEMU {version} loses interrupts when it emulates AMD-V"));
+    }
+    old.is_none()
 }
 
 fn interactive(lab: &Lab, line: &[&str]) -> Running {
