@@ -2,6 +2,7 @@
 //! nothing.
 
 mod bench;
+mod network;
 mod snapshots;
 mod vmm;
 
@@ -13,6 +14,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
+pub use self::network::{Network, Publish};
 pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
 pub use self::vmm::Vmm;
 use crate::failure::sanitize;
@@ -118,6 +120,12 @@ pub struct Run {
     /// The container sees its root file system read-only
     #[arg(long)]
     pub read_only: bool,
+    /// What the container's network is: `none` (the default), `user` (through passt, without privileges), or a tap interface
+    #[arg(long, value_name = "none|user|tap=NAME", value_parser = network::network)]
+    pub network: Option<Network>,
+    /// Have a port of the host lead to one of the container; on 127.0.0.1 if there is no IP. Implies `--network user`
+    #[arg(short, long, value_name = "[IP:]HOST_PORT:PORT[/tcp|/udp]", value_parser = network::publish)]
+    pub publish: Vec<Publish>,
     #[command(flatten)]
     pub machine: Machine,
     /// Boot this kernel instead of the one built for this kind of host

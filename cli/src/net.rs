@@ -1,12 +1,18 @@
 //! Network interfaces of machines.
 
-use anyhow::Context;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+
+use anyhow::{Context, anyhow};
+use guest_protocol::Address;
 use rustix::rand::GetRandomFlags;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use vmm::config::add_device;
+use vmm::user_network as user;
+
+use crate::args::{Network, Publish};
 
 /// Key of the section in a machine's configuration.
-const SECTION: &str = "network-interfaces";
+pub const SECTION: &str = "network-interfaces";
 
 /// Adds an interface for each value of `boot --net`. Those that are told no MAC address get one that nothing else has.
 pub fn add(flags: &[String], devices: &mut Map<String, Value>) -> anyhow::Result<()> {
@@ -19,6 +25,100 @@ pub fn add(flags: &[String], devices: &mut Map<String, Value>) -> anyhow::Result
         }
     }
     Ok(())
+}
+
+/// How a container is connected.
+pub struct Connection {
+    /// The machine's part: its device.
+    pub section: Value,
+    /// The guest's part.
+    pub guest: guest_protocol::Network,
+    /// Content of its /etc/resolv.conf; `None` leaves the image's own.
+    pub resolv_conf: Option<String>,
+}
+
+/// What `run --network` and `-p` ask for.
+pub fn connection(network: Option<&Network>, publish: &[Publish]) -> anyhow::Result<Option<Connection>> {
+    let ports = !publish.is_empty();
+    match network {
+        None if ports => through_passt(publish).map(Some),
+        Some(Network::User) => through_passt(publish).map(Some),
+        Some(Network::None) if ports => Err(anyhow!("-p: the container has no network; use --network user")),
+        Some(Network::Tap(_)) if ports => Err(anyhow!(
+            "-p: a container at a tap interface is reached by its own address; leave -p out, or use --network user"
+        )),
+        Some(Network::Tap(name)) => at_tap(name).map(Some),
+        None | Some(Network::None) => Ok(None),
+    }
+}
+
+fn through_passt(publish: &[Publish]) -> anyhow::Result<Connection> {
+    let mac = mac()?;
+    let port = |port: &Publish| {
+        let protocol = if port.udp { "udp" } else { "tcp" };
+        json!({ "protocol": protocol, "host_ip": port.host_ip, "host_port": port.host_port, "guest_port": port.guest_port })
+    };
+    let publish: Vec<Value> = publish.iter().map(port).collect();
+    let address =
+        Address { ip: user::GUEST.octets(), prefix_len: user::PREFIX_LEN, gateway: Some(user::GATEWAY.octets()) };
+    Ok(Connection {
+        section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "user": { "publish": publish } }]),
+        guest: guest_protocol::Network { mac, mtu: Some(user::MTU), address: Some(address) },
+        resolv_conf: Some(format!("nameserver {}\n", user::RESOLVER)),
+    })
+}
+
+/// At a tap interface that has an address on the host the container gets one beside it, and the host as its gateway. At one
+/// that has none (it may be part of a bridge) addresses are the container's business.
+fn at_tap(name: &str) -> anyhow::Result<Connection> {
+    let routes = std::fs::read_to_string("/proc/net/route").context("/proc/net/route")?;
+    let address = network_of(name, &routes).and_then(|(network, prefix_len)| {
+        let host = host_address(network)?;
+        Some(Address { ip: beside(host, prefix_len)?.octets(), prefix_len, gateway: Some(host.octets()) })
+    });
+    let mac = mac()?;
+    Ok(Connection {
+        section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "host_dev_name": name }]),
+        guest: guest_protocol::Network { mac, mtu: None, address },
+        resolv_conf: address.and_then(|_| resolvers(&std::fs::read_to_string("/etc/resolv.conf").ok()?)),
+    })
+}
+
+/// The network that `name` itself is in, by the kernel's table of routes (proc(5)), and the length of its prefix.
+fn network_of(name: &str, routes: &str) -> Option<(Ipv4Addr, u8)> {
+    routes.lines().skip(1).find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok().map(u32::swap_bytes);
+        let (network, gateway, mask) = (number(1)?, number(2)?, number(7)?);
+        (words[0] == name && gateway == 0 && mask != 0).then(|| (network.into(), mask.leading_ones() as u8))
+    })
+}
+
+/// This host's own address in a network: where it would send from. Nothing is sent.
+fn host_address(network: Ipv4Addr) -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((Ipv4Addr::from(u32::from(network) + 1), 9)).ok()?;
+    match socket.local_addr().ok()? {
+        SocketAddr::V4(address) => Some(*address.ip()),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+/// The next address of the host's network, or the first if the host has the last. None: there is no other.
+fn beside(host: Ipv4Addr, prefix_len: u8) -> Option<Ipv4Addr> {
+    let hosts = u32::MAX.checked_shr(prefix_len.into()).unwrap_or(0);
+    let own = u32::from(host) & hosts;
+    // The first and the last of all name the network and everybody in it.
+    let next = if own + 1 < hosts { own + 1 } else { 1 };
+    (next != own && hosts > 2).then(|| (u32::from(host) & !hosts | next).into())
+}
+
+/// Those of the host's resolvers that others reach, too.
+fn resolvers(conf: &str) -> Option<String> {
+    let loopback =
+        |line: &str| line.split_whitespace().nth(1).is_none_or(|word| word.starts_with("127.") || word == "::1");
+    let lines: Vec<&str> = conf.lines().filter(|line| !line.starts_with("nameserver") || !loopback(line)).collect();
+    lines.iter().any(|line| line.starts_with("nameserver")).then(|| lines.join("\n") + "\n")
 }
 
 /// A MAC address of the range that is for everybody's own use.
@@ -50,5 +150,43 @@ mod tests {
         assert_eq!(section[2]["guest_mac"], "02:00:00:00:00:09");
         let error = add(&["bridge".into()], &mut devices).unwrap_err().to_string();
         assert!(error.starts_with("--net: 'bridge'"), "{error}");
+    }
+
+    #[test]
+    fn ports_need_a_network_that_can_have_them() {
+        let port = [Publish { host_ip: Ipv4Addr::LOCALHOST, host_port: 80, guest_port: 8080, udp: true }];
+        assert!(connection(None, &[]).unwrap().is_none());
+        assert!(connection(Some(&Network::None), &[]).unwrap().is_none());
+        for network in [Network::None, Network::Tap("t".into())] {
+            assert!(connection(Some(&network), &port).is_err_and(|error| error.to_string().starts_with("-p: ")));
+        }
+        let user = connection(None, &port).unwrap().unwrap();
+        let wanted =
+            json!({ "publish": [{ "protocol": "udp", "host_ip": "127.0.0.1", "host_port": 80, "guest_port": 8080 }] });
+        assert_eq!(user.section[0]["user"], wanted);
+        let other = connection(Some(&Network::User), &[]).unwrap().unwrap();
+        assert_ne!(user.guest.mac, other.guest.mac);
+        assert_eq!(other.section[0]["guest_mac"], text(other.guest.mac));
+    }
+
+    #[test]
+    fn a_container_is_beside_its_host() {
+        let beside = |host: [u8; 4], prefix_len| beside(host.into(), prefix_len).map(|ip| ip.octets());
+        assert_eq!(beside([192, 0, 2, 1], 24), Some([192, 0, 2, 2]));
+        assert_eq!(beside([192, 0, 2, 254], 24), Some([192, 0, 2, 1]));
+        assert_eq!(beside([10, 0, 0, 6], 30), Some([10, 0, 0, 5]));
+        assert_eq!((beside([10, 0, 0, 6], 31), beside([10, 0, 0, 6], 32)), (None, None));
+        let routes = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
+                      eth0\t00000000\tFE02A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                      t0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        assert_eq!(network_of("t0", routes), Some(([192, 0, 2, 0].into(), 24)));
+        assert_eq!((network_of("eth0", routes), network_of("t1", "")), (None, None));
+    }
+
+    #[test]
+    fn resolvers_of_the_host_alone_are_not_the_guests() {
+        let conf = "search here\nnameserver 127.0.0.53\nnameserver 192.0.2.9\n";
+        assert_eq!(resolvers(conf).unwrap(), "search here\nnameserver 192.0.2.9\n");
+        assert_eq!(resolvers("nameserver 127.0.0.53\nnameserver ::1\n"), None);
     }
 }

@@ -18,8 +18,8 @@ use vmm::config::{Paging, SnapshotSource};
 use vmm::cpuid::Model;
 use vmm::host::{self, KvmKind};
 
-use crate::monitor;
 use crate::paths::disk_bytes;
+use crate::{monitor, net};
 
 /// Raised when templates of older versions of this program will not do although the program's file is the same.
 const VERSION: u32 = 1;
@@ -38,6 +38,8 @@ pub struct Ingredients<'a> {
     boot_args: &'a str,
     vcpus: u8,
     memory_mib: u64,
+    /// The guest has an interface.
+    network: bool,
     kvm: KvmKind,
     cpu: Model,
     host_kernel: String,
@@ -76,6 +78,7 @@ impl<'a> Ingredients<'a> {
             boot_args: &source.boot_args,
             vcpus: config.machine.vcpu_count,
             memory_mib: config.machine.mem_size_mib,
+            network: config.devices.contains_key(net::SECTION),
             kvm: host::kind(),
             cpu: Model::host(),
             host_kernel: release("osrelease") + &release("version"),

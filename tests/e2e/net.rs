@@ -1,7 +1,7 @@
 //! Guests on a network: data from a server and back, byte for byte.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread::JoinHandle;
 
@@ -12,7 +12,7 @@ use crate::lab;
 
 /// Bytes that are sent each way. Where guest kernels are emulated, each costs them 0.2 us.
 fn bytes(lab: &Lab) -> u64 {
-    if lab.kvm() == Kvm::SoftwareNested { 1_000_000 } else { 100_000_000 }
+    if lab.kvm() == Kvm::SoftwareNested { 1_000_000 } else { 20_000_000 }
 }
 
 /// As in the guest.
@@ -20,16 +20,19 @@ fn pattern(at: u64) -> u8 {
     (at ^ (at >> 8) ^ (at >> 16)) as u8
 }
 
-/// Sends `bytes` to one client, and tells whether as much of the same came back.
-fn serve(listener: TcpListener, bytes: u64) -> JoinHandle<bool> {
-    std::thread::spawn(move || {
-        let (mut client, _) = listener.accept().unwrap();
-        let all: Vec<u8> = (0..bytes).map(pattern).collect();
-        client.write_all(&all).unwrap();
-        let mut back = Vec::new();
-        client.read_to_end(&mut back).unwrap();
-        back == all
-    })
+/// Sends `bytes` to the other end, and tells whether as much of the same came back.
+fn exchange(mut other: TcpStream, bytes: u64) -> bool {
+    let all: Vec<u8> = (0..bytes).map(pattern).collect();
+    other.write_all(&all).unwrap();
+    let mut back = Vec::new();
+    other.read_to_end(&mut back).unwrap();
+    back == all
+}
+
+/// Does that with one client.
+fn serve(listener: &TcpListener, bytes: u64) -> JoinHandle<bool> {
+    let listener = listener.try_clone().unwrap();
+    std::thread::spawn(move || exchange(listener.accept().unwrap().0, bytes))
 }
 
 /// Puts this thread, and what it starts, into a network of its own. False, and a line that says why, if it may not.
@@ -85,15 +88,64 @@ fn a_guest_fetches_through_a_tap() {
     }
     make_tap("bh0", "192.0.2.1/24");
     let listener = TcpListener::bind("192.0.2.1:0").unwrap();
-    let command = fetching(&lab, "tap=bh0", "192.0.2.2", listener.local_addr().unwrap());
-    let server = serve(listener, bytes(&lab));
+    let address = listener.local_addr().unwrap();
+    let command = fetching(&lab, "tap=bh0", "192.0.2.2", address);
+    let server = serve(&listener, bytes(&lab));
     let ended = Running::start(command).end(patience);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.text().contains(&format!("fetched {0}, sent {0}", bytes(&lab))), "{ended:?}");
+    assert!(server.join().unwrap());
+
+    // A container, which is told its address.
+    let server = serve(&listener, bytes(&lab));
+    let (address, count) = (address.to_string(), bytes(&lab).to_string());
+    let words = ["run", "--network", "tap=bh0", &lab.probe_image(), "/probe", "fetch", &address, &count];
+    let ended = Running::start(lab.bulkhead(words)).end(patience);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(server.join().unwrap());
 
     let ended = lab.run(["boot", "--kernel", &own_kernel(&lab), "--net", "tap=bh1"]);
     assert_eq!(ended.code, Some(125), "{ended:?}");
     assert!(ended.stderr.contains("tap 'bh1': there is no such interface"), "{ended:?}");
     lab.assert_clean();
+}
+
+/// Out through passt, and in through a port of the host: the first container boots, the second goes on from its template.
+#[test]
+fn a_container_reaches_out_and_is_reached_through_passt() {
+    const TEST: &str = "a_container_reaches_out_and_is_reached_through_passt";
+    let lab = lab!(TEST);
+    if Command::new("passt").arg("--version").output().is_err() {
+        tests::lab::skip(TEST, "passt is not installed");
+        return;
+    }
+    let patience = lab.patience(4);
+    if !own_network(TEST) {
+        return;
+    }
+    // What the host has of the outside: an address, and a default route.
+    make_tap("bh0", "192.0.2.1/24");
+    ip(&["route", "add", "default", "via", "192.0.2.254"]);
+    let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let published = taken.local_addr().unwrap();
+    let (address, count) = (listener.local_addr().unwrap().to_string(), bytes(&lab).to_string());
+    let port = format!("{}:80", published.port());
+    let run = |more: &[&str]| {
+        let image = lab.probe_image();
+        lab.bulkhead([&["run", "-p", &port, &image, "/probe"], more].concat())
+    };
+    // Its port is somebody else's.
+    let ended = Running::start(run(&["memory"])).end(patience);
+    ended.assert_failed(125, &["passt", published.to_string().replace(':', "/").as_str()]);
+    drop(taken);
+    for _ in 0..2 {
+        let server = serve(&listener, bytes(&lab));
+        let mut running = Running::start(run(&["meet", &address, &count, "80"]));
+        running.wait_for("listening", patience);
+        assert!(server.join().unwrap());
+        assert!(exchange(TcpStream::connect(published).unwrap(), bytes(&lab)));
+        let ended = running.end(patience);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
 }

@@ -4,6 +4,7 @@
 //! `probe memory`                  MemTotal in MiB
 //! `probe disk`                    as PID 1: uses /dev/vda as `tests/e2e/disk.rs` expects, with a line for each step
 //! `probe fetch ADDRESS BYTES`     a pattern from a server and back again: `fetched N, sent N`
+//! `probe meet ADDRESS BYTES PORT` the same, then once more with a client of its own at PORT, after the line `listening`
 //!
 //! As PID 1 of a guest that has only an initramfs it gives eth0 the address of PROBE_NET and does `fetch` with PROBE_FETCH
 //! (both from the kernel's command line), then powers off.
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         ["memory"] => memory(),
         ["disk"] => disk(),
         ["fetch", address, bytes] => fetch(address, number(bytes)),
+        ["meet", address, bytes, port] => meet(address, number(bytes), number(port)),
         [] if std::process::id() == 1 => alone(),
         _ => ExitCode::from(2),
     }
@@ -49,9 +51,19 @@ fn pattern(at: u64) -> u8 {
     (at ^ (at >> 8) ^ (at >> 16)) as u8
 }
 
-/// Reads `bytes` from the server, all of which must be right, and sends it the same.
 fn fetch(address: &str, bytes: u64) -> ExitCode {
-    let mut server = std::net::TcpStream::connect(address).expect("a connection");
+    exchange(std::net::TcpStream::connect(address).expect("a connection"), bytes)
+}
+
+fn meet(address: &str, bytes: u64, port: u64) -> ExitCode {
+    fetch(address, bytes);
+    let listener = std::net::TcpListener::bind(("0.0.0.0", port as u16)).expect("a port");
+    println!("listening");
+    exchange(listener.accept().expect("a client").0, bytes)
+}
+
+/// Reads `bytes` from the other end, all of which must be right, and sends it the same.
+fn exchange(mut server: std::net::TcpStream, bytes: u64) -> ExitCode {
     let mut buffer = vec![0; 128 << 10];
     let mut at = 0;
     while at < bytes {

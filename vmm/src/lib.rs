@@ -40,5 +40,6 @@ pub mod snapshot;
 pub mod vcpu;
 
 pub use config::VmConfig;
+pub use devices::virtio::net::passt as user_network;
 pub use events::{Event, ExitReason};
 pub use machine::{Console, Handle, Machine, VmmError};

@@ -47,6 +47,8 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         (args.kernel.is_some(), "--kernel"),
         (!args.append.is_empty(), "--append"),
         (args.cold, "--cold"),
+        (args.network.is_some(), "--network"),
+        (!args.publish.is_empty(), "--publish"),
         (args.machine.memory.is_some(), "--memory"),
         (args.machine.cpus.is_some(), "--cpus"),
     ];

@@ -22,6 +22,7 @@ use crate::container::{Place, breakdown, console_tail, devices, end, machine_id}
 use crate::env;
 use crate::failure::Outcome;
 use crate::launch::Launch;
+use crate::net;
 use crate::output::Progress;
 use crate::owner::{Facts, History, Owner};
 use crate::paths;
@@ -50,6 +51,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let io = Io::inherit(args.interactive, args.tty)?;
     // First what nothing works without, before anything is read or written.
     drop(host::open()?);
+    let network = net::connection(args.network.as_ref(), &args.publish)?;
     let mut config = machine(&args)?;
     config.validate(host::memory_mib())?;
 
@@ -61,7 +63,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
     let (name, log) = (directory.name().to_owned(), directory.file("console.log"));
     let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
-    let start = start(&args, command, &prepared, &name)?;
+    let start = start(&args, command, &prepared, &name, network.as_ref())?;
     let facts = facts(&args, &start.process.args, &prepared, &name);
     let mut owner = Owner::listen(&directory, facts, History::new()?)?;
     holding.keep(directory);
@@ -71,6 +73,9 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     }
     config.serial = SerialConfig::Log { path: log.clone() };
     config.devices = devices(prepared.disk(), &uds)?;
+    if let Some(network) = &network {
+        config.devices.insert(net::SECTION.into(), network.section.clone());
+    }
     let session = Session::listen(&uds)?;
     let place = Place {
         session: &session,
@@ -159,7 +164,13 @@ pub fn kernel_kind(kvm: KvmKind) -> KernelKind {
 }
 
 /// What the guest is told.
-fn start(args: &Run, command: Vec<String>, image: &PreparedImage, name: &str) -> anyhow::Result<Start> {
+fn start(
+    args: &Run,
+    command: Vec<String>,
+    image: &PreparedImage,
+    name: &str,
+    network: Option<&net::Connection>,
+) -> anyhow::Result<Start> {
     let own_kernel = args.kernel.is_none();
     let mut process = process(args, command, &image.config)?;
     process.found = image.find(&process.user, process.args.first().map_or("", String::as_str), &process.env);
@@ -170,7 +181,8 @@ fn start(args: &Run, command: Vec<String>, image: &PreparedImage, name: &str) ->
         machine_id: machine_id()?,
         hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
         root: Root { layers: image.disk().take(1).map(layer).collect(), upper_bytes: None, read_only: args.read_only },
-        names: Names::default(),
+        network: network.as_ref().map(|network| network.guest.clone()),
+        names: Names { hosts: Vec::new(), resolv_conf: network.and_then(|network| network.resolv_conf.clone()) },
         end: if own_kernel { End::PowerOff } else { End::Reset },
         process,
     })

@@ -14,6 +14,7 @@ use crate::control::{Control, HostGone};
 use crate::failure::Failure;
 use crate::freeze::Freezer;
 use crate::names::{self, Own};
+use crate::network;
 use crate::process;
 use crate::root;
 use crate::stage::Stage;
@@ -123,6 +124,9 @@ fn begin<M: Machine>(machine: &M, stage: Stage, start: Start) -> Result<(Contain
     let terminal = start.process.terminal;
     // While the root is made, the host answers.
     let opening = Opening::begin(machine, terminal.is_some(), start.process.stdin).map_err(guest(STREAMS))?;
+    if let Some(network) = &start.network {
+        network::set_up(network)?;
+    }
     root::mount_layers(machine, &start.root)?;
     let has_names = stage.names.write(&start)?;
     root::mount_overlay(&start.root)?;

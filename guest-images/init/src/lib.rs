@@ -4,6 +4,7 @@
 //! - [`control`]: the connection to the host.
 //! - [`stage`]: what is done before the host says what the guest is to be.
 //! - [`root`]: layers, overlay, switching to them. [`names`]: the files that tell a container who it is.
+//! - [`network`]: the interface of a guest that has one.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
 //! - [`attend`]: everything from the process's start to its end.
 //! - [`process`]: starting it, signals, its end.
@@ -33,6 +34,7 @@ pub mod failure;
 pub mod freeze;
 pub mod guest;
 pub mod names;
+pub mod network;
 pub mod process;
 pub mod relay;
 pub mod root;

@@ -10,7 +10,7 @@ use crate::guest::Machine;
 use crate::names::Names;
 use crate::process;
 use crate::root::{self, NO_EXEC, failed, mount_fs};
-use crate::sys::loopback_up;
+use crate::sys::Interface;
 use guest_protocol::FailureKind;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, openat, symlinkat};
@@ -50,7 +50,7 @@ impl Stage {
     pub fn new<M: Machine>(machine: &M) -> Result<Self, Failure> {
         umask(Mode::empty());
         // Without it (a kernel without IPv4) most processes get on.
-        let _ = loopback_up();
+        let _ = Interface::named("lo").and_then(|lo| lo.up());
         process::limit()
             .map_err(|error| Failure::errno(FailureKind::Guest, "setting capabilities and limits", error))?;
         root::prepare()?;

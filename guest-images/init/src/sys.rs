@@ -1,5 +1,9 @@
-//! The system calls that rustix does not have, each as a safe function: clocks, entropy, vsock addresses, partitions, the
-//! loopback interface, starting a process. All of this crate's `unsafe` but the entry point's is here.
+//! The system calls that rustix does not have, each as a safe function: clocks, entropy, vsock addresses, partitions, network
+//! interfaces, starting a process. All of this crate's `unsafe` but the entry point's is here.
+
+mod interface;
+
+pub use interface::Interface;
 
 use alloc::ffi::CString;
 use alloc::vec::Vec;
@@ -210,30 +214,6 @@ pub fn add_partition(disk: impl AsFd, number: u8, start: i64, length: i64) -> io
     };
     // SAFETY: BLKPG takes a blkpg_ioctl_arg whose data is a blkpg_partition; both live across the call.
     unsafe { ioctl::ioctl(disk, ioctl::Setter::<BLKPG, BlkpgArgument>::new(argument)) }
-}
-
-/// `struct ifreq` as the flags calls see it.
-#[repr(C)]
-struct InterfaceFlags {
-    name: [u8; 16],
-    flags: u16,
-    rest: [u8; 22],
-}
-
-/// Brings the loopback interface up; the kernel gives it its addresses.
-///
-/// # Errors
-/// As socket(2) and the SIOCSIFFLAGS ioctl.
-pub fn loopback_up() -> io::Result<()> {
-    const SIOCSIFFLAGS: Opcode = 0x8914;
-    const IFF_UP: u16 = 1;
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let mut request = InterfaceFlags { name: [0; 16], flags: IFF_UP, rest: [0; 22] };
-    for (byte, letter) in request.name.iter_mut().zip(*b"lo") {
-        *byte = letter;
-    }
-    // SAFETY: SIOCSIFFLAGS reads an ifreq.
-    unsafe { ioctl::ioctl(socket, ioctl::Setter::<SIOCSIFFLAGS, InterfaceFlags>::new(request)) }
 }
 
 /// Strings as execve wants them: a null-terminated list of pointers. Keeps the strings alive.

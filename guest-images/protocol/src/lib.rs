@@ -27,7 +27,7 @@ pub use message::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The host's vsock context id.
 pub const HOST_CID: u32 = 2;
 /// Port of the one control connection.

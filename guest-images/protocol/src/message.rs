@@ -139,6 +139,8 @@ pub struct Start {
     pub wall_clock_ns: u64,
     /// The root file system.
     pub root: Root,
+    /// Its interface, if it has one besides the loopback interface.
+    pub network: Option<Network>,
     /// Name resolution.
     pub names: Names,
     /// How the guest is to end.
@@ -203,6 +205,28 @@ pub enum LayerFs {
     Erofs,
     /// SquashFS.
     Squashfs,
+}
+
+/// The guest's network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its MAC address: all clones of a guest had the same.
+    pub mac: [u8; 6],
+    /// Its largest packet in bytes; `None` leaves the kernel's 1500.
+    pub mtu: Option<u16>,
+    /// `None`: it is brought up, and the rest is left to the container.
+    pub address: Option<Address>,
+}
+
+/// Where a guest is on its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// IPv4.
+    pub ip: [u8; 4],
+    /// Bits of its network's prefix.
+    pub prefix_len: u8,
+    /// Where to send what is not for that network.
+    pub gateway: Option<[u8; 4]>,
 }
 
 /// What becomes of /etc/hosts and /etc/resolv.conf.

@@ -28,6 +28,7 @@ fn start() -> impl Strategy<Value = HostMessage> {
                 hostname: "h".into(),
                 wall_clock_ns,
                 root,
+                network: None,
                 names: Names { hosts, resolv_conf },
                 end: End::PowerOff,
                 process,
@@ -114,6 +115,7 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
         hostname: "x".repeat(300),
         wall_clock_ns: 0,
         root: Root { layers: vec![], upper_bytes: None, read_only: false },
+        network: None,
         names: Names::default(),
         end: End::Reset,
         process: Process {

@@ -304,6 +304,7 @@ fn start(process: Process) -> Start {
             upper_bytes: Some(16 << 20),
             read_only: false,
         },
+        network: None,
         names: Names { hosts: vec!["10.1.2.3 db".into()], resolv_conf: Some("nameserver 10.9.9.9\n".into()) },
         end: End::PowerOff,
         process,
