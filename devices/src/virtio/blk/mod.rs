@@ -43,8 +43,8 @@ const STATE_VERSION: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
 /// As many as there can be.
 static QUEUE_SIZES: [u16; 8] = [QUEUE_SIZE; 8];
-/// Most requests that the driver is told of at a time.
-const TOGETHER: usize = 32;
+/// Most requests that the driver is told of at a time: few, so that one that looks for them asks for more meanwhile.
+const TOGETHER: usize = 4;
 /// Bytes of the identity string (5.2.6).
 const ID_LEN: usize = 20;
 
