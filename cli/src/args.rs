@@ -19,6 +19,7 @@ pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, Snapsh
 pub use self::vmm::Vmm;
 use crate::failure::sanitize;
 use crate::size;
+use crate::volumes::VolumeFlag;
 
 /// Guest RAM where `-m` does not say, MiB. Memory costs the host nothing before the guest touches it, but a guest kernel
 /// prepares each page of it at boot, which is what counts on software-nested KVM.
@@ -111,6 +112,9 @@ pub struct Run {
     /// Run this program instead of the image's entrypoint; "" for none
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
+    /// A directory or file of this host in the container, for reading and writing or (ro) for reading only
+    #[arg(short, long, value_name = "SRC:DST[:ro]")]
+    pub volume: Vec<VolumeFlag>,
     /// Name of the microVM
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -423,7 +427,7 @@ mod tests {
     fn wrong_usage_is_one_line_that_names_the_word() {
         for (line, word) in [
             (&["run"][..], "required"),
-            (&["run", "-v", "/a:/b", "img"], "'-v'"),
+            (&["run", "-v", "data:/b", "img"], "./data"),
             (&["run", "--nope", "img"], "--nope"),
             (&["run", "-m", "lots", "img"], "lots"),
             (&["run", "--hostname", "a b", "img"], "host name"),
@@ -453,10 +457,10 @@ mod tests {
     }
 
     #[test]
-    fn help_does_not_promise_volumes() {
+    fn help_promises_what_there_is() {
         let Parsed::Text(help) = parse(["bulkhead", "--help"].map(OsString::from)) else { panic!() };
         assert!(help.contains("vmm") && help.contains("doctor") && help.contains("125"));
         let Parsed::Text(help) = parse(["bulkhead", "run", "--help"].map(OsString::from)) else { panic!() };
-        assert!(!help.contains("--volume") && help.contains("oci-archive:FILE"));
+        assert!(help.contains("SRC:DST[:ro]") && help.contains("oci-archive:FILE"));
     }
 }

@@ -16,6 +16,7 @@
 //! | [`control`] | a client of a microVM's control socket |
 //! | [`templates`] | snapshots that later runs go on from |
 //! | [`signals`] | signals before there is a guest |
+//! | [`volumes`] | directories of this host in a container |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`failure`] | exit codes and one-line errors |
 //! | [`output`], [`phases`] | tables, JSON, progress; where the time goes |
@@ -46,6 +47,7 @@ mod size;
 mod snapshots;
 mod templates;
 mod terminal;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -36,6 +36,8 @@ pub struct Ingredients<'a> {
     monitor: FileId,
     kernel: FileId,
     boot_args: &'a str,
+    /// Kinds of devices: what each of them has of this host comes with the machine that goes on.
+    devices: Vec<&'a str>,
     vcpus: u8,
     memory_mib: u64,
     /// The guest has an interface.
@@ -76,6 +78,7 @@ impl<'a> Ingredients<'a> {
             monitor: FileId::of(&monitor::program()).ok()?,
             kernel: FileId::of(&source.kernel_image_path).ok()?,
             boot_args: &source.boot_args,
+            devices: config.devices.keys().map(String::as_str).collect(),
             vcpus: config.machine.vcpu_count,
             memory_mib: config.machine.mem_size_mib,
             network: config.devices.contains_key(net::SECTION),

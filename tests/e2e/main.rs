@@ -16,6 +16,7 @@
 //! | [`load`] | a guest under load, saved and restored again and again |
 //! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
 //! | [`verbs`] | images, doctor, bench |
+//! | [`volumes`] | directories of the host in a container |
 //!
 //! A boot costs seconds on a software-nested host, so each guest answers several questions.
 
@@ -33,6 +34,7 @@ mod memory;
 mod net;
 mod snapshots;
 mod verbs;
+mod volumes;
 mod warm;
 
 /// The lab of a test, or the end of a test that cannot run here.

@@ -45,6 +45,7 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         (args.entrypoint.is_some(), "--entrypoint"),
         (args.read_only, "--read-only"),
         (args.kernel.is_some(), "--kernel"),
+        (!args.volume.is_empty(), "--volume"),
         (!args.append.is_empty(), "--append"),
         (args.cold, "--cold"),
         (args.network.is_some(), "--network"),

@@ -32,6 +32,7 @@ use crate::signals::Guard;
 use crate::snapshots::What;
 use crate::snapshots::name::WARM;
 use crate::templates::Templates;
+use crate::volumes::Volumes;
 
 /// Sectors of virtio disks and of layer ranges, in bytes.
 const SECTOR: u64 = 512;
@@ -52,6 +53,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     // First what nothing works without, before anything is read or written.
     drop(host::open()?);
     let network = net::connection(args.network.as_ref(), &args.publish)?;
+    let volumes = Volumes::find(&args.volume)?;
     let mut config = machine(&args)?;
     config.validate(host::memory_mib())?;
 
@@ -63,7 +65,8 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
     let (name, log) = (directory.name().to_owned(), directory.file("console.log"));
     let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
-    let start = start(&args, command, &prepared, &name, network.as_ref())?;
+    let mut start = start(&args, command, &prepared, &name, network.as_ref())?;
+    start.volumes = volumes.for_guest();
     let facts = facts(&args, &start.process.args, &prepared, &name);
     let mut owner = Owner::listen(&directory, facts, History::new()?)?;
     holding.keep(directory);
@@ -76,6 +79,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     if let Some(network) = &network {
         config.devices.insert(net::SECTION.into(), network.section.clone());
     }
+    config.devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
     let session = Session::listen(&uds)?;
     let place = Place {
         session: &session,
@@ -181,6 +185,7 @@ fn start(
         machine_id: machine_id()?,
         hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
         root: Root { layers: image.disk().take(1).map(layer).collect(), upper_bytes: None, read_only: args.read_only },
+        volumes: Vec::new(),
         network: network.as_ref().map(|network| network.guest.clone()),
         names: Names { hosts: Vec::new(), resolv_conf: network.and_then(|network| network.resolv_conf.clone()) },
         end: if own_kernel { End::PowerOff } else { End::Reset },

@@ -24,6 +24,7 @@ fn start() -> Start {
         wall_clock_ns: 1,
         root: Root { layers: vec![], upper_bytes: None, read_only: false },
         network: None,
+        volumes: vec![],
         names: Names::default(),
         end: End::PowerOff,
         process: Process {
@@ -333,7 +334,7 @@ fn a_guest_that_breaks_the_protocol_is_named() {
     };
     let text =
         refused(|guest| guest.send(&GuestMessage::Hello { version: 1, phase: Phase::Booted, init_ns: 0, now_ns: 0 }));
-    assert_eq!(text, "the guest speaks protocol version 1, this program 4");
+    assert_eq!(text, "the guest speaks protocol version 1, this program 5");
     let text = refused(|guest| guest.started());
     assert_eq!(text, "the guest broke the protocol: unexpected Started");
     let text = refused(|guest| guest.control.write_all(&[0xff; 8]).unwrap());

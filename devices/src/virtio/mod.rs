@@ -4,13 +4,14 @@
 //! - [`queue`]: a split virtqueue (2.7) with notification suppression and a budget per event;
 //! - [`chain`]: the one way to a descriptor chain, checked;
 //! - [`table`]: [`DEVICES`], one line per device;
-//! - [`blk`], [`net`], [`rng`], [`vsock`]: the devices.
+//! - [`blk`], [`fs`], [`net`], [`rng`], [`vsock`]: the devices.
 //!
 //! A device is one file (or directory) and one line in the table. It sees queues and memory through [`Io`] and owns
 //! requests; it does not know its transport, its address or its interrupt.
 
 pub mod blk;
 pub mod chain;
+pub mod fs;
 mod iovec;
 pub mod mmio;
 pub mod net;
@@ -88,7 +89,7 @@ pub enum DeviceFault {
     },
 }
 
-/// Saved state of a device that does not fit it.
+/// Saved state of a device that does not fit it, or cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error("saved state of {device}: {reason}")]
 pub struct StateError {
@@ -135,8 +136,8 @@ pub trait VirtioDevice: Send {
     /// `forget`, which a reset asks for, it also drops the connections and settings the driver made.
     fn quiesce(&mut self, io: &mut Io, forget: bool) -> Result<(), DeviceFault>;
 
-    /// State of a quiesced device, with its version.
-    fn save(&self) -> serde_json::Value;
+    /// State of a quiesced device, with its version. Fails, with the reason, if there is something in it that cannot be saved.
+    fn save(&self) -> Result<serde_json::Value, StateError>;
 
     /// Takes over what [`save`](Self::save) gave, of which it trusts nothing; before `activate`.
     fn load(&mut self, state: &serde_json::Value) -> Result<(), StateError>;

@@ -98,8 +98,8 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
-    fn save(&self) -> Value {
-        serde_json::json!({ "version": STATE_VERSION })
+    fn save(&self) -> Result<Value, StateError> {
+        Ok(serde_json::json!({ "version": STATE_VERSION }))
     }
 
     fn load(&mut self, state: &Value) -> Result<(), StateError> {

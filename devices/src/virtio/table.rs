@@ -8,10 +8,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{StateError, VirtioDevice, blk, net, rng, vsock};
+use super::{StateError, VirtioDevice, blk, fs, net, rng, vsock};
 
 /// THE table.
-pub const DEVICES: &[DeviceKind] = &[rng::KIND, vsock::KIND, blk::KIND, net::KIND];
+pub const DEVICES: &[DeviceKind] = &[rng::KIND, vsock::KIND, blk::KIND, net::KIND, fs::KIND];
 
 /// What the rest of the monitor needs to know of a kind of device.
 pub struct DeviceKind {

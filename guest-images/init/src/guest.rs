@@ -20,6 +20,7 @@ use crate::root;
 use crate::stage::Stage;
 use crate::streams::{Opening, Streams};
 use crate::sys::{Clock, clock_ns, reseed, set_wall_clock};
+use crate::volumes::Volumes;
 use alloc::boxed::Box;
 use guest_protocol::{CONTROL_PORT, End, FailureKind, HostMessage, Layer, Phase, Seed, Start};
 use rustix::fd::{AsFd, OwnedFd};
@@ -49,6 +50,12 @@ pub trait Machine {
     /// # Errors
     /// As the system call that failed.
     fn mount_layer(&self, index: usize, count: usize, layer: &Layer, target: &str) -> io::Result<()>;
+
+    /// Mounts the file system that has the host's directories on the directory `target`.
+    ///
+    /// # Errors
+    /// As the system call that failed.
+    fn mount_volumes(&self, target: &str) -> io::Result<()>;
 
     /// A directory of cgroup2 to make the container's cgroup in, which the container does not see.
     ///
@@ -116,7 +123,7 @@ fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<Box<
 }
 
 /// Everything from the order to the running process. Also tells when the root was complete.
-fn begin<M: Machine>(machine: &M, stage: Stage, start: Start) -> Result<(Container, u64), Failure> {
+fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Container, u64), Failure> {
     let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
     // Before anything else: whatever is random from here on must not be what other clones get.
     identify(&stage.random, &start.seed, start.wall_clock_ns, &start.hostname)?;
@@ -130,11 +137,13 @@ fn begin<M: Machine>(machine: &M, stage: Stage, start: Start) -> Result<(Contain
     root::mount_layers(machine, &start.root)?;
     let has_names = stage.names.write(&start)?;
     root::mount_overlay(&start.root)?;
+    let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
     root::switch()?;
     if !has_names {
         names::write_through(&start)?;
     }
     stage.mounts.attach()?;
+    volumes.attach()?;
     let root_ns = clock_ns(Clock::Monotonic);
     let (streams, ends) = match terminal {
         Some(size) => Streams::terminal(machine, opening, size, start.process.stdin)?,

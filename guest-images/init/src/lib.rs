@@ -5,6 +5,7 @@
 //! - [`stage`]: what is done before the host says what the guest is to be.
 //! - [`root`]: layers, overlay, switching to them. [`names`]: the files that tell a container who it is.
 //! - [`network`]: the interface of a guest that has one.
+//! - [`volumes`]: the host's directories in it.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
 //! - [`attend`]: everything from the process's start to its end.
 //! - [`process`]: starting it, signals, its end.
@@ -42,3 +43,4 @@ pub mod signals;
 pub mod stage;
 pub mod streams;
 pub mod sys;
+pub mod volumes;

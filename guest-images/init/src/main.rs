@@ -11,7 +11,7 @@ use alloc::format;
 use guest_init::failure::Reason;
 use guest_init::guest::{self, Machine, PORT};
 use guest_init::sys::{self, Clock, clock_ns, complain};
-use guest_protocol::{End, HOST_CID, Layer, LayerFs};
+use guest_protocol::{End, HOST_CID, Layer, LayerFs, VOLUMES};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::{self, Errno};
@@ -49,6 +49,11 @@ impl Machine for VirtualMachine {
         let disk = openat(CWD, DISK, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         sys::add_partition(&disk, number, bytes(layer.start_sector)?, bytes(layer.sectors)?)?;
         mount(format!("{DISK}{number}").as_str(), target, kind, MountFlags::RDONLY, None)
+    }
+
+    fn mount_volumes(&self, target: &str) -> io::Result<()> {
+        // Devices in them would be the guest's own. All else is the user's business, as with other container systems.
+        mount(VOLUMES, target, "virtiofs", MountFlags::NODEV, None)
     }
 
     fn cgroups(&self) -> io::Result<OwnedFd> {

@@ -141,14 +141,26 @@ pub fn enter_working_directory(path: &str) -> Result<(), Failure> {
         Err(Errno::NOENT) => {}
         other => return other.map_err(bad),
     }
-    chdir("/").map_err(bad)?;
+    make_and_enter(path).map_err(bad)
+}
+
+/// Makes what is missing of a path of directories. The working directory is the root afterwards.
+///
+/// # Errors
+/// As mkdir(2) and chdir(2).
+pub fn make_path(path: &str) -> io::Result<()> {
+    let result = make_and_enter(path);
+    chdir("/").and(result)
+}
+
+fn make_and_enter(path: &str) -> io::Result<()> {
+    chdir("/")?;
     for part in path.split('/').filter(|part| !part.is_empty()) {
         match mkdirat(CWD, part, DIRECTORY) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) | Err(Errno::EXIST) => chdir(part)?,
             // Not to be made where it is not missing (a read-only mount, …): then it can be entered.
-            Err(error) => return chdir(part).map_err(|_| bad(error)),
+            Err(error) => chdir(part).map_err(|_| error)?,
         }
-        chdir(part).map_err(bad)?;
     }
     Ok(())
 }

@@ -27,7 +27,9 @@ pub use message::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
+/// Tag of the virtio-fs device whose file system holds the host's directories ([`Volume`]).
+pub const VOLUMES: &str = "bulkhead";
 /// The host's vsock context id.
 pub const HOST_CID: u32 = 2;
 /// Port of the one control connection.

@@ -141,6 +141,8 @@ pub struct Start {
     pub root: Root,
     /// Its interface, if it has one besides the loopback interface.
     pub network: Option<Network>,
+    /// Directories and files of the host in it, in the order in which they are to be mounted.
+    pub volumes: Vec<Volume>,
     /// Name resolution.
     pub names: Names,
     /// How the guest is to end.
@@ -227,6 +229,19 @@ pub struct Address {
     pub prefix_len: u8,
     /// Where to send what is not for that network.
     pub gateway: Option<[u8; 4]>,
+}
+
+/// A directory of the host, which is an entry of the file system behind the tag [`crate::VOLUMES`], or a file, which is `file` in one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its name there.
+    pub name: String,
+    /// Where it goes, absolute; made if missing.
+    pub target: String,
+    /// It is a directory, not a file.
+    pub directory: bool,
+    /// The host refuses changes, and the guest is to know.
+    pub read_only: bool,
 }
 
 /// What becomes of /etc/hosts and /etc/resolv.conf.

@@ -29,12 +29,22 @@ fn start() -> impl Strategy<Value = HostMessage> {
                 wall_clock_ns,
                 root,
                 network: None,
+                volumes: hosts.iter().map(volume).collect(),
                 names: Names { hosts, resolv_conf },
                 end: End::PowerOff,
                 process,
             }))
         },
     )
+}
+
+fn volume(name: &String) -> Volume {
+    Volume {
+        name: name.clone(),
+        target: format!("/{name}"),
+        directory: name.len() % 2 == 0,
+        read_only: name.len() % 3 == 0,
+    }
 }
 
 fn thaw() -> impl Strategy<Value = HostMessage> {
@@ -116,6 +126,7 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
         wall_clock_ns: 0,
         root: Root { layers: vec![], upper_bytes: None, read_only: false },
         network: None,
+        volumes: vec![],
         names: Names::default(),
         end: End::Reset,
         process: Process {

@@ -110,7 +110,7 @@ impl Parts {
         // Held to the end, so that no device writes to RAM that has been written out already.
         let mut transports: Vec<MutexGuard<'_, MmioTransport>> =
             self.transports.iter().map(|t| t.lock().unwrap_or_else(PoisonError::into_inner)).collect();
-        let transport_states = transports.iter_mut().map(|transport| transport.save()).collect();
+        let transport_states = transports.iter_mut().map(|transport| transport.save()).collect::<Result<_, _>>()?;
         let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner).save();
         let ioapic = self.ioapic.lock().unwrap_or_else(PoisonError::into_inner).save();
         let mut memory_id = [0; memory::ID_LEN];

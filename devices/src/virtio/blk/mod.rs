@@ -309,8 +309,10 @@ impl VirtioDevice for Blk {
         result
     }
 
-    fn save(&self) -> Value {
-        serde_json::json!({ "version": STATE_VERSION, "sectors": self.sectors, "read_only": self.options.read_only })
+    fn save(&self) -> Result<Value, StateError> {
+        Ok(
+            serde_json::json!({ "version": STATE_VERSION, "sectors": self.sectors, "read_only": self.options.read_only }),
+        )
     }
 
     /// The disk itself is not state, but it must be the same size and as writable as it was.

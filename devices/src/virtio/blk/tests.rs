@@ -163,7 +163,7 @@ fn a_disk_of_the_same_capacity_takes_the_place_of_another() {
     let dir = tempfile::tempdir().unwrap();
     let image = file(&dir, "a", &[7; 4096]);
     let disk = |section: Value| (KIND.build)(&json!([section])).unwrap().remove(0);
-    let state = disk(json!({ "drive_id": "d", "capacity": 1u64 << 40 })).save();
+    let state = disk(json!({ "drive_id": "d", "capacity": 1u64 << 40 })).save().unwrap();
     disk(json!({ "drive_id": "d", "extents": [image], "capacity": 1u64 << 40 })).load(&state).unwrap();
     assert!(disk(json!({ "drive_id": "d", "extents": [image] })).load(&state).is_err());
     assert!(disk(json!({ "drive_id": "d", "capacity": 1u64 << 39 })).load(&state).is_err());
@@ -402,7 +402,7 @@ fn more_requests_than_there_is_room_for_wait_their_turn() {
     assert_eq!(end(&mut driver, 160), [80, 80]);
     // A snapshot ends what is in flight; the rest goes on by itself afterwards.
     ask(&mut driver);
-    driver.lock().save();
+    driver.lock().save().unwrap();
     driver.settle();
     assert_eq!(engine.state().submitted.len(), 160 - engine::MOST_JOBS);
     assert_eq!(end(&mut driver, 160 - engine::MOST_JOBS), [80, 80]);
@@ -483,7 +483,7 @@ fn what_a_file_system_cannot_is_done_by_hand_or_not_needed() {
 fn state_is_only_taken_over_by_the_same_disk() {
     let device =
         |len: u64| Blk::new(Disk::raw(tempfile::tempfile().unwrap(), len), options(Choice::Uring), "").unwrap();
-    let state = device(4096).save();
+    let state = device(4096).save().unwrap();
     device(4096).load(&state).unwrap();
     assert!(device(8192).load(&state).is_err());
     assert!(device(4096).load(&json!({ "version": 2 })).is_err());

@@ -35,8 +35,8 @@ impl VirtioDevice for Closed {
         Ok(())
     }
 
-    fn save(&self) -> serde_json::Value {
-        serde_json::Value::Null
+    fn save(&self) -> Result<serde_json::Value, StateError> {
+        Err(StateError { device: self.0.name, reason: "it is closed".into() })
     }
 
     fn load(&mut self, _: &serde_json::Value) -> Result<(), StateError> {

@@ -33,8 +33,9 @@ struct SavedQueue {
 }
 
 impl MmioTransport {
-    /// Brings requests in flight to their end and returns the state. The vCPUs must be paused.
-    pub fn save(&mut self) -> TransportState {
+    /// Brings requests in flight to their end and returns the state. The vCPUs must be paused. Fails if the device has
+    /// something that cannot be saved, and nothing has changed then.
+    pub fn save(&mut self) -> Result<TransportState, StateError> {
         if self.status.was_activated() {
             self.with_device(|device, io| device.quiesce(io, false));
         }
@@ -42,7 +43,7 @@ impl MmioTransport {
             setup: *setup,
             ready: queue.is_ready().then(|| queue.position()),
         };
-        TransportState {
+        Ok(TransportState {
             version: STATE_VERSION,
             device_id: self.info.id,
             status: self.status.bits(),
@@ -53,8 +54,8 @@ impl MmioTransport {
             queues: self.setups.iter().zip(&self.queues).map(queue).collect(),
             interrupt_status: self.interrupt_status,
             config_generation: self.config_generation,
-            device: self.device.save(),
-        }
+            device: self.device.save()?,
+        })
     }
 
     /// Takes over a saved state, into a transport fresh from [`Self::new`], before or after it is on the event loop.

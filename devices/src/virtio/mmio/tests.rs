@@ -53,8 +53,8 @@ impl VirtioDevice for Echo {
         self.quiesced.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
-    fn save(&self) -> serde_json::Value {
-        serde_json::json!(self.config)
+    fn save(&self) -> Result<serde_json::Value, StateError> {
+        Ok(serde_json::json!(self.config))
     }
     fn load(&mut self, state: &serde_json::Value) -> Result<(), StateError> {
         let wrong = |e: serde_json::Error| StateError { device: "echo", reason: e.to_string() };
@@ -379,12 +379,12 @@ fn state_moves_to_another_machine() {
         driver.request(0, &[Part::Read(b"before")]);
     }
     driver.lock().write(0, 0x100, b"C");
-    let state = driver.lock().save();
+    let state = driver.lock().save().unwrap();
     let text = serde_json::to_string(&state).unwrap();
     let fresh = || MmioTransport::new(driver.mem.clone(), Box::new(Echo::new()), Arc::new(Deaf)).unwrap();
     let mut other = fresh();
     other.load(&serde_json::from_str(&text).unwrap()).unwrap();
-    assert_eq!(other.save(), state);
+    assert_eq!(other.save().unwrap(), state);
     // The rings go on where they were.
     driver.add(0, &[Part::Read(b"after")]).unwrap();
     other.handle(0);
@@ -402,7 +402,7 @@ impl InterruptLine for Deaf {
 #[test]
 fn lying_state_is_refused_and_leaves_nothing() {
     let driver = Driver::start(Box::new(Echo::new()));
-    let state = serde_json::to_value(driver.lock().save()).unwrap();
+    let state = serde_json::to_value(driver.lock().save().unwrap()).unwrap();
     let lies: [(&str, serde_json::Value); 8] = [
         ("/version", 2.into()),
         ("/device_id", 41.into()),
@@ -417,9 +417,9 @@ fn lying_state_is_refused_and_leaves_nothing() {
         let mut wrong = state.clone();
         *wrong.pointer_mut(at).unwrap() = lie;
         let mut other = MmioTransport::new(driver.mem.clone(), Box::new(Echo::new()), Arc::new(Deaf)).unwrap();
-        let before = serde_json::to_value(other.save()).unwrap();
+        let before = serde_json::to_value(other.save().unwrap()).unwrap();
         other.load(&serde_json::from_value(wrong).unwrap()).expect_err(at);
-        assert_eq!(serde_json::to_value(other.save()).unwrap(), before, "{at}");
+        assert_eq!(serde_json::to_value(other.save().unwrap()).unwrap(), before, "{at}");
     }
 }
 
@@ -477,8 +477,8 @@ fn another_kind_of_device_is_no_replacement() {
         fn quiesce(&mut self, _: &mut Io, _: bool) -> Result<(), DeviceFault> {
             Ok(())
         }
-        fn save(&self) -> serde_json::Value {
-            serde_json::Value::Null
+        fn save(&self) -> Result<serde_json::Value, StateError> {
+            Ok(serde_json::Value::Null)
         }
         fn load(&mut self, _: &serde_json::Value) -> Result<(), StateError> {
             Ok(())

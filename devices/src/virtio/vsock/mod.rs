@@ -404,8 +404,8 @@ impl VirtioDevice for Vsock {
         Ok(())
     }
 
-    fn save(&self) -> Value {
-        serde_json::json!({ "version": STATE_VERSION })
+    fn save(&self) -> Result<Value, StateError> {
+        Ok(serde_json::json!({ "version": STATE_VERSION }))
     }
 
     /// Connections do not move to another machine: the guest is told that they are gone.

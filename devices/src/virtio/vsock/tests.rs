@@ -443,7 +443,7 @@ fn a_reset_ends_every_stream_and_new_ones_work() {
 #[test]
 fn a_guest_restored_elsewhere_hears_that_its_connections_are_gone() {
     let mut guest = Guest::new(2);
-    let state = guest.driver.lock().save();
+    let state = guest.driver.lock().save().unwrap();
     let other = Guest::new(0);
     let mem = guest.driver.mem.clone();
     let endpoint = Endpoint::bind(other.path(Some(0))).unwrap();

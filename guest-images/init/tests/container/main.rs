@@ -62,6 +62,15 @@ impl Machine for Namespaces {
         Ok(())
     }
 
+    fn mount_volumes(&self, target: &str) -> rustix::io::Result<()> {
+        mount("tmpfs", target, "tmpfs", MountFlags::NODEV, None)?;
+        std::fs::create_dir(format!("{target}/dir")).unwrap();
+        std::fs::write(format!("{target}/dir/inside"), "of the host\n").unwrap();
+        std::fs::create_dir(format!("{target}/one")).unwrap();
+        std::fs::write(format!("{target}/one/file"), "a file\n").unwrap();
+        Ok(())
+    }
+
     fn cgroups(&self) -> rustix::io::Result<OwnedFd> {
         self.cgroups.as_ref().map_err(|&error| error).and_then(|cgroups| rustix::io::fcntl_dupfd_cloexec(cgroups, 3))
     }
@@ -305,6 +314,7 @@ fn start(process: Process) -> Start {
             read_only: false,
         },
         network: None,
+        volumes: vec![],
         names: Names { hosts: vec!["10.1.2.3 db".into()], resolv_conf: Some("nameserver 10.9.9.9\n".into()) },
         end: End::PowerOff,
         process,
@@ -334,6 +344,42 @@ fn run_on(mut host: Host, start: Start) -> (String, String, ExitStatus) {
     host.started();
     let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
     (stdout, stderr, host.exit_status())
+}
+
+fn volume(name: &str, target: &str, read_only: bool) -> Volume {
+    Volume { name: name.into(), target: target.into(), directory: name == "dir", read_only }
+}
+
+#[test]
+fn volumes_are_where_they_belong() {
+    let mut order = start(shell(
+        "cat /made/for/it/inside /made/file; echo new >/made/for/it/new && cat /tmp/ro/new; echo no >/tmp/ro/new",
+    ));
+    order.volumes =
+        vec![volume("dir", "/made/for/it/", false), volume("one", "/made/file", false), volume("dir", "/tmp/ro", true)];
+    let Some((stdout, stderr, status)) = run(order) else { return };
+    assert_eq!(stdout, "of the host\na file\nnew\n", "{stderr}");
+    assert!(stderr.contains("ead-only") && status != ExitStatus::Code(0), "{stderr}");
+}
+
+#[test]
+fn volumes_that_cannot_be_are_told() {
+    for (volume, kind, word) in [
+        (volume("none", "/data", false), FailureKind::Root, "volume /data: no such file"),
+        (volume("..", "data", false), FailureKind::BadRequest, "absolute path"),
+        (volume("dir/inside", "/data", false), FailureKind::BadRequest, "dir/inside"),
+        (volume("dir", "/dev/null/x", false), FailureKind::Root, "volume /dev/null/x: not a directory"),
+    ] {
+        let Some(mut host) = Host::new() else { return };
+        host.send(&HostMessage::Start(Box::new(Start { volumes: vec![volume], ..start(shell("true")) })));
+        match host.next() {
+            Some(GuestMessage::StartFailed { kind: found, detail, .. }) => {
+                assert!(found == kind && detail.contains(word), "{found:?} {detail}");
+            }
+            other => panic!("{other:?} instead of StartFailed"),
+        }
+        host.end();
+    }
 }
 
 #[test]
