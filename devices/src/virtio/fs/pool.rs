@@ -104,6 +104,8 @@ impl Pool {
                     let Job { queue, head, spans, server } = job;
                     // It is the library's promise that no request makes it panic. Should one, it costs the device, not the machine.
                     let written = catch_unwind(AssertUnwindSafe(|| server.answer(&mut mailbox, &spans))).ok();
+                    // Before anybody can know that it is done: what the server has open goes with its last request.
+                    drop(server);
                     shared.finished(Done { queue, head, written });
                 }
             });
