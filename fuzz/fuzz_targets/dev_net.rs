@@ -34,7 +34,7 @@ fuzz_target!(|data: &[u8]| {
                 let (head, split) = (input.bytes(24), usize::from(input.byte()) % 25);
                 let (first, second) = head.split_at(split.min(head.len()));
                 let body = vec![0xaa; usize::from(input.u16())];
-                drop(driver.add(1, &[Part::Read(first), Part::Read(second), Part::Read(&body)]));
+                let _ = driver.add(1, &[Part::Read(first), Part::Read(second), Part::Read(&body)]);
             }
         }
         (0..2).for_each(|queue| driver.kick(queue));
