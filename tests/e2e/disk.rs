@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::control::Control;
 use tests::{Running, cpio};
 
@@ -18,6 +18,16 @@ const CUT: u64 = 4 << 20;
 /// Blocks that the guest writes in turn, and their bytes.
 const BLOCKS: u64 = 16;
 const BLOCK: u64 = 4096;
+
+/// What the guest has done by now is in the disk's numbers, the error of the file that was cut off too.
+fn assert_counted(control: &Control) {
+    let disk = &control.get("/bulkhead/v1/metrics")["devices"][0];
+    assert_eq!((&disk["kind"], &disk["id"], &disk["faults"]), (&json!("blk"), &json!("d"), &json!(0)));
+    let sum = |key: &str| -> u64 { (0..2).map(|queue| disk["queues"][queue][key].as_u64().unwrap()).sum() };
+    assert!(sum("operations") > 2 * BLOCKS && sum("errors") > 0 && sum("bytes_from_guest") > BLOCKS * BLOCK, "{disk}");
+    assert!((1..=sum("operations")).contains(&sum("kicks")) && sum("interrupts") > 0, "{disk}");
+    assert_eq!(control.ask("GET", "/bulkhead/v1/metrics/prometheus", &Value::Null).0, 200);
+}
 
 /// What is discarded takes no place, zeros are zeros, a disk that has grown can be written to its new end, one that is cut off
 /// beneath gives errors and goes on, and what the guest has flushed survives SIGKILL of the monitor.
@@ -55,6 +65,7 @@ fn a_disk_keeps_its_promises() {
         disk.set_len(CUT).unwrap();
         running.wait_for("then 1 Err(", patience);
         running.wait_for(if engine == "Async" { "durable 21" } else { "durable 17" }, patience);
+        assert_counted(&control);
         running.signal(Signal::KILL);
         let ended = running.end(patience);
         let text = String::from_utf8_lossy(&ended.stdout);

@@ -3,6 +3,7 @@
 //! A case ends with [`Case::works`]: after a reset the device is as good as new.
 
 mod malformed;
+mod numbers;
 
 use vm_memory::{Bytes, GuestAddress};
 

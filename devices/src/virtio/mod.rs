@@ -3,6 +3,7 @@
 //! - [`mmio`]: the transport (4.2): feature negotiation, queue set-up, interrupts, events;
 //! - [`queue`]: a split virtqueue (2.7) with notification suppression and a budget per event;
 //! - [`chain`]: the one way to a descriptor chain, checked;
+//! - [`metrics`]: what a device does, in numbers;
 //! - [`table`]: [`DEVICES`], one line per device;
 //! - [`blk`], [`fs`], [`net`], [`rng`], [`vsock`]: the devices.
 //!
@@ -13,6 +14,7 @@ pub mod blk;
 pub mod chain;
 pub mod fs;
 mod iovec;
+pub mod metrics;
 pub mod mmio;
 pub mod net;
 pub mod queue;
@@ -29,7 +31,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 pub use mmio::MmioTransport;
-pub use table::{DEVICES, DeviceError, DeviceKind, build_all, kernel_args, place};
+pub use table::{DEVICES, DeviceError, DeviceKind, DeviceName, build_all, kernel_args, names, place};
 
 use crate::GuestRam;
 use queue::{RingError, VirtQueue};

@@ -5,12 +5,14 @@
 //! in flight. Interrupts are the transport's.
 
 use std::num::Wrapping;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::chain::{Chain, ChainError, DescriptorTable};
+use super::metrics::{Meter, QueueMetrics};
 use crate::GuestRam;
 
 /// Chains that one event may take from a queue.
@@ -79,6 +81,7 @@ pub struct VirtQueue {
     /// Present when ready.
     inner: Option<Active>,
     budget: Budget,
+    meter: Meter,
 }
 
 struct Active {
@@ -103,12 +106,22 @@ struct Budget {
 impl VirtQueue {
     /// A queue of at most `max` entries.
     pub fn new(max: u16) -> Self {
-        VirtQueue { max, inner: None, budget: Budget::default() }
+        VirtQueue { max, inner: None, budget: Budget::default(), meter: Meter::new() }
     }
 
     /// Most entries.
     pub fn max_size(&self) -> u16 {
         self.max
+    }
+
+    /// What it has seen.
+    pub fn metrics(&self) -> &Arc<QueueMetrics> {
+        self.meter.metrics()
+    }
+
+    /// Counts a request that cannot be carried out.
+    pub fn count_error(&self) {
+        self.metrics().errors.add(1);
     }
 
     /// Entries as the driver set it up; 0 when not ready.
@@ -143,6 +156,7 @@ impl VirtQueue {
             avail_ring: setup.available,
             used_ring: setup.used,
         };
+        self.meter.start(size);
         self.inner = Some(Active {
             queue: Queue::try_from(state).map_err(|_| RingError::Address(setup.descriptors))?,
             table: DescriptorTable { address: setup.descriptors, size, indirect: features.indirect },
@@ -167,6 +181,7 @@ impl VirtQueue {
     /// Grants one event's worth of chains.
     pub fn refill(&mut self) {
         self.budget = Budget { chains: CHAINS, bytes: BYTES, exhausted: false };
+        self.meter.look_again();
     }
 
     /// Whether `pop` ended for the budget: the queue wants another event.
@@ -200,7 +215,10 @@ impl VirtQueue {
         }
         let head = match next(active, mem)? {
             Next::Head(head) => head,
-            Next::Empty => return Ok(None),
+            Next::Empty => {
+                self.meter.look_again();
+                return Ok(None);
+            }
             Next::Unsteady => {
                 self.budget.exhausted = true;
                 return Ok(None);
@@ -210,6 +228,7 @@ impl VirtQueue {
         let bytes = u64::from(chain.readable_len()) + u64::from(chain.writable_len());
         self.budget.chains -= 1;
         self.budget.bytes = self.budget.bytes.saturating_sub(bytes);
+        self.meter.taken(head, chain.readable_len());
         Ok(Some(chain))
     }
 
@@ -250,7 +269,9 @@ impl VirtQueue {
         }
         active.queue.set_next_used(next);
         // The entries are there before the index says so (2.7.8.2).
-        mem.store(next.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| RingError::Access(ring))
+        mem.store(next.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| RingError::Access(ring))?;
+        self.meter.given_back(chains);
+        Ok(())
     }
 
     /// Whether the driver wants an interrupt for what was pushed since the last call (2.7.7, 2.7.10).
@@ -266,12 +287,15 @@ impl VirtQueue {
             Ok::<u16, RingError>(u16::from_le(word))
         };
         std::sync::atomic::fence(Ordering::SeqCst);
-        if active.queue.event_idx_enabled() {
+        let wanted = if active.queue.event_idx_enabled() {
             let event = read(ring + 4 + 2 * u64::from(active.table.size))?;
             // The index the driver waits for is among those that were added.
-            return Ok(active.queue.next_used().wrapping_sub(event).wrapping_sub(1) < added);
-        }
-        Ok(read(ring)? & NO_INTERRUPT == 0)
+            active.queue.next_used().wrapping_sub(event).wrapping_sub(1) < added
+        } else {
+            read(ring)? & NO_INTERRUPT == 0
+        };
+        self.metrics().interrupts.add(wanted.into());
+        Ok(wanted)
     }
 }
 

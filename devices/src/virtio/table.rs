@@ -6,6 +6,7 @@
 #[cfg(any(test, feature = "testing"))]
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{StateError, VirtioDevice, blk, fs, net, rng, vsock};
@@ -124,6 +125,32 @@ pub fn place(sections: &Map<String, Value>, section: &str, id: &str) -> Option<u
     None
 }
 
+/// What a device is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeviceName {
+    /// Its kind: [`DeviceKind::name`].
+    pub kind: &'static str,
+    /// What tells it from others of its kind, if there can be others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+/// The names of the devices that [`build_all`] makes of these sections, in its order.
+pub fn names(sections: &Map<String, Value>) -> Vec<DeviceName> {
+    let mut names = Vec::new();
+    for kind in DEVICES {
+        let name = |id: Option<&str>| DeviceName { kind: kind.name, id: id.map(str::to_owned) };
+        match (sections.get(kind.config_key), kind.id_key) {
+            (None, _) => {}
+            (Some(Value::Array(list)), Some(id_key)) => {
+                names.extend(list.iter().map(|device| name(device.get(id_key).and_then(Value::as_str))));
+            }
+            (Some(_), _) => names.push(name(None)),
+        }
+    }
+    names
+}
+
 /// What the sections add to the kernel's command line.
 pub fn kernel_args(sections: &Map<String, Value>) -> String {
     let words = |kind: &DeviceKind| sections.get(kind.config_key).and_then(kind.kernel_args);
@@ -212,5 +239,7 @@ mod tests {
         }
         assert_eq!(place(sections, "drives", "b"), Some(built.len() - 1));
         assert_eq!((place(sections, "drives", "c"), place(sections, "nets", "a")), (None, None));
+        let names: Vec<_> = names(sections).into_iter().map(|name| (name.kind, name.id)).collect();
+        assert_eq!(names, [("rng", None), ("vsock", None), ("blk", Some("a".into())), ("blk", Some("b".into()))]);
     }
 }

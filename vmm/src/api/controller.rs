@@ -20,7 +20,7 @@ use super::draft::{Draft, DraftError};
 use super::http::{self, Response};
 use super::metrics::{Metrics, MetricsError, Timed};
 use super::routes::{self, Request};
-use super::{SnapshotKind, Vm, VmState};
+use super::{DeviceReport, SnapshotKind, Vm, VmState, prometheus};
 use crate::config::{SnapshotSource, VmConfig};
 use crate::machine::VmmError;
 
@@ -127,7 +127,11 @@ impl Controller {
                 let machine = self.vm().map_or_else(|| self.draft.machine.clone(), |vm| vm.config().machine);
                 bodies::machine_config(&machine, self.draft.track_dirty_pages)
             }
-            Request::Metrics => self.metrics.tell(),
+            Request::Metrics => self.metrics.tell(&self.devices()),
+            Request::Prometheus => {
+                let text = prometheus::text(&self.id, &self.metrics, &self.devices());
+                return Ok(Reply::Now(Response::text(prometheus::CONTENT_TYPE, text)));
+            }
             other => return self.change(other),
         };
         Ok(Reply::Now(Response::ok(body)))
@@ -135,7 +139,10 @@ impl Controller {
 
     fn change(&mut self, request: Request) -> Result<Reply, Refused> {
         match request {
-            Request::FlushMetrics => self.metrics.flush(&self.id)?,
+            Request::FlushMetrics => {
+                let devices = self.devices();
+                self.metrics.flush(&self.id, &devices)?;
+            }
             Request::Stop => match &mut self.phase {
                 Phase::Started(vm) => vm.stop(),
                 _ => self.stop = true,
@@ -231,6 +238,10 @@ impl Controller {
             Phase::Started(vm) => Some(vm.as_ref()),
             _ => None,
         }
+    }
+
+    fn devices(&self) -> Vec<DeviceReport> {
+        self.vm().map(Vm::devices).unwrap_or_default()
     }
 
     fn describe(&self) -> Value {

@@ -185,13 +185,27 @@ fn content_length(value: &[u8]) -> Result<usize, HttpError> {
     text.parse().ok().filter(|length| *length <= MAX_BODY).ok_or(HttpError::BodyTooLarge)
 }
 
+/// Content of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// JSON.
+    Json(Value),
+    /// Text of a media type.
+    Text {
+        /// The media type.
+        kind: &'static str,
+        /// The text.
+        text: String,
+    },
+}
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response {
     /// Status code.
     pub status: u16,
     /// Content, if there is any.
-    pub body: Option<Value>,
+    pub body: Option<Content>,
     /// With status 405: the methods that the path takes.
     pub allow: Cow<'static, str>,
 }
@@ -199,7 +213,12 @@ pub struct Response {
 impl Response {
     /// 200 with content.
     pub fn ok(body: Value) -> Self {
-        Response { status: 200, body: Some(body), allow: "".into() }
+        Response { status: 200, body: Some(Content::Json(body)), allow: "".into() }
+    }
+
+    /// 200 with text of a media type.
+    pub fn text(kind: &'static str, text: String) -> Self {
+        Response { status: 200, body: Some(Content::Text { kind, text }), allow: "".into() }
     }
 
     /// 204: done, and nothing to tell.
@@ -209,7 +228,8 @@ impl Response {
 
     /// An error in the shape that Firecracker's clients read.
     pub fn fault(status: u16, message: &str) -> Self {
-        Response { status, body: Some(json!({ "fault_message": message })), allow: "".into() }
+        let body = Content::Json(json!({ "fault_message": message }));
+        Response { status, body: Some(body), allow: "".into() }
     }
 
     /// The bytes to send. With `close` no other answer follows; with `head_only` the content is left out, as a HEAD
@@ -227,8 +247,11 @@ impl Response {
         let Some(body) = &self.body else {
             return (head + "\r\n").into_bytes();
         };
-        let body = body.to_string();
-        head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len()));
+        let (kind, body) = match body {
+            Content::Json(value) => ("application/json", Cow::Owned(value.to_string())),
+            Content::Text { kind, text } => (*kind, Cow::Borrowed(text.as_str())),
+        };
+        head.push_str(&format!("Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n", body.len()));
         if !head_only {
             head.push_str(&body);
         }
@@ -361,6 +384,8 @@ mod tests {
         );
         let head = text(Response::ok(json!({})), false, true);
         assert!(head.ends_with("Content-Length: 2\r\n\r\n"), "{head}");
+        let plain = text(Response::text("text/plain", "a 1\n".into()), false, false);
+        assert!(plain.ends_with("Content-Type: text/plain\r\nContent-Length: 4\r\n\r\na 1\n"), "{plain}");
     }
 
     /// Bytes that get further than noise does.

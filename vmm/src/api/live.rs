@@ -1,6 +1,6 @@
 //! A machine of this process behind the control socket.
 
-use super::{DeviceUpdate, SnapshotReport, SnapshotRequest, Vm, VmState};
+use super::{DeviceReport, DeviceUpdate, SnapshotReport, SnapshotRequest, Vm, VmState};
 use crate::config::VmConfig;
 use crate::machine::{Handle, RunState, VmmError};
 
@@ -29,6 +29,10 @@ impl Vm for Live {
 
     fn config(&self) -> VmConfig {
         self.handle.config().unwrap_or_else(|_| self.config.clone())
+    }
+
+    fn devices(&self) -> Vec<DeviceReport> {
+        self.handle.devices()
     }
 
     fn pause(&mut self) -> Result<(), VmmError> {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::SnapshotReport;
 use super::bodies::MetricsBody;
+use super::vm::{DeviceReport, SnapshotReport};
 
 /// Operations that are timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,10 +48,18 @@ pub enum MetricsError {
     },
 }
 
+/// Where the lines go.
+struct Sink {
+    body: MetricsBody,
+    file: File,
+    /// The end of a line of which the file has the beginning.
+    owed: Vec<u8>,
+}
+
 /// The counters, and the file.
 #[derive(Default)]
 pub struct Metrics {
-    sink: Option<(MetricsBody, File)>,
+    sink: Option<Sink>,
     get: u64,
     put: u64,
     patch: u64,
@@ -66,17 +74,17 @@ pub struct Metrics {
 impl Metrics {
     /// Opens the file, once.
     pub fn set(&mut self, body: MetricsBody) -> Result<(), MetricsError> {
-        if let Some((other, _)) = &self.sink {
-            return Err(MetricsError::Twice(other.metrics_path.display().to_string()));
+        if let Some(sink) = &self.sink {
+            return Err(MetricsError::Twice(sink.body.metrics_path.display().to_string()));
         }
         let file = open(&body).map_err(io_error(&body))?;
-        self.sink = Some((body, file));
+        self.sink = Some(Sink { body, file, owed: Vec::new() });
         Ok(())
     }
 
     /// Where they go.
     pub fn target(&self) -> Option<&MetricsBody> {
-        self.sink.as_ref().map(|(body, _)| body)
+        self.sink.as_ref().map(|sink| &sink.body)
     }
 
     /// Counts a request and how it was answered.
@@ -100,8 +108,18 @@ impl Metrics {
         self.snapshot = report;
     }
 
-    /// All of it, as it is now.
-    pub fn tell(&self) -> Value {
+    /// Requests so far, by method.
+    pub fn requests(&self) -> [(&'static str, u64); 4] {
+        [("get", self.get), ("put", self.put), ("patch", self.patch), ("other", self.other)]
+    }
+
+    /// Requests that were refused.
+    pub fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    /// All of it, as it is now, and what the devices have done.
+    pub fn tell(&self, devices: &[DeviceReport]) -> Value {
         let latencies = TIMED.iter().zip(&self.latencies).map(|(name, time)| ((*name).to_owned(), micros(*time)));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         json!({
@@ -110,13 +128,15 @@ impl Metrics {
                               "failed": self.failed },
             "latencies_us": latencies.collect::<serde_json::Map<_, _>>(),
             "last_snapshot": { "bytes": self.snapshot.bytes, "pause_us": self.snapshot.pause_ns / 1000 },
+            "devices": devices,
         })
     }
 
-    /// Adds a line to the file. One that does not fit a pipe nobody reads is an error: nothing waits for a reader.
-    pub fn flush(&mut self, id: &str) -> Result<(), MetricsError> {
-        let mut line = self.tell();
-        let Some((body, file)) = &mut self.sink else {
+    /// Adds a line to the file. One that does not fit a pipe nobody reads is an error: nothing waits for a reader. What a
+    /// pipe takes only a part of is kept, so that its reader gets whole lines.
+    pub fn flush(&mut self, id: &str, devices: &[DeviceReport]) -> Result<(), MetricsError> {
+        let mut line = self.tell(devices);
+        let Some(Sink { body, file, owed }) = &mut self.sink else {
             return Err(MetricsError::Nowhere);
         };
         if body.emit_id {
@@ -125,8 +145,35 @@ impl Metrics {
         if !body.properties.is_empty() {
             line["properties"] = json!(body.properties);
         }
-        file.write_all(format!("{line}\n").as_bytes()).map_err(io_error(body))
+        add(file, owed, format!("{line}\n").into_bytes()).map_err(io_error(body))
     }
+}
+
+/// Writes `line` behind what is owed, or nothing of it.
+fn add(file: &mut File, owed: &mut Vec<u8>, line: Vec<u8>) -> io::Result<()> {
+    let done = write_some(file, owed)?;
+    owed.drain(..done);
+    if !owed.is_empty() {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    let done = write_some(file, &line)?;
+    *owed = line;
+    owed.drain(..done);
+    Ok(())
+}
+
+/// Writes as much as goes without waiting; an error only if that is nothing.
+fn write_some(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.write(&bytes[done..]) {
+            Ok(count) => done += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
 }
 
 fn micros(time: Duration) -> Value {
@@ -154,6 +201,11 @@ fn open(body: &MetricsBody) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
+    use devices::virtio::DeviceName;
+    use devices::virtio::metrics::DeviceReading;
+
     use super::*;
 
     fn body(path: &std::path::Path) -> MetricsBody {
@@ -169,14 +221,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m");
         let mut metrics = Metrics::default();
-        assert!(metrics.flush("x").unwrap_err().to_string().contains("set /metrics"));
+        assert!(metrics.flush("x", &[]).unwrap_err().to_string().contains("set /metrics"));
         metrics.set(body(&path)).unwrap();
         assert!(metrics.set(body(&path)).unwrap_err().to_string().contains("already"));
         metrics.count("GET", 200);
         metrics.count("PUT", 400);
         metrics.time(Timed::Resume, Instant::now());
-        metrics.flush("vm1").unwrap();
-        metrics.flush("vm1").unwrap();
+        metrics.flush("vm1", &[]).unwrap();
+        metrics.flush("vm1", &[]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2);
@@ -194,8 +246,37 @@ mod tests {
         crate::open::fifo(&path);
         let mut metrics = Metrics::default();
         metrics.set(body(&path)).unwrap();
-        let full = (0..100_000).find_map(|_| metrics.flush("x").err()).expect("a pipe has an end");
-        assert!(full.to_string().contains("fifo"), "{full}");
+        // Lines that a pipe takes a part of.
+        let name = DeviceName { kind: "blk", id: Some("b".repeat(5000)) };
+        let devices = [DeviceReport { name, reading: DeviceReading::default() }];
+        let mut reader = File::open(&path).unwrap();
+        let (mut text, mut flushed) = (String::new(), 0);
+        for _ in 0..3 {
+            let full = (0..100_000).find_map(|_| match metrics.flush("x", &devices) {
+                Ok(()) => {
+                    flushed += 1;
+                    None
+                }
+                Err(e) => Some(e),
+            });
+            let full = full.expect("a pipe has an end");
+            assert!(full.to_string().contains("fifo"), "{full}");
+            let mut some = vec![0; 20_000];
+            reader.read_exact(&mut some).unwrap();
+            text.push_str(std::str::from_utf8(&some).unwrap());
+        }
+        // The rest of what is there, and of the last line.
+        while text.lines().count() < flushed || !text.ends_with('\n') {
+            let mut some = vec![0; 1000];
+            let count = reader.read(&mut some).unwrap();
+            text.push_str(std::str::from_utf8(&some[..count]).unwrap());
+            if let Some(Sink { file, owed, .. }) = &mut metrics.sink {
+                let done = write_some(file, owed).unwrap();
+                owed.drain(..done);
+            }
+        }
+        let whole = text.lines().all(|line| serde_json::from_str::<Value>(line).is_ok());
+        assert!(whole && text.lines().count() == flushed && flushed > 3);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! | [`routes`], [`bodies`], [`json`] | from method, path and body to a typed request; pure |
 //! | [`controller`] | what a request does: a configuration that grows, then a machine |
 //! | [`draft`] | the configuration, from requests or from a file |
-//! | [`metrics`] | what is counted and timed, and where it goes |
+//! | [`metrics`], [`prometheus`] | what is counted and timed, and where it goes |
 //! | [`vm`], [`live`] | what it needs of a machine, and a machine that has it |
 //!
 //! A request is answered on the event loop's thread, between two events of devices.
@@ -21,6 +21,7 @@ pub mod http;
 pub mod json;
 pub mod live;
 pub mod metrics;
+pub mod prometheus;
 pub mod routes;
 pub mod server;
 pub mod vm;
@@ -29,4 +30,4 @@ pub use connection::{Handler, Reply};
 pub use controller::{Controller, Launch};
 pub use draft::Draft;
 pub use server::Server;
-pub use vm::{DeviceUpdate, SnapshotKind, SnapshotReport, SnapshotRequest, Vm, VmState};
+pub use vm::{DeviceReport, DeviceUpdate, SnapshotKind, SnapshotReport, SnapshotRequest, Vm, VmState};

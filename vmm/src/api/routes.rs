@@ -51,6 +51,8 @@ pub enum Request {
     LoadSnapshot(LoadRequest),
     /// `GET /bulkhead/v1/metrics`.
     Metrics,
+    /// `GET /bulkhead/v1/metrics/prometheus`.
+    Prometheus,
     /// `PUT /bulkhead/v1/stop`.
     Stop,
 }
@@ -152,6 +154,7 @@ const ROUTES: &[Route] = &[
     put("/snapshot/create", |body| bodies::create_snapshot(body).map(Request::CreateSnapshot)),
     put("/snapshot/load", |body| bodies::load_snapshot(body).map(Request::LoadSnapshot)),
     get("/bulkhead/v1/metrics", || Request::Metrics),
+    get("/bulkhead/v1/metrics/prometheus", || Request::Prometheus),
     Route { method: "PUT", path: "/bulkhead/v1/stop", body: Body::None(|| Request::Stop) },
 ];
 

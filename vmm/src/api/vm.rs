@@ -3,6 +3,9 @@
 
 use std::path::PathBuf;
 
+use devices::virtio::DeviceName;
+use devices::virtio::metrics::DeviceReading;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::config::VmConfig;
@@ -58,6 +61,17 @@ pub struct DeviceUpdate {
     pub changes: Map<String, Value>,
 }
 
+/// What a device of a machine has done so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeviceReport {
+    /// Which one it is.
+    #[serde(flatten)]
+    pub name: DeviceName,
+    /// Its numbers.
+    #[serde(flatten)]
+    pub reading: DeviceReading,
+}
+
 /// A machine that has been started, seen from the control socket.
 ///
 /// All calls come on the event loop's thread, which is also the thread that devices are worked on: while a call runs, no
@@ -68,6 +82,9 @@ pub trait Vm: Send {
 
     /// What it is made of, updates included.
     fn config(&self) -> VmConfig;
+
+    /// What its devices have done so far, in order of their windows.
+    fn devices(&self) -> Vec<DeviceReport>;
 
     /// Brings all vCPUs out of the guest, and returns when they are. Nothing happens to one that is paused.
     fn pause(&mut self) -> Result<(), VmmError>;

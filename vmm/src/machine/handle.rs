@@ -2,8 +2,12 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
+use devices::virtio::DeviceName;
+use devices::virtio::metrics::DeviceMetrics;
+
 use super::Parts;
 use super::ending::Ending;
+use crate::api::DeviceReport;
 use crate::config::VmConfig;
 use crate::events::ExitReason;
 use crate::snapshot::SnapshotError;
@@ -87,6 +91,16 @@ impl Handle {
     /// [`SnapshotError::Ended`].
     pub fn config(&self) -> Result<VmConfig, SnapshotError> {
         Ok(self.parts()?.config())
+    }
+
+    /// What its devices have done so far, in order of their windows; nothing once it has ended. Waits for nobody.
+    pub fn devices(&self) -> Vec<DeviceReport> {
+        let Ok(parts) = self.parts() else { return Vec::new() };
+        let report = |(name, metrics): &(DeviceName, Arc<DeviceMetrics>)| DeviceReport {
+            name: name.clone(),
+            reading: metrics.read(),
+        };
+        parts.metrics.iter().map(report).collect()
     }
 
     pub(super) fn parts(&self) -> Result<Arc<Parts>, SnapshotError> {

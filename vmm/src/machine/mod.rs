@@ -21,7 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use boot::acpi::MmioWindow;
 use devices::Bus;
 use devices::legacy::{Ioapic, Serial};
-use devices::virtio::MmioTransport;
+use devices::virtio::metrics::DeviceMetrics;
+use devices::virtio::{DeviceName, MmioTransport};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -82,6 +83,8 @@ struct Parts {
     /// With the device sections and the size that it has, whatever it came from. The last lock to take.
     config: Mutex<VmConfig>,
     transports: Vec<Arc<Mutex<MmioTransport>>>,
+    /// Of each transport.
+    metrics: Vec<(DeviceName, Arc<DeviceMetrics>)>,
     serial: Arc<Mutex<Serial>>,
     ioapic: Arc<Mutex<Ioapic>>,
     kvm: Kvm,
@@ -191,6 +194,8 @@ impl Machine {
         let mut assembly = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager, slow_interrupts };
         let serial = assembly.legacy(&config, console, saved.as_ref().map(|saved| &saved.serial), &ending)?;
         let (transports, windows) = assembly.virtio(&config)?;
+        let metrics = transports.iter().map(|transport| lock(transport).metrics());
+        let metrics = devices::virtio::names(&config.devices).into_iter().zip(metrics).collect();
         let over = ending.over();
         let late = rest.as_ref().map(Rest::late);
         let shared =
@@ -200,6 +205,7 @@ impl Machine {
         let parts = Parts {
             config,
             transports,
+            metrics,
             serial,
             ioapic,
             kvm: host_kvm,

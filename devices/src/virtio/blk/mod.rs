@@ -135,6 +135,9 @@ impl Blk {
             },
         };
         chain.writable().split_at(data_len as usize).1.write(&[outcome as u8]);
+        if outcome != Outcome::Ok {
+            io.queues[queue].count_error();
+        }
         Ok(Fate::Answered(written + 1))
     }
 
@@ -220,6 +223,9 @@ impl Blk {
         while let Some(landed) = self.flight.as_mut().and_then(Flight::next) {
             if let Some((action, error)) = landed.error {
                 self.failed(action, &error);
+                if let Some(queue) = io.queues.get(landed.queue) {
+                    queue.count_error();
+                }
             }
             if landed.queue != queue || together.len() == TOGETHER {
                 // The others are given back even if these cannot be.

@@ -54,6 +54,11 @@ fn status(done: &Done) -> u8 {
     *done.data.last().unwrap()
 }
 
+fn errors(driver: &Driver) -> u64 {
+    let metrics = driver.lock().metrics();
+    metrics.read().queues[0].errors
+}
+
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n / 512 + n) as u8).collect()
 }
@@ -179,7 +184,7 @@ fn a_file_truncated_beneath_is_an_io_error_and_no_end() {
         assert_eq!(status(&read(&mut driver, 8, 512)), 1);
         assert_eq!(status(&read(&mut driver, 0, 8192)), 1);
         assert_eq!(status(&read(&mut driver, 0, 4096)), 0);
-        assert_eq!(driver.status(), RUNNING);
+        assert_eq!((driver.status(), errors(&driver)), (RUNNING, 2));
     });
 }
 
@@ -278,6 +283,7 @@ fn truncated_headers_and_unknown_types_get_an_answer() {
     assert_eq!(status(&driver.request(0, &[Part::Read(&[0; 15]), Part::Write(513)])), 1);
     assert_eq!(status(&driver.request(0, &[Part::Write(513)])), 1);
     assert_eq!(status(&driver.request(0, &[Part::Read(&header(99, 0)), Part::Write(513)])), 2);
+    assert_eq!((status(&flush(&mut driver)), errors(&driver)), (0, 3));
 }
 
 #[test]

@@ -35,10 +35,21 @@ impl MmioTransport {
         }
     }
 
-    pub(super) fn kicked(&mut self, index: usize) {
-        if let Some(kick) = self.kicks.get(index) {
-            // Nothing to read: another event of the same batch was for it, too.
-            let _ = kick.read();
+    /// The driver's word that a queue has something, which came as a write to the register.
+    pub(super) fn notified(&mut self, index: usize) {
+        let Some(kick) = self.kicks.get_mut(index) else { return };
+        if self.at_once {
+            kick.count(1);
+            self.kicked(index);
+        } else {
+            signal(kick.event());
+        }
+    }
+
+    /// A queue may have something.
+    fn kicked(&mut self, index: usize) {
+        if let Some(kick) = self.kicks.get_mut(index) {
+            kick.answer();
         }
         if self.status.is_live() && self.queues.get(index).is_some_and(VirtQueue::is_ready) {
             self.with_device(|device, io| device.process_queue(index, io));
@@ -74,7 +85,7 @@ impl MutEventSubscriber for MmioTransport {
     fn init(&mut self, ops: &mut EventOps) {
         self.watch(ops, self.control.as_raw_fd(), CONTROL);
         for (index, kick) in self.kicks.iter().enumerate() {
-            self.watch(ops, kick.as_raw_fd(), index as u32);
+            self.watch(ops, kick.event().as_raw_fd(), index as u32);
         }
         self.update_watched(ops);
     }

@@ -1,3 +1,4 @@
+use super::registers::MAGIC;
 use super::*;
 use crate::virtio::testing::{Driver, NEEDS_RESET, Part, RUNNING};
 
@@ -500,6 +501,8 @@ fn a_kick_is_answered_within_the_write_if_that_is_wanted() {
     // The loop has had no turn.
     let done = driver.used(0).expect("answered");
     assert_eq!((done.head, done.written), (head, 3));
+    let metrics = driver.lock().metrics();
+    assert_eq!((metrics.read().queues[0].kicks, metrics.read().queues[0].operations), (1, 1));
     // Queues that are not there, or not ready.
     driver.kick(2);
     driver.reset();

@@ -143,21 +143,19 @@ impl Net {
                 return Ok(());
             }
             let Some(chain) = io.queues[TX].pop(io.mem)? else { return Ok(()) };
-            self.send(&chain);
+            if let Err(e) = self.send(&chain) {
+                tracing::debug!(len = chain.readable_len(), "net: packet dropped: {e}");
+                io.queues[TX].count_error();
+            }
             self.used.push((chain.head(), 0));
         }
     }
 
-    fn send(&mut self, chain: &Chain) {
-        let (packet, len) = (chain.readable(), chain.readable_len() as usize);
-        if !(HEADER + 1..=MOST).contains(&len) {
-            tracing::debug!(len, "net: not a packet");
-            return;
+    fn send(&mut self, chain: &Chain) -> io::Result<()> {
+        if !(HEADER + 1..=MOST).contains(&(chain.readable_len() as usize)) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        let sent = self.backend.as_mut().map_or(Ok(()), |backend| backend.send(packet));
-        if let Err(e) = sent {
-            tracing::debug!(len, "net: packet dropped: {e}");
-        }
+        self.backend.as_mut().map_or(Ok(()), |backend| backend.send(chain.readable()))
     }
 }
 
@@ -192,6 +190,9 @@ fn deliver(
         let never = used.len() >= most && most > 0;
         for (head, _) in used.drain(..).rev() {
             queue.undo_pop(head);
+        }
+        if never {
+            queue.count_error();
         }
         return Ok(if never { Delivery::Done } else { Delivery::Waits });
     }

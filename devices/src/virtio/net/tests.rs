@@ -21,6 +21,11 @@ fn started(features: u64) -> (Driver, UnixStream) {
     (driver, theirs)
 }
 
+fn dropped(driver: &Driver, queue: usize) -> u64 {
+    let metrics = driver.lock().metrics();
+    metrics.read().queues[queue].errors
+}
+
 fn frame(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|at| (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ seed).collect()
 }
@@ -76,6 +81,7 @@ fn what_is_no_packet_is_given_back_and_goes_nowhere() {
     driver.request(TX, &[Part::Write(100)]);
     driver.request(TX, &[Part::Read(&[0; HEADER]), Part::Read(b"a frame")]);
     assert_eq!(heard(&mut theirs), b"a frame");
+    assert_eq!(dropped(&driver, TX), 6);
 }
 
 #[test]
@@ -137,6 +143,7 @@ fn a_packet_that_never_fits_is_dropped_and_the_next_one_is_not() {
         });
         assert!(driver.settle());
         assert_eq!((packets.len(), &packets[0][HEADER..]), (1, &frame(14, 2)[..]));
+        assert_eq!(dropped(&driver, RX), 1);
     }
 }
 

@@ -4,7 +4,8 @@
 //! - [`connection`]: one stream, its flow control and its end;
 //! - [`backlog`]: bytes on their way to the host;
 //! - [`packet`]: the header;
-//! - this file: the device: which packet belongs to which connection, and whose turn it is.
+//! - [`turns`]: the queues: whose turn it is;
+//! - this file: the device: which packet belongs to which connection.
 //!
 //! All host sockets are edge-triggered in one inner epoll set, whose single descriptor the transport watches: an event is
 //! remembered in its connection until the guest has room. Connections take turns, one packet each. Packets that belong to
@@ -14,6 +15,7 @@ mod backlog;
 mod connection;
 mod host;
 mod packet;
+mod turns;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -191,12 +193,12 @@ impl Vsock {
         }
     }
 
-    /// A packet from the guest.
-    fn packet(&mut self, chain: &Chain) -> Result<(), DeviceFault> {
+    /// A packet from the guest; false if nobody was there to take it.
+    fn packet(&mut self, chain: &Chain) -> Result<bool, DeviceFault> {
         let header = Header::read(chain.readable()).ok_or(DeviceFault::Guest("vsock packet without a header"))?;
         if header.src_cid != self.guest_cid {
             tracing::debug!(cid = header.src_cid, "vsock: packet with a foreign sender");
-            return Ok(());
+            return Ok(false);
         }
         let (_, data) = chain.readable().split_at(HEADER_LEN);
         let key = Key { guest_port: header.src_port, host_port: header.dst_port };
@@ -208,7 +210,7 @@ impl Vsock {
             Some(id) => self.deliver(id, &header, chain),
         };
         if accepted {
-            return Ok(());
+            return Ok(true);
         }
         // A packet that is not even a stream's says nothing about the stream of the same ports; and a connection that was
         // detached just now has still something to deliver.
@@ -219,7 +221,8 @@ impl Vsock {
         if header.op != OP_RST {
             self.resets.push_back(header.reset());
         }
-        Ok(())
+        // Both ends may be at an end at the same time, and to an orderly one belongs a reset.
+        Ok(header.op == OP_RST || sound && id.is_some() && header.op == OP_SHUTDOWN)
     }
 
     /// The guest connects to a host program.
@@ -279,76 +282,6 @@ impl Vsock {
                 self.forget(id);
             }
         }
-    }
-
-    /// Takes the guest's packets, as long as their resets have somewhere to wait.
-    fn drain(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
-        let mem = io.mem;
-        while self.resets.len() < RESETS
-            && let Some(chain) = io.queues[TX].pop(mem)?
-        {
-            self.packet(&chain)?;
-            io.queues[TX].push(mem, chain.head(), 0)?;
-        }
-        Ok(())
-    }
-
-    /// Sends to the guest until it has no buffers or nobody has anything to say.
-    fn fill(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
-        const SMALL: DeviceFault = DeviceFault::Guest("vsock receive buffer is too small");
-        let mem = io.mem;
-        while !self.resets.is_empty() || !self.ready.is_empty() {
-            let queue = &mut io.queues[RX];
-            let Some(chain) = queue.pop(mem)? else {
-                return Ok(());
-            };
-            if let Some(header) = self.resets.pop_front() {
-                if chain.writable().write(&header.to_bytes()) < HEADER_LEN {
-                    return Err(SMALL);
-                }
-                queue.push(mem, chain.head(), HEADER_LEN as u32)?;
-                continue;
-            }
-            let produced = self.ready.pop_front().and_then(|id| {
-                let connection = self.connections.get_mut(&id)?;
-                connection.queued = false;
-                Some((id, connection.produce(self.guest_cid, chain.writable())))
-            });
-            match produced {
-                Some((id, Produced::Packet(len))) => {
-                    queue.push(mem, chain.head(), HEADER_LEN as u32 + len)?;
-                    self.schedule(id);
-                }
-                Some((_, Produced::TooSmall)) => return Err(SMALL),
-                Some((_, Produced::Nothing)) | None => queue.undo_pop(chain.head()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Everything that can be done now, both ways.
-    fn pump(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
-        loop {
-            self.drain(io)?;
-            let held = self.resets.len() >= RESETS;
-            self.fill(io)?;
-            if !held || self.resets.len() >= RESETS {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Tells the guest of a transport reset, once it has given a buffer for that.
-    fn send_event(&mut self, io: &mut Io) -> Result<(), DeviceFault> {
-        if self.transport_reset
-            && let Some(chain) = io.queues[EVENT].pop(io.mem)?
-        {
-            // VIRTIO_VSOCK_EVENT_TRANSPORT_RESET is 0.
-            let written = chain.writable().write(&0u32.to_le_bytes());
-            io.queues[EVENT].push(io.mem, chain.head(), written as u32)?;
-            self.transport_reset = false;
-        }
-        Ok(())
     }
 }
 

@@ -345,6 +345,9 @@ fn packets_of_nobody_are_reset_and_resets_are_not() {
         guest.send(header, &[]);
         assert!(guest.poll().is_none(), "{header:?}");
     }
+    let metrics = guest.driver.lock().metrics();
+    // All but the reset.
+    assert_eq!(metrics.read().queues[TX].errors, 9 + 2);
     // The real connection lives; an unknown op on it ends it.
     guest.send(op(OP_RW, 9, 1024), b"alive");
     guest.send(op(0, 9, 1024), &[]);

@@ -2,8 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use devices::virtio::DeviceName;
+use devices::virtio::metrics::DeviceReading;
+
 use super::*;
-use crate::api::{DeviceUpdate, SnapshotReport, SnapshotRequest};
+use crate::api::http::Content;
+use crate::api::{DeviceReport, DeviceUpdate, SnapshotReport, SnapshotRequest};
 
 #[derive(Default)]
 struct Told {
@@ -31,6 +35,10 @@ impl Vm for Fake {
     }
     fn config(&self) -> VmConfig {
         self.config.clone()
+    }
+    fn devices(&self) -> Vec<DeviceReport> {
+        let name = DeviceName { kind: "blk", id: Some("a".into()) };
+        vec![DeviceReport { name, reading: DeviceReading { interrupts: 7, ..DeviceReading::default() } }]
     }
     fn pause(&mut self) -> Result<(), VmmError> {
         self.told("pause")?;
@@ -99,17 +107,24 @@ impl Rig {
     fn get(&mut self, target: &str) -> Value {
         let response = self.now("GET", target, "");
         assert_eq!(response.status, 200);
-        response.body.unwrap()
+        json_of(response)
     }
 
     fn fault(&mut self, method: &str, target: &str, body: &str) -> String {
         let response = self.now(method, target, body);
         assert_eq!(response.status, 400, "{method} {target} {body}");
-        response.body.unwrap()["fault_message"].as_str().unwrap().to_owned()
+        json_of(response)["fault_message"].as_str().unwrap().to_owned()
     }
 
     fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.told.lock().unwrap().calls)
+    }
+}
+
+fn json_of(response: Response) -> Value {
+    match response.body {
+        Some(Content::Json(value)) => value,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -257,7 +272,14 @@ fn metrics_are_counted_told_and_written() {
     rig.done(flush.0, flush.1, flush.2);
     let line: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     assert_eq!((&line["id"], &line["api_requests"]["failed"]), (&json!("vm-1"), &json!(1)));
-    assert_eq!(rig.get("/bulkhead/v1/metrics")["api_requests"]["patch"], 1);
+    assert_eq!((&line["devices"][0]["id"], &line["devices"][0]["interrupts"]), (&json!("a"), &json!(7)));
+    let told = rig.get("/bulkhead/v1/metrics");
+    assert_eq!((&told["api_requests"]["patch"], &told["devices"][0]["kind"]), (&json!(1), &json!("blk")));
+    let text = rig.now("GET", "/bulkhead/v1/metrics/prometheus", "");
+    let Some(Content::Text { kind, text }) = text.body else { panic!("{text:?}") };
+    assert!(kind.starts_with("text/plain; version=0.0.4") && text.contains("vm=\"vm-1\""), "{kind}");
+    assert!(text.contains("bulkhead_device_interrupts_total{vm=\"vm-1\",kind=\"blk\",id=\"a\"} 7\n"), "{text}");
+    assert_eq!(Rig::new().get("/bulkhead/v1/metrics")["devices"], json!([]), "there is no machine yet");
     assert_eq!(rig.get("/vm/config")["metrics"]["metrics_path"], json!(path));
 }
 
