@@ -26,6 +26,7 @@ fn assert_counted(control: &Control) {
     let sum = |key: &str| -> u64 { (0..2).map(|queue| disk["queues"][queue][key].as_u64().unwrap()).sum() };
     assert!(sum("operations") > 2 * BLOCKS && sum("errors") > 0 && sum("bytes_from_guest") > BLOCKS * BLOCK, "{disk}");
     assert!((1..=sum("operations")).contains(&sum("kicks")) && sum("interrupts") > 0, "{disk}");
+    assert!(sum("throttled") > 0, "{disk}");
     assert_eq!(control.ask("GET", "/bulkhead/v1/metrics/prometheus", &Value::Null).0, 200);
 }
 
@@ -61,6 +62,13 @@ fn a_disk_keeps_its_promises() {
         let mut word = [0; 8];
         disk.read_exact_at(&mut word, SIZES[1] - 8).unwrap();
         assert_eq!(u64::from_le_bytes(word), 9);
+
+        // From now on slower than the guest, whose disk goes on as it is.
+        let limit = |what: &str, size: u32| json!({ "drive_id": "d", "rate_limiter": { what: { "size": size, "refill_time": 20 } } });
+        control.done("PATCH", "/drives/d", limit("bandwidth", 1 << 30));
+        control.done("PATCH", "/drives/d", limit("ops", 1));
+        let limiter = &control.get("/vm/config")["drives"][0]["rate_limiter"];
+        assert_eq!((&limiter["bandwidth"]["size"], &limiter["ops"]["size"]), (&json!(1 << 30), &json!(1)));
 
         disk.set_len(CUT).unwrap();
         running.wait_for("then 1 Err(", patience);

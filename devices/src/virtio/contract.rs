@@ -2,12 +2,14 @@
 //!
 //! A case ends with [`Case::works`]: after a reset the device is as good as new.
 
+mod limited;
 mod malformed;
 mod numbers;
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::ChainError;
+use super::limit::Limiter;
 use super::queue::RingError;
 use super::table::{DEVICES, DeviceKind};
 use super::testing::{Driver, INDIRECT, NEEDS_RESET, NEXT, Part, RAM, RUNNING, WRITE};
@@ -401,8 +403,9 @@ fn quiesce_leaves_queues_alone_when_nothing_is_in_flight() {
         let mut device = build(kind, dir.path());
         let mem = crate::GuestRam::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
         for forget in [false, true, true] {
+            let limiter = &mut Limiter::default();
             device
-                .quiesce(&mut Io { mem: &mem, queues: &mut [], config_changed: false, at_once: false }, forget)
+                .quiesce(&mut Io { mem: &mem, queues: &mut [], config_changed: false, limiter, at_once: false }, forget)
                 .unwrap();
         }
     }

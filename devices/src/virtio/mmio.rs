@@ -6,6 +6,7 @@
 //! - [`doorbell`]: how the driver says that a queue has something;
 //! - [`status`]: the status machine as a table;
 //! - [`events`]: kicks and device descriptors on the event loop;
+//! - [`limits`]: queues that wait because of the device's limits;
 //! - [`state`]: saved state;
 //! - [`swap`]: another device in the place of the one there is;
 //! - [`close`]: none in its place.
@@ -17,6 +18,7 @@
 mod close;
 mod doorbell;
 mod events;
+mod limits;
 mod registers;
 mod state;
 mod status;
@@ -29,6 +31,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use doorbell::Doorbell;
+use limits::Throttle;
 pub use state::TransportState;
 use status::{Status, Step};
 
@@ -70,6 +73,7 @@ pub struct MmioTransport {
     interrupt_status: u32,
     config_generation: u32,
     metrics: Arc<DeviceMetrics>,
+    throttle: Throttle,
     /// Tells the event loop that the descriptors to watch may have changed.
     control: EventFd,
     fds: Vec<DeviceFd>,
@@ -103,6 +107,7 @@ impl MmioTransport {
             interrupt_status: 0,
             config_generation: 0,
             metrics: Arc::new(DeviceMetrics { queues: queue_metrics, ..DeviceMetrics::default() }),
+            throttle: Throttle::default(),
             control: EventFd::new(EFD_NONBLOCK)?,
             fds: device.fds(),
             watched: Vec::new(),
@@ -148,6 +153,7 @@ impl MmioTransport {
         self.foreign_features = false;
         self.queue_sel = 0;
         self.interrupt_status = 0;
+        self.throttle.limiter.take_waiting();
         self.setups = self.queues.iter().map(|queue| setup_of(queue.max_size())).collect();
         self.queues.iter_mut().for_each(VirtQueue::stop);
     }
@@ -166,7 +172,9 @@ impl MmioTransport {
     /// Lets the device work, then sends the interrupts it caused.
     fn with_device(&mut self, work: impl FnOnce(&mut dyn VirtioDevice, &mut Io) -> Result<(), DeviceFault>) {
         self.queues.iter_mut().for_each(VirtQueue::refill);
-        let mut io = Io { mem: &self.mem, queues: &mut self.queues, config_changed: false, at_once: self.at_once };
+        let at_once = self.at_once && !self.throttle.limiter.is_limited();
+        let limiter = &mut self.throttle.limiter;
+        let mut io = Io { mem: &self.mem, queues: &mut self.queues, config_changed: false, limiter, at_once };
         let mut result = work(self.device.as_mut(), &mut io);
         let mut interrupt = 0;
         if io.config_changed {
@@ -183,6 +191,7 @@ impl MmioTransport {
                 kick.ring();
             }
         }
+        self.throttle.arm();
         if interrupt != 0 {
             self.interrupt(interrupt);
         }
@@ -213,7 +222,8 @@ impl MmioTransport {
 
     /// Nothing the device does may touch guest RAM after this.
     fn quiesce(&mut self, forget: bool) {
-        let mut io = Io { mem: &self.mem, queues: &mut self.queues, config_changed: false, at_once: self.at_once };
+        let (at_once, limiter) = (self.at_once, &mut self.throttle.limiter);
+        let mut io = Io { mem: &self.mem, queues: &mut self.queues, config_changed: false, limiter, at_once };
         if let Err(fault) = self.device.quiesce(&mut io, forget) {
             tracing::warn!(device = self.info.name, "quiesce: {fault}");
         }

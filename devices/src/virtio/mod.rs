@@ -3,6 +3,7 @@
 //! - [`mmio`]: the transport (4.2): feature negotiation, queue set-up, interrupts, events;
 //! - [`queue`]: a split virtqueue (2.7) with notification suppression and a budget per event;
 //! - [`chain`]: the one way to a descriptor chain, checked;
+//! - [`limit`]: how much of what a device may do in a time;
 //! - [`metrics`]: what a device does, in numbers;
 //! - [`table`]: [`DEVICES`], one line per device;
 //! - [`blk`], [`fs`], [`net`], [`rng`], [`vsock`]: the devices.
@@ -14,6 +15,7 @@ pub mod blk;
 pub mod chain;
 pub mod fs;
 mod iovec;
+pub mod limit;
 pub mod metrics;
 pub mod mmio;
 pub mod net;
@@ -31,9 +33,10 @@ use std::io;
 use std::os::fd::RawFd;
 
 pub use mmio::MmioTransport;
-pub use table::{DEVICES, DeviceError, DeviceKind, DeviceName, build_all, kernel_args, names, place};
+pub use table::{DEVICES, DeviceError, DeviceKind, DeviceName, build_all, kernel_args, limits, names, place};
 
 use crate::GuestRam;
+use limit::{Direction, Limiter};
 use queue::{RingError, VirtQueue};
 
 /// What a device is, for all its life.
@@ -68,8 +71,27 @@ pub struct Io<'a> {
     pub queues: &'a mut [VirtQueue],
     /// Set by the device when its configuration space has changed.
     pub config_changed: bool,
+    /// What of the device's limits is left. A device that can be limited asks it before it takes a request up.
+    pub limiter: &'a mut Limiter,
     /// The driver waits for the answer to its kick: what a device that is [`DeviceInfo::prompt`] takes, it answers.
     pub at_once: bool,
+}
+
+impl Io<'_> {
+    /// Whether `queue` may take up a request now; if not, the device is to leave it in its queue, which is worked on again when it
+    /// may.
+    fn admits(&mut self, queue: usize, direction: Direction) -> bool {
+        let admitted = self.limiter.admits(queue, direction);
+        if !admitted && let Some(queue) = self.queues.get(queue) {
+            queue.count_wait();
+        }
+        admitted
+    }
+
+    /// A request has been taken up, with so many bytes of data.
+    fn spend(&mut self, direction: Direction, bytes: u64) {
+        self.limiter.spend(direction, bytes);
+    }
 }
 
 /// Why a device cannot go on until the driver resets it.

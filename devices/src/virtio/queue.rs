@@ -124,6 +124,11 @@ impl VirtQueue {
         self.metrics().errors.add(1);
     }
 
+    /// Counts a request that has to wait for the device's limits.
+    pub fn count_wait(&self) {
+        self.metrics().throttled.add(1);
+    }
+
     /// Entries as the driver set it up; 0 when not ready.
     pub fn size(&self) -> u16 {
         self.inner.as_ref().map_or(0, |active| active.table.size)

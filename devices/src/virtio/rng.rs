@@ -4,10 +4,11 @@
 
 use std::io;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::chain::Buffers;
+use super::limit::{Direction, RateLimiter, Scope};
 use super::table::{DeviceError, DeviceKind, check_state_version};
 use super::{DeviceFault, DeviceInfo, Io, StateError, VirtioDevice};
 
@@ -29,6 +30,7 @@ pub const KIND: DeviceKind = DeviceKind {
     },
     id_key: None,
     swappable: &[],
+    limiters: &[("rate_limiter", Scope::All)],
     writable_files: |_| Vec::new(),
     check,
     build: |section| {
@@ -41,12 +43,14 @@ pub const KIND: DeviceKind = DeviceKind {
     sample: |_| serde_json::json!({}),
 };
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Config {}
+struct Config {
+    rate_limiter: Option<RateLimiter>,
+}
 
 fn check(section: &Value) -> Result<(), DeviceError> {
-    let Config {} = serde_json::from_value(section.clone()).map_err(DeviceError::section("entropy"))?;
+    let _: Config = serde_json::from_value(section.clone()).map_err(DeviceError::section("entropy"))?;
     Ok(())
 }
 
@@ -86,9 +90,12 @@ impl VirtioDevice for Rng {
     }
 
     fn process_queue(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
-        while let Some(chain) = io.queues[index].pop(io.mem)? {
+        while io.admits(index, Direction::ToGuest)
+            && let Some(chain) = io.queues[index].pop(io.mem)?
+        {
             let (buffers, _) = chain.writable().split_at(MOST);
             let filled = fill(buffers).map_err(|source| DeviceFault::Host { what: "getrandom", source })?;
+            io.spend(Direction::ToGuest, filled.into());
             io.queues[index].push(io.mem, chain.head(), filled)?;
         }
         Ok(())
@@ -134,7 +141,7 @@ mod tests {
 
     #[test]
     fn unknown_options_are_refused() {
-        assert!((KIND.build)(&serde_json::json!({ "rate_limiter": {} })).is_err());
+        assert!((KIND.build)(&serde_json::json!({ "rate_limiter": { "bps": 1 } })).is_err());
         assert_eq!((KIND.build)(&serde_json::json!({})).unwrap().len(), 1);
     }
 }

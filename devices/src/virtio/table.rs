@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::limit::{Limits, Scope};
 use super::{StateError, VirtioDevice, blk, fs, net, rng, vsock};
 
 /// THE table.
@@ -32,6 +33,9 @@ pub struct DeviceKind {
     pub id_key: Option<&'static str>,
     /// Members of a device's configuration that can change while a machine runs, by a new device in place of the old one.
     pub swappable: &'static [&'static str],
+    /// Members of a device's configuration that limit it ([`RateLimiter`](super::limit::RateLimiter)), and what they limit.
+    /// They can change while a machine runs.
+    pub limiters: &'static [(&'static str, Scope)],
     /// The paths in a section of files that guests write to: they are part of a snapshot.
     pub writable_files: fn(&mut Value) -> Vec<&mut Value>,
     /// Checks a section without touching the host.
@@ -151,6 +155,23 @@ pub fn names(sections: &Map<String, Value>) -> Vec<DeviceName> {
     names
 }
 
+/// The limits of the devices that [`build_all`] makes of these sections, in its order.
+pub fn limits(sections: &Map<String, Value>) -> Result<Vec<Limits>, DeviceError> {
+    let mut limits = Vec::new();
+    for kind in DEVICES {
+        match sections.get(kind.config_key) {
+            Some(Value::Array(list)) if kind.id_key.is_some() => {
+                for device in list {
+                    limits.push(Limits::of(kind, device)?);
+                }
+            }
+            Some(device) => limits.push(Limits::of(kind, device)?),
+            None => {}
+        }
+    }
+    Ok(limits)
+}
+
 /// What the sections add to the kernel's command line.
 pub fn kernel_args(sections: &Map<String, Value>) -> String {
     let words = |kind: &DeviceKind| sections.get(kind.config_key).and_then(kind.kernel_args);
@@ -167,6 +188,7 @@ pub(super) fn check_state_version(device: &'static str, state: &Value, version: 
 
 #[cfg(test)]
 mod tests {
+    use super::super::limit::RateLimiter;
     use super::super::testing::{Driver, RUNNING};
     use super::*;
 
@@ -205,6 +227,31 @@ mod tests {
             target["no_such_option"] = true.into();
             let error = (kind.check)(&section).unwrap_err().to_string();
             assert!(error.contains("no_such_option") && error.starts_with(kind.config_key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_limiter_that_a_kind_names_is_one_of_each_device_of_it() {
+        let bucket = serde_json::json!({ "size": 1, "refill_time": 1000 });
+        for kind in DEVICES {
+            let dir = tempfile::tempdir().unwrap();
+            let mut section = (kind.sample)(dir.path());
+            let sections = |section: &Value| [(kind.config_key.to_owned(), section.clone())].into_iter().collect();
+            for (key, scope) in kind.limiters {
+                assert_eq!(limits(&sections(&section)).unwrap(), [Limits::default()], "{}", kind.name);
+                let device = |section: &mut Value, limiter: Value| match section {
+                    Value::Array(list) => list[0][*key] = limiter,
+                    section => section[*key] = limiter,
+                };
+                device(&mut section, serde_json::json!({ "ops": bucket, "bandwidth": null }));
+                (kind.check)(&section).unwrap();
+                let ops = serde_json::from_value(bucket.clone()).unwrap();
+                let one = Limits::default().with(*scope, RateLimiter { ops, bandwidth: None });
+                assert_eq!(limits(&sections(&section)).unwrap(), [one], "{} {key}", kind.name);
+                device(&mut section, serde_json::json!({ "ops": { "size": 1 } }));
+                assert!((kind.check)(&section).is_err() && limits(&sections(&section)).is_err(), "{}", kind.name);
+                device(&mut section, Value::Null);
+            }
         }
     }
 

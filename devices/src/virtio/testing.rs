@@ -96,6 +96,7 @@ impl Ring {
 }
 
 type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+type Manager = Arc<Mutex<EventManager<Subscriber>>>;
 
 /// The driver and the machine around it.
 pub struct Driver {
@@ -103,7 +104,7 @@ pub struct Driver {
     pub mem: GuestRam,
     /// What is under test.
     pub transport: Arc<Mutex<MmioTransport>>,
-    manager: EventManager<Subscriber>,
+    manager: Manager,
     line: Arc<Line>,
     rings: Vec<Ring>,
     next_data: u64,
@@ -112,14 +113,24 @@ pub struct Driver {
 impl Driver {
     /// A machine with `device`, which no driver has touched.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Driver::on(Arc::new(Mutex::new(EventManager::new().expect("an event loop"))), device)
+    }
+
+    /// A machine whose driver is up, on the same event loop as this one.
+    pub fn beside(&self, device: Box<dyn VirtioDevice>) -> Self {
+        let mut driver = Driver::on(self.manager.clone(), device);
+        driver.bring_up(u64::MAX);
+        driver
+    }
+
+    fn on(manager: Manager, device: Box<dyn VirtioDevice>) -> Self {
         let ranges = RAM.map(|(start, len)| (GuestAddress(start), len));
         let mem = GuestRam::from_ranges(&ranges).expect("guest RAM for a test");
         let sizes = device.info().queue_sizes;
         let line = Arc::new(Line::default());
         let transport = MmioTransport::new(mem.clone(), device, line.clone()).expect("a transport");
         let transport = Arc::new(Mutex::new(transport));
-        let mut manager = EventManager::new().expect("an event loop");
-        manager.add_subscriber(transport.clone() as Subscriber);
+        manager.lock().unwrap_or_else(PoisonError::into_inner).add_subscriber(transport.clone() as Subscriber);
         let rings = sizes.iter().enumerate().map(|(index, size)| Ring::new(index, *size)).collect();
         Driver { mem, transport, manager, line, rings, next_data: DATA }
     }
@@ -211,7 +222,7 @@ impl Driver {
 
     /// Lets the event loop work until it has nothing to do; tells whether that came about in bounded work.
     pub fn settle(&mut self) -> bool {
-        (0..10_000).any(|_| self.manager.run_with_timeout(0).expect("event loop") == 0)
+        (0..10_000).any(|_| self.turn(0) == 0)
     }
 
     /// Lets the event loop work until `done`.
@@ -219,13 +230,19 @@ impl Driver {
         let start = Instant::now();
         while !done(self) {
             assert!(start.elapsed() < PATIENCE, "it did not happen in {PATIENCE:?}");
-            self.manager.run_with_timeout(10).expect("event loop");
+            self.turn(10);
         }
+    }
+
+    /// A turn of the event loop, which waits for so many ms at most; tells how many events there were.
+    fn turn(&mut self, patience: i32) -> usize {
+        let mut manager = self.manager.lock().unwrap_or_else(PoisonError::into_inner);
+        manager.run_with_timeout(patience).expect("event loop")
     }
 
     /// Gives other threads a moment, or until something happens.
     pub fn wait_a_moment(&mut self) {
-        self.manager.run_with_timeout(10).expect("event loop");
+        self.turn(10);
     }
 
     /// Guest-physical addresses of a queue's parts.

@@ -276,13 +276,10 @@ mod tests {
             ("machine-config", "cpu_template", json!("T2")),
             ("machine-config", "huge_pages", json!("2M")),
             ("machine-config", "gdb_socket_path", json!("/g")),
-            ("drives", "rate_limiter", json!({ "ops": { "size": 1, "refill_time": 1 } })),
             ("drives", "partuuid", json!("0eaa91a0-01")),
             ("drives", "socket", json!("/s")),
             ("drives", "cache_type", json!("Fast")),
             ("drives", "io_engine", json!("Magic")),
-            ("entropy", "rate_limiter", json!({})),
-            ("network-interfaces", "tx_rate_limiter", json!({})),
             ("boot-source", "kernel", json!("/k")),
             ("serial", "rate_limiter", json!({ "size": 1, "refill_time": 1 })),
         ] {

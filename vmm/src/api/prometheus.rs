@@ -50,9 +50,10 @@ pub fn text(vm: &str, metrics: &Metrics, devices: &[DeviceReport]) -> String {
 type Value = fn(&QueueReading) -> u64;
 
 /// A queue's numbers that are one sample each.
-const QUEUE: [(&str, &str, Value); 4] = [
+const QUEUE: [(&str, &str, Value); 5] = [
     ("bulkhead_queue_operations_total", "Requests given back.", |queue| queue.operations),
     ("bulkhead_queue_errors_total", "Requests that failed, and packets that were dropped.", |queue| queue.errors),
+    ("bulkhead_queue_throttled_total", "Times that a request had to wait for a limit.", |queue| queue.throttled),
     ("bulkhead_queue_kicks_total", "Notifications of the driver's.", |queue| queue.kicks),
     ("bulkhead_queue_interrupts_total", "Batches that the driver wanted an interrupt for.", |queue| queue.interrupts),
 ];
@@ -149,6 +150,6 @@ mod tests {
         assert_eq!((families.len(), text.ends_with('\n')), (all, true));
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         assert!(samples.clone().all(|line| line.starts_with("bulkhead_") && line.contains("} ")), "{text}");
-        assert_eq!(samples.filter(|line| line.contains("queue=\"1\"")).count(), 6 + BUCKETS + 2);
+        assert_eq!(samples.filter(|line| line.contains("queue=\"1\"")).count(), 7 + BUCKETS + 2);
     }
 }

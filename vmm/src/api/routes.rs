@@ -219,21 +219,33 @@ fn device_route(request: &http::Request) -> Option<Result<Request, RouteError>> 
             (kind.check)(&section).map_err(|e| body_error(request.target)(e.to_string()))?;
             Ok(Request::SetDevice(update))
         }),
-        "PATCH" if !kind.swappable.is_empty() => device(kind, id, request, parse_members).and_then(|mut update| {
-            let can_change = |key: &str| kind.swappable.contains(&key);
-            // Of what cannot change, `null` asks for nothing; of what can, it takes the member away.
-            update.changes.retain(|key, value| can_change(key) || !value.is_null() && kind.id_key != Some(key));
-            match update.changes.keys().find(|key| !can_change(key)) {
-                None => Ok(Request::UpdateDevice(update)),
-                Some(key) => {
-                    let able = kind.swappable.join(", ");
-                    Err(body_error(request.target)(format!("'{key}' cannot change; what can is: {able}")))
-                }
-            }
-        }),
-        _ if kind.swappable.is_empty() => Err(wrong_method(request, vec!["PUT"])),
+        "PATCH" if can_change(kind).next().is_some() => {
+            device(kind, id, request, parse_members).and_then(|update| change(kind, update, request.target))
+        }
+        _ if can_change(kind).next().is_none() => Err(wrong_method(request, vec!["PUT"])),
         _ => Err(wrong_method(request, vec!["PUT", "PATCH"])),
     })
+}
+
+/// Members of a device's configuration that can change while its machine runs.
+fn can_change(kind: &DeviceKind) -> impl Iterator<Item = &'static str> + use<> {
+    kind.swappable.iter().copied().chain(kind.limiters.iter().map(|(key, _)| *key))
+}
+
+/// A change of a device: `null` takes a member away that can be swapped; of any other, and in a limiter, it asks for nothing.
+fn change(kind: &DeviceKind, mut update: DeviceUpdate, path: &str) -> Result<Request, RouteError> {
+    let swaps = |key: &str| kind.swappable.contains(&key);
+    update.changes.retain(|key, value| swaps(key) || !value.is_null() && kind.id_key != Some(key));
+    for (_, value) in update.changes.iter_mut().filter(|(key, _)| !swaps(key)) {
+        *value = json::without_nulls(value.take());
+    }
+    match update.changes.keys().find(|key| can_change(kind).all(|able| able != key.as_str())) {
+        None => Ok(Request::UpdateDevice(update)),
+        Some(key) => {
+            let able = can_change(kind).collect::<Vec<_>>().join(", ");
+            Err(body_error(path)(format!("'{key}' cannot change; what can is: {able}")))
+        }
+    }
 }
 
 /// A device's body, whose id must be that of the path.

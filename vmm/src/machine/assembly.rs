@@ -99,17 +99,19 @@ impl Assembly<'_> {
     /// Builds every configured virtio device, in the order of the device table; returns them and where they are.
     pub(super) fn virtio(&mut self, config: &VmConfig) -> Result<(Transports, Vec<MmioWindow>), VmmError> {
         let built = devices::virtio::build_all(&config.devices)?;
+        let limits = devices::virtio::limits(&config.devices)?;
         let most = (u32::from(IOAPIC_PINS) - FIRST_VIRTIO_GSI) as usize;
         if built.len() > most {
             return Err(VmmError::TooManyDevices { asked: built.len(), most });
         }
         let mut windows = Vec::new();
         let mut transports = Vec::new();
-        for (slot, device) in built.into_iter().enumerate() {
+        for (slot, (device, limits)) in built.into_iter().zip(&limits).enumerate() {
             let base = VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_SIZE;
             let gsi = FIRST_VIRTIO_GSI + slot as u32;
             let mut transport =
                 MmioTransport::new(self.ram.clone(), device, self.line(gsi)?).map_err(io_error("queue events"))?;
+            transport.set_limits(limits).map_err(io_error("timer"))?;
             if self.slow_interrupts {
                 transport.answer_at_once();
             }

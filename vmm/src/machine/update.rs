@@ -2,10 +2,11 @@
 
 use std::sync::PoisonError;
 
+use devices::virtio::limit::Limits;
 use devices::virtio::{DEVICES, DeviceError, place};
 use serde_json::Value;
 
-use super::error::VmmError;
+use super::error::{VmmError, io_error};
 use super::handle::Handle;
 use crate::api::DeviceUpdate;
 use crate::snapshot::SnapshotError;
@@ -30,19 +31,31 @@ impl Handle {
             (section, _) => Some(section),
         };
         let device = device.and_then(Value::as_object_mut).ok_or_else(missing)?;
+        let before = Limits::of(kind, &device.clone().into())?;
+        let limits_something = |key: &str| kind.limiters.iter().any(|(limiter, _)| *limiter == key);
         for (key, value) in &update.changes {
-            if value.is_null() {
-                device.remove(key);
-            } else {
-                device.insert(key.clone(), value.clone());
+            match (device.get_mut(key), value) {
+                (_, Value::Null) => drop(device.remove(key)),
+                // What a limiter is not told stays.
+                (Some(Value::Object(old)), Value::Object(new)) if limits_something(key) => old.extend(new.clone()),
+                _ => drop(device.insert(key.clone(), value.clone())),
             }
         }
         let alone: Value = device.clone().into();
+        let limits = Limits::of(kind, &alone)?;
         let alone = if kind.id_key.is_some() { Value::Array(vec![alone]) } else { alone };
-        let built = (kind.build)(&alone)?.pop().ok_or_else(missing)?;
+        (kind.check)(&alone)?;
+        // A device goes on as it is if nothing but its limits change.
+        let only_limits = !update.changes.is_empty() && update.changes.keys().all(|key| limits_something(key));
+        let built = if only_limits { None } else { Some((kind.build)(&alone)?.pop().ok_or_else(missing)?) };
         let transport = parts.transports.get(index).ok_or_else(|| VmmError::from(SnapshotError::Ended))?;
         let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
-        transport.replace(built).map_err(|e| invalid(format!("'{}': {}", update.id, e.reason)))?;
+        transport.set_limits(&limits).map_err(io_error("timer"))?;
+        if let Some(Err(e)) = built.map(|built| transport.replace(built)) {
+            // There is a timer, if it needs one: this cannot fail.
+            let _ = transport.set_limits(&before);
+            return Err(invalid(format!("'{}': {}", update.id, e.reason)));
+        }
         parts.set_config(config);
         Ok(())
     }

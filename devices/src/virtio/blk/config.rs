@@ -12,6 +12,7 @@ use super::disk::Disk;
 use super::engine::Choice;
 use super::{Blk, Options, QUEUE_SIZES, SECTOR};
 use crate::virtio::VirtioDevice;
+use crate::virtio::limit::{Direction, RateLimiter, Scope};
 use crate::virtio::table::{DeviceError, DeviceKind};
 
 const SECTION: &str = "drives";
@@ -26,6 +27,11 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: Some("drive_id"),
     swappable: &["path_on_host", "extents"],
+    limiters: &[
+        ("rate_limiter", Scope::All),
+        ("read_rate_limiter", Scope::Only(Direction::ToGuest)),
+        ("write_rate_limiter", Scope::Only(Direction::FromGuest)),
+    ],
     writable_files,
     check: |section| parse(section).and_then(|drives| check(&drives)),
     build,
@@ -75,6 +81,13 @@ struct Drive {
     /// 1 to 8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     num_queues: Option<u16>,
+    /// As in files for Firecracker: of reads and writes together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rate_limiter: Option<RateLimiter>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    read_rate_limiter: Option<RateLimiter>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    write_rate_limiter: Option<RateLimiter>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]

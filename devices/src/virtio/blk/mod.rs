@@ -34,6 +34,7 @@ use request::{Header, Operation, Outcome, Request};
 use space::CONFIG_LEN;
 
 use super::chain::Chain;
+use super::limit::Direction;
 use super::table::check_state_version;
 use super::{DeviceFault, DeviceFd, DeviceInfo, Io, StateError, VirtioDevice};
 
@@ -93,6 +94,8 @@ enum Fate {
     Answered(u32),
     /// It is in flight.
     Taken,
+    /// It stays in its queue, until the disk's limits let it go on.
+    Waits,
 }
 
 impl Blk {
@@ -117,13 +120,18 @@ impl Blk {
     }
 
     /// Answers a chain, or takes it up.
-    fn begin(&mut self, queue: usize, chain: &Chain, io: &Io) -> Result<Fate, DeviceFault> {
+    fn begin(&mut self, queue: usize, chain: &Chain, io: &mut Io) -> Result<Fate, DeviceFault> {
         // The status is the last byte of the writable part, however it is cut into descriptors (2.7.4).
         let Some(data_len) = chain.writable_len().checked_sub(1) else {
             return Err(DeviceFault::Guest("block request without a status byte"));
         };
         let (header, read_only) = (Header::read(chain), self.options.read_only);
         let parsed = Request::parse(header, chain.readable_len(), data_len, self.sectors, read_only);
+        let (direction, bytes) = parsed.as_ref().map_or((Direction::FromGuest, 0), Request::traffic);
+        if !io.admits(queue, direction) {
+            return Ok(Fate::Waits);
+        }
+        io.spend(direction, bytes);
         let (outcome, written) = match parsed {
             Err(refused) => (refused, 0),
             Ok(request) => match self.in_flight(&request) {
@@ -208,8 +216,13 @@ impl Blk {
             let queue = &mut io.queues[index];
             let chain = if quiet { queue.pop_quietly(io.mem)? } else { queue.pop(io.mem)? };
             let Some(chain) = chain else { return Ok(()) };
-            if let Fate::Answered(written) = self.begin(index, &chain, io)? {
-                io.queues[index].push(io.mem, chain.head(), written)?;
+            match self.begin(index, &chain, io)? {
+                Fate::Answered(written) => io.queues[index].push(io.mem, chain.head(), written)?,
+                Fate::Taken => {}
+                Fate::Waits => {
+                    io.queues[index].undo_pop(chain.head());
+                    return Ok(());
+                }
             }
         }
         self.starved = true;

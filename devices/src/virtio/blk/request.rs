@@ -1,6 +1,7 @@
 //! What a block request asks for: a pure function of its header, its lengths and the disk's.
 
 use super::super::chain::Chain;
+use super::super::limit::Direction;
 use super::flight::MOST_ZEROS;
 use super::{ID_LEN, SECTOR};
 
@@ -113,6 +114,17 @@ const WRITE_ZEROES: u32 = 13;
 const UNMAP: u32 = 1;
 
 impl Request {
+    /// Which way its data goes, and how much of it there is: zeros that are written count as well.
+    pub fn traffic(&self) -> (Direction, u64) {
+        match self.operation {
+            Operation::Read { .. } | Operation::GetId => (Direction::ToGuest, self.length.into()),
+            Operation::Write { .. } | Operation::Flush | Operation::Discard(_) => {
+                (Direction::FromGuest, self.length.into())
+            }
+            Operation::WriteZeroes { segment, .. } => (Direction::FromGuest, segment.len),
+        }
+    }
+
     /// `readable` and `writable` are the lengths of the chain's parts, the latter without the status byte.
     pub fn parse(header: Header, readable: u32, writable: u32, sectors: u64, read_only: bool) -> Result<Self, Outcome> {
         let out = readable.checked_sub(Header::LEN as u32).ok_or(Outcome::IoError)?;

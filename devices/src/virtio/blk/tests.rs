@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::engine::{Done as JobDone, Engine, Job, Work};
 use super::*;
+use crate::virtio::limit::Limits;
 use crate::virtio::testing::{Done, Driver, NEEDS_RESET, Part, RUNNING};
 
 const IN: u32 = 0;
@@ -186,6 +187,37 @@ fn a_file_truncated_beneath_is_an_io_error_and_no_end() {
         assert_eq!(status(&read(&mut driver, 0, 4096)), 0);
         assert_eq!((driver.status(), errors(&driver)), (RUNNING, 2));
     });
+}
+
+#[test]
+fn a_limit_of_bytes_written_is_none_of_those_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir, "disk", &[7; 64 << 10]);
+    let hour = json!({ "bandwidth": { "size": 4096, "refill_time": 3_600_000 } });
+    let limits = |key: &str| Limits::of(&KIND, &json!({ key: hour })).unwrap();
+    let mut driver = drive(json!([{ "drive_id": "d", "path_on_host": path, "num_queues": 2 }]));
+    driver.lock().set_limits(&limits("write_rate_limiter")).unwrap();
+    // More than there is, and what it takes is made up for later.
+    assert_eq!(status(&write(&mut driver, 0, &[1; 8192])), 0);
+    assert_eq!(status(&read(&mut driver, 0, 32 << 10)), 0);
+    driver.add(0, &[Part::Read(&header(OUT, 0)), Part::Read(&[2; 512]), Part::Write(1)]).unwrap();
+    driver.kick(0);
+    assert!(driver.settle() && driver.used(0).is_none());
+    // Zeros that are written are bytes, too; another queue's reads go on.
+    let mut zeros = [0; 16];
+    zeros[8] = 1;
+    driver.add(1, &[Part::Read(&header(WRITE_ZEROES, 0)), Part::Read(&zeros), Part::Write(1)]).unwrap();
+    driver.kick(1);
+    assert!(driver.settle() && driver.used(1).is_none());
+    assert_eq!(std::fs::read(&path).unwrap()[..8192], [1; 8192]);
+    driver.lock().set_limits(&limits("read_rate_limiter")).unwrap();
+    driver.wait(|driver| driver.used(0).is_some());
+    driver.wait(|driver| driver.used(1).is_some());
+    assert_eq!(status(&write(&mut driver, 0, &[3; 16384])), 0);
+    assert_eq!(status(&read(&mut driver, 0, 8192)), 0);
+    driver.add(0, &[Part::Read(&header(IN, 0)), Part::Write(512), Part::Write(1)]).unwrap();
+    driver.kick(0);
+    assert!(driver.settle() && driver.used(0).is_none());
 }
 
 fn options(engine: Choice) -> Options {

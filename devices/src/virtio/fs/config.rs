@@ -36,6 +36,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: None,
     swappable: &[],
+    limiters: &[],
     // They are the host's, and stay where they are.
     writable_files: |_| Vec::new(),
     check: |section| parse(section).and_then(|config| check(&config)),

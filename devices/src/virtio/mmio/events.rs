@@ -10,6 +10,7 @@ use super::*;
 /// Event data: queues by index, then device tokens, then this.
 const DEVICE_TOKEN: u32 = 1 << 16;
 const CONTROL: u32 = u32::MAX;
+const TIMER: u32 = CONTROL - 1;
 
 impl MmioTransport {
     fn watch(&self, ops: &mut EventOps, fd: i32, data: u32) {
@@ -19,6 +20,10 @@ impl MmioTransport {
     }
 
     fn update_watched(&mut self, ops: &mut EventOps) {
+        if let Some(timer) = self.throttle.timer().filter(|_| !self.throttle.watched) {
+            self.watch(ops, timer.as_raw_fd(), TIMER);
+            self.throttle.watched = true;
+        }
         let wanted = if self.status.is_live() { self.fds.as_slice() } else { &[] };
         if wanted == self.watched && self.retired.is_empty() {
             return;
@@ -65,6 +70,7 @@ impl MmioTransport {
     pub(super) fn handle(&mut self, data: u32) {
         match data {
             CONTROL => drop(self.control.read()),
+            TIMER => self.alarm(),
             queue if queue < DEVICE_TOKEN => self.kicked(queue as usize),
             token if self.status.is_live() => {
                 self.with_device(|device, io| device.process_fd(token as u16, io));

@@ -12,6 +12,7 @@ use super::passt::User;
 use super::stream::Stream;
 use super::tap::{NAME_MOST, Tap};
 use crate::virtio::VirtioDevice;
+use crate::virtio::limit::{Direction, RateLimiter, Scope};
 use crate::virtio::table::{DeviceError, DeviceKind};
 
 const SECTION: &str = "network-interfaces";
@@ -26,6 +27,10 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: Some("iface_id"),
     swappable: &["host_dev_name", "user", "unplugged"],
+    limiters: &[
+        ("rx_rate_limiter", Scope::Only(Direction::ToGuest)),
+        ("tx_rate_limiter", Scope::Only(Direction::FromGuest)),
+    ],
     writable_files: |_| Vec::new(),
     check: |section| parse(section).and_then(|interfaces| check(&interfaces)),
     build,
@@ -59,6 +64,10 @@ struct Interface {
     /// Ours: nothing is at the other end of the cable yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unplugged: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rx_rate_limiter: Option<RateLimiter>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tx_rate_limiter: Option<RateLimiter>,
 }
 
 /// A unicast MAC address.
@@ -110,7 +119,17 @@ fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
         _ => return Err(wrong(format!("'{value}' is neither user nor tap=NAME, with ,mac=MAC or without"))),
     };
     let iface_id = format!("eth{}", interfaces.len());
-    interfaces.push(Interface { iface_id, guest_mac: mac, host_dev_name, user, unplugged: false });
+    let (rx_rate_limiter, tx_rate_limiter) = (None, None);
+    let unplugged = false;
+    interfaces.push(Interface {
+        iface_id,
+        guest_mac: mac,
+        host_dev_name,
+        user,
+        unplugged,
+        rx_rate_limiter,
+        tx_rate_limiter,
+    });
     check(&interfaces)?;
     *section = serde_json::to_value(interfaces).map_err(DeviceError::section(SECTION))?;
     Ok(())
@@ -203,7 +222,8 @@ mod tests {
             (one(json!({ "unplugged": true, "guest_mac": "02:00:00:00:00" })), "is not a MAC address"),
             (one(json!({ "unplugged": true, "guest_mac": "+2:00:00:00:00:00" })), "is not a MAC address"),
             (one(json!({ "unplugged": true, "guest_mac": "01:00:00:00:00:00" })), "of one interface"),
-            (one(json!({ "unplugged": true, "rx_rate_limiter": {} })), "rx_rate_limiter"),
+            (one(json!({ "unplugged": true, "rx_rate_limiter": { "ops": { "size": -1 } } })), "-1"),
+            (one(json!({ "unplugged": true, "rate_limiter": {} })), "rate_limiter"),
             (one(json!({ "user": { "publish": [port(0)] } })), "port 0"),
             (one(json!({ "user": { "publish": [{ "protocol": "sctp" }] } })), "sctp"),
         ] {

@@ -31,6 +31,7 @@ pub use config::KIND;
 pub use stream::Stream;
 
 use super::chain::Chain;
+use super::limit::Direction;
 use super::table::check_state_version;
 use super::{DeviceFault, DeviceFd, DeviceInfo, Io, StateError, VirtioDevice};
 
@@ -118,9 +119,15 @@ impl Net {
                 }
                 continue;
             }
+            if !io.admits(RX, Direction::ToGuest) {
+                return Ok(());
+            }
             let packet = &mut self.packet[..self.len];
             match deliver(packet, self.mergeable, &mut self.used, io)? {
-                Delivery::Done => self.len = 0,
+                Delivery::Done => {
+                    io.spend(Direction::ToGuest, self.len.saturating_sub(HEADER) as u64);
+                    self.len = 0;
+                }
                 Delivery::Waits => return Ok(()),
             }
         }
@@ -142,7 +149,11 @@ impl Net {
             {
                 return Ok(());
             }
+            if !io.admits(TX, Direction::FromGuest) {
+                return Ok(());
+            }
             let Some(chain) = io.queues[TX].pop(io.mem)? else { return Ok(()) };
+            io.spend(Direction::FromGuest, u64::from(chain.readable_len()).saturating_sub(HEADER as u64));
             if let Err(e) = self.send(&chain) {
                 tracing::debug!(len = chain.readable_len(), "net: packet dropped: {e}");
                 io.queues[TX].count_error();

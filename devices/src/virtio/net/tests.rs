@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use super::*;
+use crate::virtio::limit::Limits;
 use crate::virtio::testing::{Driver, Part, RUNNING};
 
 /// A device and the other end of its stream.
@@ -145,6 +146,33 @@ fn a_packet_that_never_fits_is_dropped_and_the_next_one_is_not() {
         assert_eq!((packets.len(), &packets[0][HEADER..]), (1, &frame(14, 2)[..]));
         assert_eq!(dropped(&driver, RX), 1);
     }
+}
+
+#[test]
+fn packets_wait_outside_for_the_limit_of_what_comes_in() {
+    let (mut driver, mut theirs) = started(u64::MAX);
+    let limiter = serde_json::json!({ "rx_rate_limiter": { "ops": { "size": 2, "refill_time": 3_600_000 } } });
+    driver.lock().set_limits(&Limits::of(&KIND, &limiter).unwrap()).unwrap();
+    for _ in 0..10 {
+        driver.add(RX, &[Part::Write(1526)]).unwrap();
+    }
+    (0..5).for_each(|seed| say(&mut theirs, &frame(100, seed)));
+    let mut packets = Vec::new();
+    driver.wait(|driver| {
+        packets.extend(received(driver));
+        packets.len() == 2
+    });
+    assert!(driver.settle());
+    assert_eq!(received(&mut driver).len(), 0);
+    // What goes out is not limited.
+    driver.request(TX, &[Part::Read(&[0; HEADER]), Part::Read(b"a frame")]);
+    assert_eq!(heard(&mut theirs), b"a frame");
+    driver.lock().set_limits(&Limits::default()).unwrap();
+    driver.wait(|driver| {
+        packets.extend(received(driver));
+        packets.len() == 5
+    });
+    assert!((0..5).all(|seed| packets[usize::from(seed)][HEADER..] == frame(100, seed)));
 }
 
 #[test]

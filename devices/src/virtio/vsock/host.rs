@@ -36,6 +36,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: None,
     swappable: &[],
+    limiters: &[],
     writable_files: |_| Vec::new(),
     check: |section| parse(section).map(drop),
     build,

@@ -30,6 +30,7 @@ const THERE: &[(&str, &str, &str)] = &[
     ("PATCH", "/drives/root_1", r#"{"drive_id": "root_1", "path_on_host": "/e", "rate_limiter": null}"#),
     ("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/s", "vsock_id": "x"}"#),
     ("PUT", "/entropy", "{}"),
+    ("PATCH", "/entropy", r#"{"rate_limiter": {"ops": {"size": 1, "refill_time": 1}}}"#),
     ("PUT", "/serial", r#"{"serial_out_path": "/log"}"#),
     ("PUT", "/metrics", r#"{"metrics_path": "/m"}"#),
     ("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#),
@@ -125,12 +126,12 @@ fn bodies_that_are_wrong_name_what_is() {
         ("PUT", "/drives/a", r#"{"path_on_host": "/d"}"#, "'drive_id' is missing"),
         ("PUT", "/drives/a", r#"{"drive_id": "b", "path_on_host": "/d"}"#, id),
         ("PUT", "/drives/a", r#"{"drive_id": "a"}"#, "either path_on_host or extents"),
-        ("PUT", "/drives/a", r#"{"drive_id": "a", "path_on_host": "/d", "rate_limiter": {}}"#, "rate_limiter"),
+        ("PUT", "/drives/a", r#"{"drive_id": "a", "path_on_host": "/d", "rate_limiter": {"bps": 1}}"#, "bps"),
         ("PUT", "/drives/a", "7", "an object"),
         ("PATCH", "/drives/a", r#"{"drive_id": "b", "path_on_host": "/d"}"#, id),
         ("PATCH", "/drives/a", r#"{"drive_id": "a", "is_read_only": false}"#, "'is_read_only' cannot change"),
         ("PUT", "/vsock", r#"{"guest_cid": 2, "uds_path": "/s"}"#, "guest_cid"),
-        ("PUT", "/entropy", r#"{"rate_limiter": {}}"#, "rate_limiter"),
+        ("PUT", "/entropy", r#"{"rate_limiter": {"ops": {"size": 1}}}"#, "refill_time"),
         ("PUT", "/machine-config", r#"{"vcpu_count": 1}"#, "'mem_size_mib' is missing"),
         ("PUT", "/machine-config", r#"{"mem_size_mib": 128}"#, "'vcpu_count' is missing"),
         ("PUT", "/machine-config", r#"{"vcpu_count": 1000, "mem_size_mib": 1}"#, "u8"),
@@ -180,6 +181,11 @@ fn a_change_of_a_drive_names_what_changes() {
     let Ok(Request::UpdateDevice(update)) = ask("PATCH", "/drives/a", body) else { panic!() };
     assert_eq!((update.section, update.id.as_str()), ("drives", "a"));
     assert_eq!(Value::Object(update.changes), serde_json::json!({ "path_on_host": null, "extents": ["/x"] }));
+    // Clients that say nothing of a limit do not mean to lift it.
+    let body = r#"{"drive_id": "a", "rate_limiter": {"ops": {"size": 1, "refill_time": 2, "one_time_burst": null}, "bandwidth": null}}"#;
+    let Ok(Request::UpdateDevice(update)) = ask("PATCH", "/drives/a", body) else { panic!() };
+    let limiter = serde_json::json!({ "rate_limiter": { "ops": { "size": 1, "refill_time": 2 } } });
+    assert_eq!(Value::Object(update.changes), limiter);
 }
 
 #[test]
