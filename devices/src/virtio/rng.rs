@@ -90,9 +90,11 @@ impl VirtioDevice for Rng {
     }
 
     fn process_queue(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
-        while io.admits(index, Direction::ToGuest)
-            && let Some(chain) = io.queues[index].pop(io.mem)?
-        {
+        while let Some(chain) = io.queues[index].pop(io.mem)? {
+            if !io.admits(index, Direction::ToGuest) {
+                io.queues[index].undo_pop(chain.head());
+                break;
+            }
             let (buffers, _) = chain.writable().split_at(MOST);
             let filled = fill(buffers).map_err(|source| DeviceFault::Host { what: "getrandom", source })?;
             io.spend(Direction::ToGuest, filled.into());

@@ -63,8 +63,11 @@ fn a_limited_device_rests_delays_no_other_and_goes_on_when_it_may() {
     each_limiter(|case, key, queue, parts| {
         let name = format!("{} {key}", case.name);
         case.driver.lock().set_limits(&limits(case, key, 4, HOUR)).unwrap();
-        offer(case, queue, 50, parts);
+        offer(case, queue, 4, parts);
         assert_eq!(taken(case, queue, 4), 4, "{name}");
+        let metrics = case.driver.lock().metrics();
+        assert_eq!(metrics.read().queues[queue].throttled, 0, "{name}: nobody waits yet");
+        offer(case, queue, 46, parts);
         let mut other = case.driver.beside((super::super::rng::KIND.build)(&json!({})).unwrap().remove(0));
         for _ in 0..1000 {
             other.request(0, &[Part::Write(16)]);
@@ -74,7 +77,6 @@ fn a_limited_device_rests_delays_no_other_and_goes_on_when_it_may() {
             case.driver.kick(queue);
         }
         assert_eq!((taken(case, queue, 0), case.driver.status()), (0, RUNNING), "{name}");
-        let metrics = case.driver.lock().metrics();
         assert!(metrics.read().queues[queue].throttled > 0, "{name}");
         case.driver.lock().set_limits(&Limits::default()).unwrap();
         assert_eq!(taken(case, queue, 46), 46, "{name}");
@@ -90,6 +92,22 @@ fn a_queue_that_waits_is_woken_by_a_timer_and_the_rate_is_kept() {
         // The last one begins when the bucket has been filled twice, but for one.
         assert_eq!(taken(case, queue, 30), 30, "{} {key}", case.name);
         assert!(began.elapsed().as_millis() >= 90, "{} {key}: {:?}", case.name, began.elapsed());
+    });
+}
+
+#[test]
+fn a_ring_that_is_broken_while_it_waits_stops_the_device_until_reset() {
+    each_limiter(|case, key, queue, parts| {
+        case.driver.lock().set_limits(&limits(case, key, 1, HOUR)).unwrap();
+        offer(case, queue, 10, parts);
+        assert_eq!(taken(case, queue, 1), 1);
+        case.driver.available_index(queue, 300);
+        case.driver.kick(queue);
+        assert!(case.driver.settle(), "{}", case.name);
+        assert_eq!(case.driver.status(), RUNNING | NEEDS_RESET, "{} {key}", case.name);
+        case.driver.lock().set_limits(&Limits::default()).unwrap();
+        assert!(case.driver.settle() && case.driver.used(queue).is_none(), "{}", case.name);
+        case.works();
     });
 }
 

@@ -149,10 +149,11 @@ impl Net {
             {
                 return Ok(());
             }
+            let Some(chain) = io.queues[TX].pop(io.mem)? else { return Ok(()) };
             if !io.admits(TX, Direction::FromGuest) {
+                io.queues[TX].undo_pop(chain.head());
                 return Ok(());
             }
-            let Some(chain) = io.queues[TX].pop(io.mem)? else { return Ok(()) };
             io.spend(Direction::FromGuest, u64::from(chain.readable_len()).saturating_sub(HEADER as u64));
             if let Err(e) = self.send(&chain) {
                 tracing::debug!(len = chain.readable_len(), "net: packet dropped: {e}");
