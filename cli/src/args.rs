@@ -190,6 +190,9 @@ pub struct Boot {
     /// Network interface: `user` needs passt and no privileges, `tap=NAME` is one of the host's
     #[arg(long, value_name = "user|tap=NAME[,mac=MAC]")]
     pub net: Vec<String>,
+    /// Balloon that takes so much memory from the guest; `oom`: not its last; `reporting`: and what the guest does not use
+    #[arg(long, value_name = "MIB[,oom][,reporting][,stats=SECONDS]")]
+    pub balloon: Option<String>,
     /// Add to the kernel's command line, at its end
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,

@@ -12,7 +12,7 @@ use vmm::api::http::Response;
 use vmm::api::{Controller, Draft, Server};
 
 const METHODS: [&str; 4] = ["GET", "PUT", "PATCH", "HEAD"];
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 14] = [
     "/",
     "/vm/config",
     "/machine-config",
@@ -20,6 +20,8 @@ const PATHS: [&str; 12] = [
     "/drives/a",
     "/vsock",
     "/entropy",
+    "/balloon",
+    "/balloon/statistics",
     "/serial",
     "/actions",
     "/vm",

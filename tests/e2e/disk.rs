@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -30,8 +31,29 @@ fn assert_counted(control: &Control) {
     assert_eq!(control.ask("GET", "/bulkhead/v1/metrics/prometheus", &Value::Null).0, 200);
 }
 
+/// Memory that the guest uses for a while in one of the rounds, and least of it that must come back, MiB.
+const MEMORY: u64 = 4;
+const BACK: u64 = 2;
+
+/// Bytes of anonymous memory that a process has.
+fn anonymous(process: &Running) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Looks again and again, for nobody tells, until something is so.
+fn until(what: &str, patience: Duration, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !is() {
+        assert!(Instant::now() < deadline, "{what}: not in {patience:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// What is discarded takes no place, zeros are zeros, a disk that has grown can be written to its new end, one that is cut off
-/// beneath gives errors and goes on, and what the guest has flushed survives SIGKILL of the monitor.
+/// beneath gives errors and goes on, and what the guest has flushed survives SIGKILL of the monitor. Memory that the guest does
+/// not use any more is the host's again, and so is what it is asked for.
 #[test]
 fn a_disk_keeps_its_promises() {
     let lab = lab!("a_disk_keeps_its_promises");
@@ -41,11 +63,14 @@ fn a_disk_keeps_its_promises() {
         std::fs::write(&disk, vec![0xff; SIZES[0] as usize]).unwrap();
         std::fs::write(&initrd, cpio::initramfs(&std::fs::read(lab.guest_program()).unwrap())).unwrap();
         let file = lab.path("vm.json");
+        let balloon = engine == "Sync";
         let config = json!({
             "boot-source": { "kernel_image_path": own_kernel(&lab), "initrd_path": initrd,
-                             "boot_args": "console=ttyS0 quiet -- disk" },
+                             "boot_args": format!("console=ttyS0 quiet -- disk {}", if balloon { MEMORY } else { 0 }) },
             "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
             "drives": [{ "drive_id": "d", "path_on_host": disk, "num_queues": 2, "io_engine": engine }],
+            "balloon": balloon.then(|| json!({ "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1,
+                                               "free_page_reporting": true })),
         });
         std::fs::write(&file, config.to_string()).unwrap();
         let paths = [&file, &socket].map(|path| path.to_str().unwrap().to_owned());
@@ -55,6 +80,7 @@ fn a_disk_keeps_its_promises() {
         assert!(blocks() < SIZES[0] / 2 + (1 << 20), "{} bytes after a discard of half the disk", blocks());
 
         let control = Control::of(&running, socket, patience);
+        let used = anonymous(&running);
         let disk = OpenOptions::new().read(true).write(true).open(&disk).unwrap();
         disk.set_len(SIZES[1]).unwrap();
         control.done("PATCH", "/drives/d", json!({ "drive_id": "d" }));
@@ -62,6 +88,15 @@ fn a_disk_keeps_its_promises() {
         let mut word = [0; 8];
         disk.read_exact_at(&mut word, SIZES[1] - 8).unwrap();
         assert_eq!(u64::from_le_bytes(word), 9);
+
+        if balloon {
+            until("memory comes back", patience, || anonymous(&running) + (BACK << 20) < used);
+            for amount in [2, 0] {
+                control.done("PATCH", "/balloon", json!({ "amount_mib": amount }));
+                until("the balloon", patience, || control.get("/balloon/statistics")["actual_mib"] == amount);
+            }
+            assert!(control.get("/balloon/statistics")["total_memory"].as_u64().unwrap() > 64 << 20);
+        }
 
         // From now on slower than the guest, whose disk goes on as it is.
         let limit = |what: &str, size: u32| json!({ "drive_id": "d", "rate_limiter": { what: { "size": size, "refill_time": 20 } } });

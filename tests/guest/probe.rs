@@ -2,7 +2,8 @@
 //!
 //! `probe avx PROCESSES SECONDS`   vector registers under preemption: `bad=N rounds=N switches=N`
 //! `probe memory`                  MemTotal in MiB
-//! `probe disk`                    as PID 1: uses /dev/vda as `tests/e2e/disk.rs` expects, with a line for each step
+//! `probe disk [MIB]`              as PID 1: uses /dev/vda as `tests/e2e/disk.rs` expects, with a line for each step, and
+//!                                 MIB of memory meanwhile, which it gives back when the disk has grown
 //! `probe fetch ADDRESS BYTES`     a pattern from a server and back again: `fetched N, sent N`
 //! `probe meet ADDRESS BYTES PORT` the same, then once more with a client of its own at PORT, after the line `listening`
 //!
@@ -34,7 +35,8 @@ fn main() -> ExitCode {
         ["avx", processes, seconds] => avx(number(processes), number(seconds)),
         ["avx-worker", seed, seconds] => avx_worker(number(seed), number(seconds)),
         ["memory"] => memory(),
-        ["disk"] => disk(),
+        ["disk"] => disk(0),
+        ["disk", mib] => disk(number(mib) as usize),
         ["fetch", address, bytes] => fetch(address, number(bytes)),
         ["meet", address, bytes, port] => meet(address, number(bytes), number(port)),
         [] if std::process::id() == 1 => alone(),
@@ -221,7 +223,8 @@ fn control(file: &File, request: c_ulong, range: [u64; 2]) -> u64 {
     range[0]
 }
 
-fn disk() -> ExitCode {
+fn disk(mib: usize) -> ExitCode {
+    let memory = vec![1u8; mib << 20];
     // SAFETY: C strings; without it, opening the disk says what is missing.
     unsafe { mount(c"dev".as_ptr(), c"/dev".as_ptr(), c"devtmpfs".as_ptr(), 0, std::ptr::null()) };
     let file = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open("/dev/vda").expect("/dev/vda");
@@ -238,6 +241,7 @@ fn disk() -> ExitCode {
         std::thread::sleep(Duration::from_millis(20));
         now = control(&file, SIZE, [0; 2]);
     }
+    drop(std::hint::black_box(memory));
     write(&file, now - 4096, 9);
     file.sync_all().expect("fsync");
     println!("size {now}");

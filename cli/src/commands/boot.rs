@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::anyhow;
 use serde_json::json;
-use vmm::config::{BootSource, MachineConfig, SerialConfig, VmConfig};
+use vmm::config::{BootSource, MachineConfig, SerialConfig, VmConfig, add_device};
 
 use super::run::{EXIT_PORT, USUAL_CMDLINE};
 use crate::args::{Boot, Talk};
@@ -43,6 +43,9 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
         devices.insert("vsock".into(), json!({ "guest_cid": 3, "uds_path": text(socket)? }));
     }
     net::add(&args.net, &mut devices)?;
+    if let Some(balloon) = &args.balloon {
+        add_device(&mut devices, "balloon", balloon)?;
+    }
     devices.insert("entropy".into(), json!({}));
     let words = ["console=ttyS0", USUAL_CMDLINE, EXIT_PORT].into_iter().chain(args.append.iter().map(String::as_str));
     Ok(VmConfig {
@@ -76,7 +79,7 @@ mod tests {
 
     #[test]
     fn flags_become_a_machine_and_the_users_words_come_last() {
-        let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b --append loglevel=7 --append init=/x -m 64m --cpus 2 --net user";
+        let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b --append loglevel=7 --append init=/x -m 64m --cpus 2 --net user --balloon 8,oom";
         let Verb::Boot(args) = Cli::parse_from(line.split(' ')).verb else { panic!("not boot") };
         let config = config(&args).unwrap();
         let boot_args = &config.boot_source.as_ref().unwrap().boot_args;
@@ -86,6 +89,10 @@ mod tests {
         assert_eq!(config.devices["drives"][1]["path_on_host"], "/b");
         assert!(!config.devices.contains_key("vsock"));
         assert!(config.devices["network-interfaces"][0]["guest_mac"].is_string());
+        assert_eq!(
+            (&config.devices["balloon"]["amount_mib"], &config.devices["balloon"]["deflate_on_oom"]),
+            (&json!(8), &json!(true))
+        );
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(VmConfig::from_json(&json).unwrap(), config);
     }

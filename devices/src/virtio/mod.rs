@@ -6,11 +6,12 @@
 //! - [`limit`]: how much of what a device may do in a time;
 //! - [`metrics`]: what a device does, in numbers;
 //! - [`table`]: [`DEVICES`], one line per device;
-//! - [`blk`], [`fs`], [`net`], [`rng`], [`vsock`]: the devices.
+//! - [`balloon`], [`blk`], [`fs`], [`net`], [`rng`], [`vsock`]: the devices.
 //!
 //! A device is one file (or directory) and one line in the table. It sees queues and memory through [`Io`] and owns
 //! requests; it does not know its transport, its address or its interrupt.
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod fs;
@@ -161,6 +162,7 @@ pub trait VirtioDevice: Send {
     fn quiesce(&mut self, io: &mut Io, forget: bool) -> Result<(), DeviceFault>;
 
     /// State of a quiesced device, with its version. Fails, with the reason, if there is something in it that cannot be saved.
+    /// One that has something to tell ([`DeviceKind::told`]) gives it at any time.
     fn save(&self) -> Result<serde_json::Value, StateError>;
 
     /// Takes over what [`save`](Self::save) gave, of which it trusts nothing; before `activate`.

@@ -31,6 +31,7 @@ pub const KIND: DeviceKind = DeviceKind {
     id_key: None,
     swappable: &[],
     limiters: &[("rate_limiter", Scope::All)],
+    told: None,
     writable_files: |_| Vec::new(),
     check,
     build: |section| {

@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::limit::{Limits, Scope};
-use super::{StateError, VirtioDevice, blk, fs, net, rng, vsock};
+use super::{StateError, VirtioDevice, balloon, blk, fs, net, rng, vsock};
 
 /// THE table.
-pub const DEVICES: &[DeviceKind] = &[rng::KIND, vsock::KIND, blk::KIND, net::KIND, fs::KIND];
+pub const DEVICES: &[DeviceKind] = &[rng::KIND, vsock::KIND, blk::KIND, net::KIND, fs::KIND, balloon::KIND];
 
 /// What the rest of the monitor needs to know of a kind of device.
 pub struct DeviceKind {
@@ -36,6 +36,8 @@ pub struct DeviceKind {
     /// Members of a device's configuration that limit it ([`RateLimiter`](super::limit::RateLimiter)), and what they limit.
     /// They can change while a machine runs.
     pub limiters: &'static [(&'static str, Scope)],
+    /// What can be asked of it while a machine runs.
+    pub told: Option<Told>,
     /// The paths in a section of files that guests write to: they are part of a snapshot.
     pub writable_files: fn(&mut Value) -> Vec<&mut Value>,
     /// Checks a section without touching the host.
@@ -49,6 +51,14 @@ pub struct DeviceKind {
     /// A section to test with; what it needs is made in the directory.
     #[cfg(any(test, feature = "testing"))]
     pub sample: fn(&Path) -> Value,
+}
+
+/// What a device tells: `GET` of its section, and `GET` and `PATCH` of `statistics` there.
+pub struct Told {
+    /// Members of its configuration that say what is told; among those that can change.
+    pub members: &'static [&'static str],
+    /// From its section and its saved state, which it gives at any time.
+    pub tell: fn(&Value, &Value) -> Result<Value, DeviceError>,
 }
 
 /// What a section comes to.
@@ -264,6 +274,19 @@ mod tests {
             let mut driver = Driver::start(build());
             driver.lock().replace(build()).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
             assert!(driver.settle() && driver.status() == RUNNING, "{}", kind.name);
+        }
+    }
+
+    #[test]
+    fn a_device_that_tells_does_so_while_it_runs() {
+        for kind in DEVICES {
+            let Some(told) = &kind.told else { continue };
+            assert!(kind.id_key.is_none() && told.members.iter().all(|member| kind.swappable.contains(member)));
+            let dir = tempfile::tempdir().unwrap();
+            let section = (kind.sample)(dir.path());
+            let driver = Driver::start((kind.build)(&section).unwrap().remove(0));
+            let state = driver.lock().device_state().unwrap();
+            assert!((told.tell)(&section, &state).unwrap().is_object(), "{}", kind.name);
         }
     }
 

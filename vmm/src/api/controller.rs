@@ -12,6 +12,7 @@
 
 use std::time::Instant;
 
+use devices::virtio::{DEVICES, DeviceError};
 use serde_json::{Value, json};
 
 use super::bodies::{self, LoadRequest};
@@ -47,6 +48,8 @@ enum Refused {
     NotBlank,
     #[error(transparent)]
     Draft(#[from] DraftError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error(transparent)]
@@ -127,6 +130,8 @@ impl Controller {
                 let machine = self.vm().map_or_else(|| self.draft.machine.clone(), |vm| vm.config().machine);
                 bodies::machine_config(&machine, self.draft.track_dirty_pages)
             }
+            Request::Section(key) => self.section(key)?,
+            Request::Statistics(key) => self.statistics(key)?,
             Request::Metrics => self.metrics.tell(&self.devices()),
             Request::Prometheus => {
                 let text = prometheus::text(&self.id, &self.metrics, &self.devices());
@@ -242,6 +247,22 @@ impl Controller {
 
     fn devices(&self) -> Vec<DeviceReport> {
         self.vm().map(Vm::devices).unwrap_or_default()
+    }
+
+    /// A device's section.
+    fn section(&self, key: &'static str) -> Result<Value, Refused> {
+        let devices = self.vm().map_or_else(|| self.draft.devices.clone(), |vm| vm.config().devices);
+        let missing = || DeviceError::Invalid { section: key, reason: "the machine has none".into() };
+        Ok(devices.get(key).cloned().ok_or_else(missing)?)
+    }
+
+    /// What a device tells.
+    fn statistics(&self, key: &'static str) -> Result<Value, Refused> {
+        let section = self.section(key)?;
+        let vm = self.vm().ok_or(Refused::NotStarted("statistics"))?;
+        let silent = || DeviceError::Invalid { section: key, reason: "it has nothing to tell".into() };
+        let told = DEVICES.iter().find(|kind| kind.config_key == key).and_then(|kind| kind.told.as_ref());
+        Ok((told.ok_or_else(silent)?.tell)(&section, &vm.device_state(key)?)?)
     }
 
     fn describe(&self) -> Value {

@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_section_that_nothing_is_behind_is_refused() {
-        for key in ["balloon", "logger", "cpu-config", "mmds-config", "memory-hotplug"] {
+        for key in ["logger", "cpu-config", "mmds-config", "memory-hotplug"] {
             let mut file = firecrackers();
             file[key] = json!({ "x": 1 });
             let said = error(file);

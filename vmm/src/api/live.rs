@@ -1,5 +1,7 @@
 //! A machine of this process behind the control socket.
 
+use serde_json::Value;
+
 use super::{DeviceReport, DeviceUpdate, SnapshotReport, SnapshotRequest, Vm, VmState};
 use crate::config::VmConfig;
 use crate::machine::{Handle, RunState, VmmError};
@@ -47,6 +49,10 @@ impl Vm for Live {
 
     fn snapshot(&mut self, request: &SnapshotRequest) -> Result<SnapshotReport, VmmError> {
         Ok(self.handle.snapshot(request)?)
+    }
+
+    fn device_state(&self, section: &'static str) -> Result<Value, VmmError> {
+        self.handle.device_state(section)
     }
 
     fn update_device(&mut self, update: &DeviceUpdate) -> Result<(), VmmError> {

@@ -3,6 +3,7 @@
 //! A route is a line in a table: [`ROUTES`] here, one for each device in the device table, and those of Firecracker's API
 //! that have nothing behind them yet in [`ABSENT`], so that a client learns what is missing.
 
+use devices::virtio::table::Told;
 use devices::virtio::{DEVICES, DeviceKind};
 use serde_json::{Map, Value};
 
@@ -37,6 +38,10 @@ pub enum Request {
     SetDevice(DeviceUpdate),
     /// `PATCH` of a device.
     UpdateDevice(DeviceUpdate),
+    /// `GET` of the section of a device that has something to tell.
+    Section(&'static str),
+    /// `GET` of what the device of a section tells.
+    Statistics(&'static str),
     /// `PUT /actions`, `InstanceStart`.
     Start,
     /// `PUT /actions`, `FlushMetrics`.
@@ -158,10 +163,10 @@ const ROUTES: &[Route] = &[
     Route { method: "PUT", path: "/bulkhead/v1/stop", body: Body::None(|| Request::Stop) },
 ];
 
-/// Parts of Firecracker's API that nothing is behind: first segment of their paths, key of their section in its
+/// Parts of Firecracker's API that nothing is behind: what their paths begin with, key of their section in its
 /// configuration file, what there is none of. One that gets a device has a line in the device table, which comes first.
 const ABSENT: &[(&str, &str, &str)] = &[
-    ("balloon", "balloon", "memory balloons are"),
+    ("balloon/hinting", "balloon", "free page hints are"),
     ("cpu-config", "cpu-config", "CPU templates are"),
     ("hotplug", "memory-hotplug", "hot-plugging is"),
     ("logger", "logger", "a log per machine is (set BULKHEAD_LOG in the environment instead)"),
@@ -183,33 +188,36 @@ pub fn route(request: &http::Request) -> Result<Request, RouteError> {
     let lines = || ROUTES.iter().filter(|route| route.path == path);
     if let Some(route) = lines().find(|route| route.method == request.method) {
         return match route.body {
-            // JSON has a word for nothing.
-            Body::None(asked) if request.body.is_empty() || request.body == b"null" => Ok(asked()),
-            Body::None(_) => Err(body_error(path)("no body belongs here".into())),
+            Body::None(asked) => bodiless(request).map(|()| asked()),
             Body::Json(parse) => parse_body(request.body).and_then(parse).map_err(|e| body_error(path)(e.to_string())),
         };
     }
     if lines().next().is_some() {
         return Err(wrong_method(request, lines().map(|route| route.method).collect()));
     }
-    let first = path.split('/').nth(1).unwrap_or("");
-    match ABSENT.iter().find(|(segment, _, _)| *segment == first) {
+    let begins = |with: &str| {
+        let rest = path.strip_prefix('/').and_then(|path| path.strip_prefix(with));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    match ABSENT.iter().find(|(with, _, _)| begins(with)) {
         Some((_, _, what)) => Err(RouteError::Absent { path: shown(path), what }),
         None => Err(RouteError::Path(shown(path))),
     }
 }
 
-/// `/SECTION` or `/SECTION/ID` of a device in the device table.
+/// `/SECTION` or `/SECTION/ID` of a device in the device table, or `/SECTION/statistics` of one that tells.
 fn device_route(request: &http::Request) -> Option<Result<Request, RouteError>> {
     let mut segments = request.target.strip_prefix('/')?.split('/');
     let first = segments.next()?;
     let kind = DEVICES.iter().find(|kind| kind.config_key == first)?;
     let id = match (kind.id_key, segments.next(), segments.next()) {
         (None, None, None) => "",
+        (None, Some("statistics"), None) => return kind.told.as_ref().map(|told| told_route(kind, told, request)),
         (Some(_), Some(id), None) if is_id(id) => id,
         _ => return None,
     };
     Some(match request.method {
+        "GET" if kind.told.is_some() => bodiless(request).map(|()| Request::Section(kind.config_key)),
         "PUT" => device(kind, id, request, parse_body).and_then(|update| {
             let section = if kind.id_key.is_some() {
                 Value::Array(vec![update.changes.clone().into()])
@@ -219,12 +227,24 @@ fn device_route(request: &http::Request) -> Option<Result<Request, RouteError>> 
             (kind.check)(&section).map_err(|e| body_error(request.target)(e.to_string()))?;
             Ok(Request::SetDevice(update))
         }),
-        "PATCH" if can_change(kind).next().is_some() => {
-            device(kind, id, request, parse_members).and_then(|update| change(kind, update, request.target))
+        "PATCH" if can_change(kind).next().is_some() => device(kind, id, request, parse_members)
+            .and_then(|update| change(kind, update, request.target, &can_change(kind).collect::<Vec<_>>())),
+        _ => {
+            let changes = can_change(kind).next().is_some();
+            let methods = [(kind.told.is_some(), "GET"), (true, "PUT"), (changes, "PATCH")];
+            Err(wrong_method(request, methods.into_iter().filter_map(|(is, method)| is.then_some(method)).collect()))
         }
-        _ if can_change(kind).next().is_none() => Err(wrong_method(request, vec!["PUT"])),
-        _ => Err(wrong_method(request, vec!["PUT", "PATCH"])),
     })
+}
+
+/// What a device tells, and what of it can be set.
+fn told_route(kind: &'static DeviceKind, told: &'static Told, request: &http::Request) -> Result<Request, RouteError> {
+    match request.method {
+        "GET" => bodiless(request).map(|()| Request::Statistics(kind.config_key)),
+        "PATCH" => device(kind, "", request, parse_members)
+            .and_then(|update| change(kind, update, request.target, told.members)),
+        _ => Err(wrong_method(request, vec!["GET", "PATCH"])),
+    }
 }
 
 /// Members of a device's configuration that can change while its machine runs.
@@ -232,20 +252,29 @@ fn can_change(kind: &DeviceKind) -> impl Iterator<Item = &'static str> + use<> {
     kind.swappable.iter().copied().chain(kind.limiters.iter().map(|(key, _)| *key))
 }
 
-/// A change of a device: `null` takes a member away that can be swapped; of any other, and in a limiter, it asks for nothing.
-fn change(kind: &DeviceKind, mut update: DeviceUpdate, path: &str) -> Result<Request, RouteError> {
+/// A change of those members of a device that are in `able`: `null` takes a member away that can be swapped; of any other, and
+/// in a limiter, it asks for nothing.
+fn change(kind: &DeviceKind, mut update: DeviceUpdate, path: &str, able: &[&str]) -> Result<Request, RouteError> {
     let swaps = |key: &str| kind.swappable.contains(&key);
     update.changes.retain(|key, value| swaps(key) || !value.is_null() && kind.id_key != Some(key));
     for (_, value) in update.changes.iter_mut().filter(|(key, _)| !swaps(key)) {
         *value = json::without_nulls(value.take());
     }
-    match update.changes.keys().find(|key| can_change(kind).all(|able| able != key.as_str())) {
+    match update.changes.keys().find(|key| !able.contains(&key.as_str())) {
         None => Ok(Request::UpdateDevice(update)),
         Some(key) => {
-            let able = can_change(kind).collect::<Vec<_>>().join(", ");
+            let able = able.join(", ");
             Err(body_error(path)(format!("'{key}' cannot change; what can is: {able}")))
         }
     }
+}
+
+/// JSON has a word for nothing.
+fn bodiless(request: &http::Request) -> Result<(), RouteError> {
+    if request.body.is_empty() || request.body == b"null" {
+        return Ok(());
+    }
+    Err(body_error(request.target)("no body belongs here".into()))
 }
 
 /// A device's body, whose id must be that of the path.

@@ -95,6 +95,9 @@ pub trait Vm: Send {
     /// Makes a snapshot. A machine that runs is paused for it, and runs again afterwards, also when it failed.
     fn snapshot(&mut self, request: &SnapshotRequest) -> Result<SnapshotReport, VmmError>;
 
+    /// State of the device of a section: of one that has something to tell ([`devices::virtio::DeviceKind::told`]).
+    fn device_state(&self, section: &'static str) -> Result<Value, VmmError>;
+
     /// Replaces what is behind a device, between two of the guest's requests.
     fn update_device(&mut self, update: &DeviceUpdate) -> Result<(), VmmError>;
 

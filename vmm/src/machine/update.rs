@@ -12,6 +12,16 @@ use crate::api::DeviceUpdate;
 use crate::snapshot::SnapshotError;
 
 impl Handle {
+    /// State of the device of a section that is no list, as it is now, while it works.
+    pub fn device_state(&self, section: &'static str) -> Result<Value, VmmError> {
+        let parts = self.parts()?;
+        let missing = || VmmError::Device(DeviceError::Invalid { section, reason: "there is no such device".into() });
+        let index = place(&parts.config().devices, section, "").ok_or_else(missing)?;
+        let transport = parts.transports.get(index).ok_or_else(missing)?;
+        let transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(transport.device_state().map_err(SnapshotError::Device)?)
+    }
+
     /// Gives a device another host side: builds it anew with the changes, and puts it in the place of the old one between
     /// two of the guest's requests. A snapshot that is taken later knows the new one. After an error nothing has changed.
     pub fn update_device(&self, update: &DeviceUpdate) -> Result<(), VmmError> {
@@ -19,7 +29,8 @@ impl Handle {
         // Held to the end, so that a snapshot sees a device and its configuration that belong together.
         let _threads = self.threads();
         let invalid = |reason: String| VmmError::Device(DeviceError::Invalid { section: update.section, reason });
-        let missing = || invalid(format!("there is no device '{}'", update.id));
+        let name = if update.id.is_empty() { String::new() } else { format!(" '{}'", update.id) };
+        let missing = || invalid(format!("there is no device{name}"));
         let mut config = parts.config();
         let kind = DEVICES.iter().find(|kind| kind.config_key == update.section).ok_or_else(missing)?;
         let index = place(&config.devices, update.section, &update.id).ok_or_else(missing)?;
@@ -54,7 +65,7 @@ impl Handle {
         if let Some(Err(e)) = built.map(|built| transport.replace(built)) {
             // There is a timer, if it needs one: this cannot fail.
             let _ = transport.set_limits(&before);
-            return Err(invalid(format!("'{}': {}", update.id, e.reason)));
+            return Err(invalid(format!("the device{name}: {}", e.reason)));
         }
         parts.set_config(config);
         Ok(())

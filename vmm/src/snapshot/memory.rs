@@ -342,6 +342,41 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_were_given_back_are_those_of_the_snapshot_again() {
+        let page = PAGE as u64;
+        // What the balloon does.
+        let give_back = |ram: &Ram, first: u64, count: usize| {
+            let start = ram.guest().get_host_address(GuestAddress(first * page)).unwrap();
+            // SAFETY: whole pages of RAM that nobody else uses.
+            assert_eq!(unsafe { libc::madvise(start.cast(), count * PAGE, libc::MADV_DONTNEED) }, 0);
+        };
+        let fill = |ram: &Ram, pages: Range<u64>, value: u8| {
+            pages.for_each(|at| ram.guest().write_obj(value, GuestAddress(at * page)).unwrap());
+        };
+        let ram = Ram::new(32).unwrap();
+        fill(&ram, 0..40, 1);
+        give_back(&ram, 10, 10);
+        let base = tempfile::tempfile().unwrap();
+        assert_eq!(write(&ram, &[], &base, &ID).unwrap().bytes, 30 * page);
+        let source = |file: &File, extents| Source { file: file.try_clone().unwrap(), extents };
+        let ram = Ram::of_files(32, &[source(&base, None)]).unwrap();
+        fill(&ram, 0..60, 2);
+        give_back(&ram, 5, 10);
+        give_back(&ram, 50, 5);
+        let seen = |ram: &Ram| [0, 5, 9, 10, 14, 15, 49, 50, 54, 55].map(|at| byte(ram, at * page));
+        let expected = [2, 1, 1, 0, 0, 2, 2, 0, 0, 2];
+        assert_eq!(seen(&ram), expected);
+        // In a change to the snapshot they are not, and in one of their own as they are.
+        let (diff, full) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let (written, extents) = write_changed(&ram, &diff, &ID).unwrap();
+        assert_eq!((written.bytes, &extents[..]), (45 * page, &[(0, 5), (15, 35), (55, 5)][..]));
+        write(&ram, &[source(&base, None)], &full, &ID).unwrap();
+        let both = [source(&base, None), source(&diff, Some(extents))];
+        assert_eq!(seen(&Ram::of_files(32, &both).unwrap()), expected);
+        assert_eq!(seen(&Ram::of_files(32, &[source(&full, None)]).unwrap()), expected);
+    }
+
+    #[test]
     fn extents_that_lead_out_of_ram_or_back_are_not_sound() {
         for (extents, sound) in [
             (&[(0, 4), (4, 4)][..], true),

@@ -32,6 +32,7 @@ pub const KIND: DeviceKind = DeviceKind {
         ("read_rate_limiter", Scope::Only(Direction::ToGuest)),
         ("write_rate_limiter", Scope::Only(Direction::FromGuest)),
     ],
+    told: None,
     writable_files,
     check: |section| parse(section).and_then(|drives| check(&drives)),
     build,

@@ -37,6 +37,7 @@ pub const KIND: DeviceKind = DeviceKind {
     id_key: None,
     swappable: &[],
     limiters: &[],
+    told: None,
     // They are the host's, and stay where they are.
     writable_files: |_| Vec::new(),
     check: |section| parse(section).and_then(|config| check(&config)),

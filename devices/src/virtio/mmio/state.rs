@@ -58,6 +58,13 @@ impl MmioTransport {
         })
     }
 
+    /// State of the device alone, while it works: for one that has something to tell ([`DeviceKind::told`]).
+    ///
+    /// [`DeviceKind::told`]: crate::virtio::DeviceKind::told
+    pub fn device_state(&self) -> Result<serde_json::Value, StateError> {
+        self.device.save()
+    }
+
     /// Takes over a saved state, into a transport fresh from [`Self::new`], before or after it is on the event loop.
     /// After an error the transport is as fresh as before.
     pub fn load(&mut self, state: &TransportState) -> Result<(), StateError> {

@@ -4,9 +4,9 @@ use super::*;
 
 impl MmioTransport {
     /// Puts `device` in the place of the one there is, between two of the driver's requests: those in flight come to
-    /// their end first. It must be of the same kind and offer what the driver was offered. The driver is told that the
-    /// configuration has changed. After an error nothing has.
-    pub fn replace(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), StateError> {
+    /// their end first. It must be of the same kind and offer what the driver was offered. What the driver has written to
+    /// the configuration space stays; it is told that the configuration has changed. After an error nothing has.
+    pub fn replace(&mut self, mut device: Box<dyn VirtioDevice>) -> Result<(), StateError> {
         let info = device.info();
         if info != self.info {
             let reason = format!("it cannot be replaced by another kind of device ({info:?})");
@@ -14,6 +14,10 @@ impl MmioTransport {
         }
         if self.status.was_activated() {
             self.with_device(|device, io| device.quiesce(io, true));
+        }
+        if self.status.may_write_config() {
+            // A device takes what is the driver's to write, and leaves the rest.
+            device.write_config(0, self.device.config());
         }
         self.fds = device.fds();
         // Its descriptors stay open until the loop has stopped watching them.

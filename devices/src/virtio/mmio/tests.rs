@@ -4,6 +4,7 @@ use crate::virtio::testing::{Driver, NEEDS_RESET, Part, RUNNING};
 
 /// Gives every chain back, its written length the readable one; one descriptor that tests can make readable.
 struct Echo {
+    /// The last two bytes are the driver's to write.
     config: [u8; 6],
     event: Arc<EventFd>,
     fd_events: Arc<std::sync::atomic::AtomicU32>,
@@ -29,7 +30,9 @@ impl VirtioDevice for Echo {
         &self.config
     }
     fn write_config(&mut self, offset: usize, data: &[u8]) {
-        self.config[offset..][..data.len()].copy_from_slice(data);
+        for (at, byte) in (offset..).zip(data).filter(|(at, _)| *at >= 4) {
+            self.config[at] = *byte;
+        }
     }
     fn fds(&self) -> Vec<DeviceFd> {
         vec![DeviceFd { fd: self.event.as_raw_fd(), token: 7 }]
@@ -379,7 +382,7 @@ fn state_moves_to_another_machine() {
     for _ in 0..20 {
         driver.request(0, &[Part::Read(b"before")]);
     }
-    driver.lock().write(0, 0x100, b"C");
+    driver.lock().write(0, 0x104, b"C");
     let state = driver.lock().save().unwrap();
     let text = serde_json::to_string(&state).unwrap();
     let fresh = || MmioTransport::new(driver.mem.clone(), Box::new(Echo::new()), Arc::new(Deaf)).unwrap();
@@ -430,6 +433,7 @@ fn a_device_is_replaced_while_the_driver_goes_on() {
     let (old_event, old_quiesced) = (first.event.clone(), first.quiesced.clone());
     let mut driver = Driver::start(Box::new(first));
     driver.request(0, &[Part::Read(b"before")]);
+    driver.lock().write(0, 0x105, b"X");
     let mut second = Echo::new();
     second.config = *b"second";
     let (event, count) = (second.event.clone(), second.fd_events.clone());
@@ -439,6 +443,9 @@ fn a_device_is_replaced_while_the_driver_goes_on() {
     // The driver learns of it, and keeps its queues.
     assert_eq!((driver.get(0x60) & 2, driver.get(0xfc)), (2, generation + 1));
     assert_eq!(driver.get(0x100), u32::from_le_bytes(*b"seco"));
+    let mut written = [0; 2];
+    driver.lock().read(0, 0x104, &mut written);
+    assert_eq!(&written, b"iX", "what the driver has written stays");
     assert_eq!(driver.request(0, &[Part::Read(b"after")]).written, 5);
     // The new device's descriptor is watched; the old one's is closed, and nobody misses it.
     event.write(1).unwrap();

@@ -31,6 +31,7 @@ pub const KIND: DeviceKind = DeviceKind {
         ("rx_rate_limiter", Scope::Only(Direction::ToGuest)),
         ("tx_rate_limiter", Scope::Only(Direction::FromGuest)),
     ],
+    told: None,
     writable_files: |_| Vec::new(),
     check: |section| parse(section).and_then(|interfaces| check(&interfaces)),
     build,

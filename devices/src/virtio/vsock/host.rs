@@ -37,6 +37,7 @@ pub const KIND: DeviceKind = DeviceKind {
     id_key: None,
     swappable: &[],
     limiters: &[],
+    told: None,
     writable_files: |_| Vec::new(),
     check: |section| parse(section).map(drop),
     build,

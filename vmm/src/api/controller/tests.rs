@@ -54,6 +54,10 @@ impl Vm for Fake {
         self.told(format!("snapshot {} {:?}", request.path.display(), request.kind))?;
         Ok(SnapshotReport { bytes: 1, pause_ns: 2 })
     }
+    fn device_state(&self, section: &'static str) -> Result<Value, VmmError> {
+        self.told(format!("state {section}"))?;
+        Ok(json!({ "actual": 300, "statistics": { "free_memory": 5 } }))
+    }
     fn update_device(&mut self, update: &DeviceUpdate) -> Result<(), VmmError> {
         self.told(format!("update {} {}", update.section, update.id))
     }
@@ -136,6 +140,7 @@ const CONFIGURE: &[(&str, &str, &str)] = &[
     ("PUT", "/drives/a", r#"{"drive_id": "a", "path_on_host": "/d", "is_root_device": false}"#),
     ("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/s"}"#),
     ("PUT", "/entropy", "{}"),
+    ("PUT", "/balloon", r#"{"amount_mib": 2, "deflate_on_oom": true, "stats_polling_interval_s": 1}"#),
     ("PUT", "/serial", "{}"),
 ];
 const STEER: &[(&str, &str, &str, &str)] = &[
@@ -143,6 +148,8 @@ const STEER: &[(&str, &str, &str, &str)] = &[
     ("PATCH", "/vm", r#"{"state": "Resumed"}"#, "resume"),
     ("PUT", "/snapshot/create", r#"{"snapshot_path": "/s", "snapshot_type": "Diff"}"#, "snapshot /s Diff"),
     ("PATCH", "/drives/a", r#"{"drive_id": "a", "path_on_host": "/e"}"#, "update drives a"),
+    ("PATCH", "/balloon", r#"{"amount_mib": 3}"#, "update balloon "),
+    ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s": 2}"#, "update balloon "),
 ];
 
 #[test]
@@ -169,6 +176,28 @@ fn a_machine_is_configured_started_and_steered() {
     rig.calls();
     rig.done("PUT", "/bulkhead/v1/stop", "");
     assert_eq!(rig.calls(), ["stop"]);
+}
+
+#[test]
+fn a_balloon_tells_what_it_is_and_has() {
+    let mut rig = Rig::new();
+    assert!(rig.fault("GET", "/balloon", "").contains("balloon: the machine has none"));
+    assert!(rig.fault("GET", "/balloon/statistics", "").contains("balloon: the machine has none"));
+    rig.done("PUT", "/balloon", r#"{"amount_mib": 2, "deflate_on_oom": true, "stats_polling_interval_s": 1}"#);
+    assert_eq!(rig.get("/balloon")["amount_mib"], 2);
+    assert!(rig.fault("GET", "/balloon/statistics", "").contains("only after"));
+    rig.done("PUT", "/boot-source", r#"{"kernel_image_path": "/k"}"#);
+    rig.start();
+    assert_eq!(rig.get("/balloon")["deflate_on_oom"], true);
+    let told = json!({ "target_pages": 512, "target_mib": 2, "actual_pages": 300, "actual_mib": 1, "free_memory": 5 });
+    assert_eq!(rig.get("/balloon/statistics"), told);
+    assert_eq!(rig.calls(), ["state balloon"]);
+    // One that was not asked for them before the start has none.
+    let mut rig = Rig::new();
+    rig.done("PUT", "/balloon", r#"{"amount_mib": 2, "deflate_on_oom": true}"#);
+    rig.done("PUT", "/boot-source", r#"{"kernel_image_path": "/k"}"#);
+    rig.start();
+    assert!(rig.fault("GET", "/balloon/statistics", "").contains("stats_polling_interval_s"));
 }
 
 #[test]

@@ -31,6 +31,16 @@ const THERE: &[(&str, &str, &str)] = &[
     ("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/s", "vsock_id": "x"}"#),
     ("PUT", "/entropy", "{}"),
     ("PATCH", "/entropy", r#"{"rate_limiter": {"ops": {"size": 1, "refill_time": 1}}}"#),
+    ("GET", "/balloon", ""),
+    (
+        "PUT",
+        "/balloon",
+        r#"{"amount_mib": 1, "deflate_on_oom": false, "stats_polling_interval_s": 1, "free_page_hinting": false,
+            "free_page_reporting": true}"#,
+    ),
+    ("PATCH", "/balloon", r#"{"amount_mib": 2}"#),
+    ("GET", "/balloon/statistics", ""),
+    ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s": 2}"#),
     ("PUT", "/serial", r#"{"serial_out_path": "/log"}"#),
     ("PUT", "/metrics", r#"{"metrics_path": "/m"}"#),
     ("PUT", "/actions", r#"{"action_type": "InstanceStart"}"#),
@@ -46,11 +56,6 @@ const THERE: &[(&str, &str, &str)] = &[
 
 /// And all others.
 const MISSING: &[(&str, &str)] = &[
-    ("GET", "/balloon"),
-    ("PUT", "/balloon"),
-    ("PATCH", "/balloon"),
-    ("GET", "/balloon/statistics"),
-    ("PATCH", "/balloon/statistics"),
     ("PATCH", "/balloon/hinting/start"),
     ("GET", "/balloon/hinting/status"),
     ("PATCH", "/balloon/hinting/stop"),
@@ -86,9 +91,23 @@ fn what_is_missing_says_so() {
 
 #[test]
 fn another_path_is_404_and_another_method_405() {
-    for path in
-        ["/boot-source/", "/drives", "/drives/", "/drives/a/b", "/drives/a%20b", "/vsock/a", "//", "x", "", "/?a=b"]
-    {
+    for path in [
+        "/boot-source/",
+        "/drives",
+        "/drives/",
+        "/drives/a/b",
+        "/drives/a%20b",
+        "/vsock/a",
+        "/vsock/statistics",
+        "/balloon/",
+        "/balloon/x",
+        "/balloon/statistics/x",
+        "/balloon/hintings",
+        "//",
+        "x",
+        "",
+        "/?a=b",
+    ] {
         let error = ask("PUT", path, "{}").unwrap_err();
         assert_eq!(Response::from(error).status, 404, "{path}");
     }
@@ -98,6 +117,9 @@ fn another_path_is_404_and_another_method_405() {
         ("get", "/version", "GET"),
         ("POST", "/machine-config", "GET, PUT, PATCH"),
         ("PATCH", "/vsock", "PUT"),
+        ("GET", "/vsock", "PUT"),
+        ("POST", "/balloon", "GET, PUT, PATCH"),
+        ("PUT", "/balloon/statistics", "GET, PATCH"),
         ("HEAD", "/", "GET"),
     ] {
         let response = Response::from(ask(method, path, "").unwrap_err());
@@ -132,6 +154,17 @@ fn bodies_that_are_wrong_name_what_is() {
         ("PATCH", "/drives/a", r#"{"drive_id": "a", "is_read_only": false}"#, "'is_read_only' cannot change"),
         ("PUT", "/vsock", r#"{"guest_cid": 2, "uds_path": "/s"}"#, "guest_cid"),
         ("PUT", "/entropy", r#"{"rate_limiter": {"ops": {"size": 1}}}"#, "refill_time"),
+        ("GET", "/balloon", "{}", "no body"),
+        ("GET", "/balloon/statistics", "{}", "no body"),
+        ("PUT", "/balloon", r#"{"amount_mib": 1}"#, "deflate_on_oom"),
+        (
+            "PUT",
+            "/balloon",
+            r#"{"amount_mib": 1, "deflate_on_oom": true, "free_page_hinting": true}"#,
+            "free_page_hinting",
+        ),
+        ("PATCH", "/balloon", r#"{"amount_mib": 1, "deflate_on_oom": true}"#, "'deflate_on_oom' cannot change"),
+        ("PATCH", "/balloon/statistics", r#"{"amount_mib": 1}"#, "'amount_mib' cannot change"),
         ("PUT", "/machine-config", r#"{"vcpu_count": 1}"#, "'mem_size_mib' is missing"),
         ("PUT", "/machine-config", r#"{"mem_size_mib": 128}"#, "'vcpu_count' is missing"),
         ("PUT", "/machine-config", r#"{"vcpu_count": 1000, "mem_size_mib": 1}"#, "u8"),
