@@ -80,6 +80,27 @@ fn pages_come_when_they_are_asked_for_and_the_next_machine_gets_them_before() {
 }
 
 #[test]
+fn a_page_that_was_given_back_is_asked_for_again() {
+    if !has_userfaultfd() {
+        return;
+    }
+    let (dir, file) = (tempfile::tempdir().unwrap(), memory_file());
+    let ram = Ram::new(32).unwrap();
+    let _pager = Pager::start(&ram, &sources(&file), Place::of(dir.path(), ID), no_error()).unwrap();
+    for round in 0..3u64 {
+        ram.guest().write_obj(100 + round, GuestAddress(20 * PAGE as u64)).unwrap();
+        ram.guest().write_obj(200 + round, GuestAddress(1000 * PAGE as u64)).unwrap();
+        for page in [20, 1000] {
+            let start = ram.guest().get_host_address(GuestAddress(page * PAGE as u64)).unwrap();
+            // SAFETY: a page of RAM that nobody else uses: what the balloon does.
+            assert_eq!(unsafe { libc::madvise(start.cast(), PAGE, libc::MADV_DONTNEED) }, 0);
+            assert!(!is_present(&ram, page));
+        }
+        assert_eq!([word(&ram, 20), word(&ram, 1000)], [21, 0], "{round}");
+    }
+}
+
+#[test]
 fn every_page_is_right_whoever_is_first() {
     if !has_userfaultfd() {
         return;
