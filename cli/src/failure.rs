@@ -5,7 +5,6 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::process::ExitCode;
 
 /// Bulkhead itself failed.
 pub const FAILED: u8 = 125;
@@ -66,9 +65,9 @@ pub fn sanitize(text: &str) -> String {
 }
 
 /// Prints what there is to say on stderr and returns the exit code.
-pub fn conclude(outcome: Outcome, verbose: bool) -> ExitCode {
+pub fn conclude(outcome: Outcome, verbose: bool) -> u8 {
     let failure = match outcome {
-        Ok(code) => return ExitCode::from(code),
+        Ok(code) => return code,
         Err(failure) => failure,
     };
     if let Some(error) = &failure.error {
@@ -81,7 +80,7 @@ pub fn conclude(outcome: Outcome, verbose: bool) -> ExitCode {
         // In one write, so that lines of several runs do not mix; a closed stderr leaves nobody to tell.
         let _ = io::Write::write_all(&mut io::stderr(), text.as_bytes());
     }
-    ExitCode::from(failure.code)
+    failure.code
 }
 
 #[cfg(test)]

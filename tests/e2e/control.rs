@@ -193,6 +193,27 @@ fn an_ignored_signal_stays_ignored() {
     lab.assert_clean();
 }
 
+/// A process that was given no standard streams does not take other files for them, nor write to them what is not theirs.
+#[test]
+fn standard_streams_that_are_closed_are_nothing_else() {
+    let lab = lab!("standard_streams_that_are_closed_are_nothing_else");
+    let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
+    let vmm = lab.bulkhead(["vmm", "--api-sock", text(&socket)]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$@\" <&- >&- 2>&-", "sh"]);
+    command.arg(Path::new(vmm.get_program()).with_file_name("bulkhead-vmm")).args(vmm.get_args());
+    let running = Running::start(command);
+    let control = Control::of(&running, socket, patience);
+    assert_eq!(control.get("/")["state"], "Not started");
+    for descriptor in 0..3 {
+        let link = format!("/proc/{}/fd/{descriptor}", running.pid());
+        assert_eq!(std::fs::read_link(link).unwrap(), Path::new("/dev/null"), "descriptor {descriptor}");
+    }
+    running.signal(Signal::TERM);
+    assert_eq!(running.end(patience).code, Some(143));
+    lab.assert_clean();
+}
+
 /// A process without a descriptor for one client more turns it away, and goes on with those it has.
 #[test]
 fn a_client_too_many_for_the_process_is_turned_away() {

@@ -16,6 +16,7 @@
 //! | [`snapshot`] | a machine's state and memory, into files and back |
 //! | [`events`] | what a machine tells the process around it |
 //! | [`api`] | the control socket |
+//! | [`process`] | the start of a machine's process |
 //! | [`session`] | a machine's process: configuration, control socket, machine, signals |
 //!
 //! It does not parse command lines, know about container images, or talk to a terminal.
@@ -33,6 +34,7 @@ pub mod machine;
 pub mod memory;
 mod open;
 mod pager;
+pub mod process;
 pub mod session;
 mod signals;
 mod slots;
