@@ -198,13 +198,17 @@ fn an_ignored_signal_stays_ignored() {
 fn standard_streams_that_are_closed_are_nothing_else() {
     let lab = lab!("standard_streams_that_are_closed_are_nothing_else");
     let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
-    let vmm = lab.bulkhead(["vmm", "--api-sock", text(&socket)]);
+    let config = lab.path("config");
+    let kernel = json!({ "kernel_image_path": tiny_kernel(&lab) });
+    let machine = json!({ "vcpu_count": 1, "mem_size_mib": 64 });
+    std::fs::write(&config, json!({ "boot-source": kernel, "machine-config": machine }).to_string()).unwrap();
+    let vmm = lab.bulkhead(["vmm", "--config-fd", "3", "--events-fd", "4", "--api-sock", text(&socket)]);
     let mut command = Command::new("sh");
-    command.args(["-c", "exec \"$@\" <&- >&- 2>&-", "sh"]);
+    command.args(["-c", "config=$1; shift; exec \"$@\" 3<\"$config\" 4>/dev/null <&- >&- 2>&-", "sh", text(&config)]);
     command.arg(Path::new(vmm.get_program()).with_file_name("bulkhead-vmm")).args(vmm.get_args());
     let running = Running::start(command);
     let control = Control::of(&running, socket, patience);
-    assert_eq!(control.get("/")["state"], "Not started");
+    assert_eq!(control.get("/")["state"], "Running");
     for descriptor in 0..3 {
         let link = format!("/proc/{}/fd/{descriptor}", running.pid());
         assert_eq!(std::fs::read_link(link).unwrap(), Path::new("/dev/null"), "descriptor {descriptor}");
