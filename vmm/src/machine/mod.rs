@@ -107,6 +107,19 @@ struct Base {
     snapshot: Option<Parent>,
 }
 
+impl Base {
+    /// RAM is a view of `source` now, as far as it has come: a failure half-way leaves parts that are views of what was before. What
+    /// holds something, a later snapshot looks for in all of them. That it can be found by others is not known yet.
+    fn came_to(&mut self, source: Source, rebased: std::io::Result<()>) -> std::io::Result<()> {
+        if rebased.is_ok() && source.extents.is_none() {
+            self.sources.clear();
+        }
+        self.sources.push(source);
+        self.snapshot = None;
+        rebased
+    }
+}
+
 impl Parts {
     fn config(&self) -> VmConfig {
         lock(&self.config).clone()
@@ -376,4 +389,22 @@ fn create_vcpu(
         complete::enable_register_sync(&parts.vm, &mut fd);
     }
     Ok(Vcpu::new(index, fd, shared.clone(), scratch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_that_fails_half_way_keeps_what_was_before() {
+        let source = |extents| Source { file: tempfile::tempfile().unwrap(), extents };
+        let parent = Parent { path: "/x".into(), memory_id: [0; snapshot::memory::ID_LEN] };
+        let mut base = Base { sources: vec![source(None)], snapshot: Some(parent) };
+        base.came_to(source(Some(vec![(0, 1)])), Ok(())).unwrap();
+        assert!(base.sources.len() == 2 && base.snapshot.is_none());
+        assert!(base.came_to(source(None), Err(std::io::ErrorKind::OutOfMemory.into())).is_err());
+        assert_eq!(base.sources.len(), 3);
+        base.came_to(source(None), Ok(())).unwrap();
+        assert_eq!(base.sources.len(), 1);
+    }
 }

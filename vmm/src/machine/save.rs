@@ -151,13 +151,8 @@ impl Parts {
             // A view of a file that could still fail to reach the disk would be RAM that could be lost.
             file.sync_all().map_err(io)?;
             let source = Source { file, extents: snapshot.extents };
-            self.memory.rebase(&source).map_err(io)?;
-            if source.extents.is_none() {
-                base.sources.clear();
-            }
-            base.sources.push(source);
-            // Until it is known to be where it should.
-            base.snapshot = None;
+            let rebased = self.memory.rebase(&source);
+            base.came_to(source, rebased).map_err(io)?;
         } else {
             files.push(file);
         }
