@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
+use serde_json::json;
 use vmm::VmConfig;
-use vmm::config::{MachineConfig, Paging, SerialConfig, SnapshotSource};
 use vmm::host;
 
 use crate::args::Talk;
+use crate::control::Control;
 use crate::failure::{Outcome, one_line};
 use crate::monitor::{Console, Monitor, MonitorError, Report};
 use crate::owner::{Facts, History, Owner};
@@ -24,6 +25,7 @@ use crate::rundir::RunDir;
 use crate::session::{Attendant, Wish};
 use crate::signals::Guard;
 use crate::snapshots::What;
+use crate::successor::{Arrived, Succession, aside};
 use crate::terminal::{Escape, Raw};
 
 /// A microVM that is to be.
@@ -52,12 +54,20 @@ impl Bare {
         let directory = RunDir::create(&paths::run(), self.name.as_deref())?;
         if let Some(socket) = &self.socket {
             directory.own_socket(socket)?;
+            directory.own_socket(&aside(socket))?;
         }
         let name = directory.name().to_owned();
         give_socket(&mut self.config, &directory);
         let (vcpus, memory_mib) = self.size;
         let facts = Facts { name: name.clone(), what: self.what, vcpus, memory_mib, layers: Vec::new() };
-        let owner = Owner::listen(&directory, facts, self.history)?;
+        let succession = Succession {
+            directory: directory.path(),
+            devices: self.config.devices.clone(),
+            container: false,
+            verbose: talk.verbose,
+            next: 0,
+        };
+        let owner = Owner::listen(&directory, facts, self.history, succession)?;
         let place = Place { control: directory.file("api"), verbose: talk.verbose };
         let mut monitor = place.start(&self.config)?;
         let on_terminal = io::stdin().is_terminal();
@@ -68,7 +78,7 @@ impl Bare {
         }
         let keys = Keys::of(&mut monitor)?;
         keys.relay(on_terminal.then(Escape::default))?;
-        let result = place.attend(monitor, &self.config, owner, &keys);
+        let result = attend(monitor, owner, &keys);
         drop(guard);
         match result? {
             Ok(report) => {
@@ -94,19 +104,6 @@ fn give_socket(config: &mut VmConfig, directory: &RunDir) {
     }
 }
 
-/// How the machine goes on from a snapshot: with the disks that are in it, and the sockets that it has here.
-fn resumed(path: PathBuf, config: &VmConfig) -> VmConfig {
-    let kept = |(key, _): &(&String, &serde_json::Value)| *key != "drives";
-    VmConfig {
-        boot_source: None,
-        snapshot: Some(SnapshotSource { path, resume: true, paging: Paging::Map }),
-        machine: MachineConfig::default(),
-        serial: SerialConfig::Stdio,
-        cpuid_cache: None,
-        devices: config.devices.iter().filter(kept).map(|(key, value)| (key.clone(), value.clone())).collect(),
-    }
-}
-
 /// Where a VM's process is started.
 struct Place {
     control: PathBuf,
@@ -118,34 +115,29 @@ impl Place {
         let config = serde_json::to_string(config)?;
         Ok(Monitor::start(&config, Console::Stdio, Some(&self.control), self.verbose)?)
     }
+}
 
-    /// Sees to the VM, and to what it is replaced by, until its end.
-    fn attend(
-        &self,
-        mut monitor: Monitor,
-        config: &VmConfig,
-        mut owner: Owner,
-        keys: &Keys,
-    ) -> anyhow::Result<Result<Report, MonitorError>> {
-        // Its control socket answers from then on.
-        if !monitor.runs() {
-            return Ok(monitor.wait());
-        }
-        while wait(&monitor, &mut owner)? {
-            let Some(to) = owner.rollback().map(|held| held.path().to_owned()) else { continue };
-            drop(monitor.stop());
-            monitor = self.start(&resumed(to, config)).inspect_err(|error| owner.arrived(Err(one_line(error))))?;
-            keys.go_to(&mut monitor)?;
-            if !monitor.runs() {
-                let result = monitor.wait();
-                let reason = result.as_ref().err().map_or_else(|| "it ended".into(), MonitorError::to_string);
-                owner.arrived(Err(reason));
-                return Ok(result);
-            }
-            owner.arrived(Ok(()));
-        }
-        Ok(monitor.wait())
+/// Sees to the VM, and to what it is replaced by, until its end.
+fn attend(mut monitor: Monitor, mut owner: Owner, keys: &Keys) -> anyhow::Result<Result<Report, MonitorError>> {
+    // Its control socket answers from then on.
+    if !monitor.runs() {
+        return Ok(monitor.wait());
     }
+    while wait(&monitor, &mut owner)? {
+        drop(monitor.stop());
+        monitor = succeed(&mut owner, keys).inspect_err(|error| owner.arrived(Err(one_line(error))))?;
+    }
+    Ok(monitor.wait())
+}
+
+/// The VM that has been tried out beside the one that has ended, and is paused.
+fn succeed(owner: &mut Owner, keys: &Keys) -> anyhow::Result<Monitor> {
+    let control = Control::at(&owner.control());
+    let Arrived { mut monitor, to, .. } = owner.succeed()?;
+    keys.go_to(&mut monitor)?;
+    control.call("PATCH", "/vm", &json!({ "state": "Resumed" }))?;
+    owner.arrived(Ok(to));
+    Ok(monitor)
 }
 
 /// Waits for the VM's end, attending to its clients: false. True: it is to be replaced.

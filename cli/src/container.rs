@@ -4,8 +4,8 @@
 //! run:      launch ──────────┐
 //!                            ├─► process ends ─► end ─► exit code
 //! restore:  revive ──────────┤
-//!              ▲             └─► rollback ─► end the VM ─┐
-//!              └─────────────────────────────────────────┘
+//!              ┌────────────►└─► rollback ─► a successor lives ─► end the VM ─┐
+//!              └── succeed ◄──────────────────────────────────────────────────┘
 //! ```
 
 use std::fs;
@@ -21,12 +21,17 @@ use vmm::VmConfig;
 use vmm::config::{MachineConfig, Paging, SerialConfig, SnapshotSource};
 use vmm::events::monotonic_ns;
 
+use crate::control::Control;
 use crate::failure::{Failure, sanitize};
 use crate::launch::{Broken, Ran, conclude};
 use crate::monitor::{Console, Monitor, MonitorError};
+use crate::net::{self, Connection};
 use crate::owner::Owner;
 use crate::phases::Phases;
+use crate::plug;
+use crate::rundir::RunDir;
 use crate::session::{Ended, Io, Outcome, Session, SessionError, Times};
+use crate::successor::{Arrived, Succession};
 
 /// Size of the layers' disk as guests see it, in bytes: the same for every image, so that a guest can have booted before it is
 /// known which one it gets. What no layer covers is zeros.
@@ -48,6 +53,8 @@ pub struct Place<'a> {
     pub devices: Map<String, Value>,
     /// Host name of the guest.
     pub hostname: String,
+    /// What its interface is, if it has one.
+    pub network: Option<Connection>,
     /// The VM's process may talk on stderr.
     pub verbose: bool,
 }
@@ -65,24 +72,31 @@ impl Place<'_> {
         owner: &mut Owner,
         started: &dyn Fn(),
     ) -> anyhow::Result<Result<Ran, Broken>> {
+        let mut devices = self.devices.clone();
+        // Nobody hears of it before it is somebody of its own.
+        if let Some(section) = devices.get_mut(net::SECTION) {
+            *section = plug::unplugged(section);
+        }
         let config = VmConfig {
             boot_source: None,
             snapshot: Some(SnapshotSource { path: snapshot, resume: true, paging: Paging::Map }),
             machine: MachineConfig::default(),
             serial: SerialConfig::Log { path: self.log.clone() },
             cpuid_cache: None,
-            devices: self.devices.clone(),
+            devices,
         };
         let config = serde_json::to_string(&config)?;
         let monitor = Monitor::start(&config, Console::None, Some(&self.control), self.verbose)?;
         let mut conversation = self.session.begin(monitor.ended())?;
         started();
-        if let Err(error) = conversation.arrive() {
+        if let Err(error) = conversation.meet() {
             drop(conversation);
             return Ok(Err(Broken { error, monitor: Box::new(monitor) }));
         }
-        owner.arrived(Ok(()));
-        let result = conversation.thaw(identity(&self.hostname)?, io, owner);
+        if let Some(section) = self.devices.get(net::SECTION) {
+            plug::plug(&Control::at(&self.control), section)?;
+        }
+        let result = conversation.thaw(self.identity()?, io, owner);
         Ok(conclude(monitor, result, true))
     }
 
@@ -97,33 +111,45 @@ impl Place<'_> {
                 other => return Ok(other),
             };
             drop(monitor.stop());
-            self.session.forget_connections();
-            let to = owner.rollback().map(|held| held.path().to_owned());
-            let to = to.ok_or_else(|| anyhow!("the microVM was given up for nothing"))?;
-            result = match self.revive(to, io, owner, &|| ()) {
-                Ok(result) => result,
-                Err(error) => {
-                    owner.arrived(Err(crate::failure::one_line(&error)));
-                    return Err(error);
-                }
-            };
-            if let Err(broken) = &result {
-                owner.arrived(Err(broken.error.to_string()));
-            }
+            result =
+                self.succeed(io, owner).inspect_err(|error| owner.arrived(Err(crate::failure::one_line(error))))?;
         }
     }
-}
 
-/// What makes a clone one of its own; the session fills in the rest.
-fn identity(hostname: &str) -> anyhow::Result<Identity> {
-    Ok(Identity {
-        seed: Seed([0; 32]),
-        machine_id: machine_id()?,
-        hostname: hostname.to_owned(),
-        wall_clock_ns: 0,
-        size: WindowSize { rows: 0, columns: 0 },
-        stdin: false,
-    })
+    /// The VM that has been tried out beside the one that has ended.
+    fn succeed(&self, io: Io, owner: &mut Owner) -> anyhow::Result<Result<Ran, Broken>> {
+        let Arrived { monitor, arrival, to } = owner.succeed()?;
+        let mut arrival = arrival.ok_or_else(|| anyhow!("the new microVM has no container"))?;
+        let conversation = arrival.begin(monitor.ended())?;
+        owner.arrived(Ok(to));
+        let result = conversation.thaw(self.identity()?, io, owner);
+        Ok(conclude(monitor, result, true))
+    }
+
+    /// What makes a clone one of its own; the session fills in the rest.
+    fn identity(&self) -> anyhow::Result<Identity> {
+        Ok(Identity {
+            seed: Seed([0; 32]),
+            machine_id: machine_id()?,
+            hostname: self.hostname.clone(),
+            wall_clock_ns: 0,
+            network: self.network.as_ref().map(|network| network.guest.clone()),
+            resolv_conf: self.network.as_ref().and_then(|network| network.resolv_conf.clone()),
+            size: WindowSize { rows: 0, columns: 0 },
+            stdin: false,
+        })
+    }
+
+    /// How it is replaced; its run directory is `directory`.
+    pub fn succession(&self, directory: &RunDir) -> Succession {
+        Succession {
+            directory: directory.path(),
+            devices: self.devices.clone(),
+            container: true,
+            verbose: self.verbose,
+            next: 0,
+        }
+    }
 }
 
 /// A machine id that nothing else has.

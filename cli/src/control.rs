@@ -3,12 +3,15 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
 /// Longest answer that is believed.
 const MAX_ANSWER: u64 = 4 << 20;
+/// How long an answer may take. A snapshot of much memory on a slow disk does take minutes.
+const PATIENCE: Duration = Duration::from_secs(900);
 /// Most headers of an answer.
 const MAX_HEADERS: usize = 32;
 
@@ -62,6 +65,7 @@ impl Control {
             body.clear();
         }
         let mut stream = UnixStream::connect(&self.path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let head = format!(
             "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n",
@@ -70,13 +74,18 @@ impl Control {
         stream.write_all(&[head.as_bytes(), &body].concat())?;
         let mut answer = Vec::new();
         stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        match (response.parse(&answer), response.code) {
-            (Ok(httparse::Status::Complete(head)), Some(status)) => Ok((status, answer.split_off(head))),
-            (Err(error), _) => Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())),
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
+        parse(answer)
+    }
+}
+
+/// Status and body.
+pub(crate) fn parse(mut answer: Vec<u8>) -> io::Result<(u16, Vec<u8>)> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    match (response.parse(&answer), response.code) {
+        (Ok(httparse::Status::Complete(head)), Some(status)) => Ok((status, answer.split_off(head))),
+        (Err(error), _) => Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`container`] | where a container's microVM lives, what takes its place, how it ends |
 //! | [`bare`] | a bare microVM in the foreground |
 //! | [`owner`], [`attend`] | what the verb that has a microVM does for others, and how they ask |
+//! | [`successor`], [`plug`] | what takes a running microVM's place, and what is behind its interfaces meanwhile |
 //! | [`snapshots`] | named snapshots: the store of them |
 //! | [`monitor`] | the per-VM process, seen from its parent |
 //! | [`rundir`] | run directories, and sweeping up after SIGKILL |
@@ -40,11 +41,13 @@ mod output;
 mod owner;
 mod paths;
 mod phases;
+mod plug;
 mod rundir;
 mod session;
 mod signals;
 mod size;
 mod snapshots;
+mod successor;
 mod templates;
 mod terminal;
 mod volumes;

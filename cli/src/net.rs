@@ -10,6 +10,7 @@ use vmm::config::add_device;
 use vmm::user_network as user;
 
 use crate::args::{Network, Publish};
+use crate::plug;
 
 /// Key of the section in a machine's configuration.
 pub const SECTION: &str = "network-interfaces";
@@ -50,6 +51,61 @@ pub fn connection(network: Option<&Network>, publish: &[Publish]) -> anyhow::Res
         Some(Network::Tap(name)) => at_tap(name).map(Some),
         None | Some(Network::None) => Ok(None),
     }
+}
+
+/// The same for a clone of one that was saved with the interfaces `saved`: what `network` and `publish` ask for, else what
+/// the original had, but for its ports of the host, of which each is one container's only. None: it was saved without an interface.
+pub fn of_clone(
+    saved: Option<&Value>,
+    network: Option<&Network>,
+    publish: &[Publish],
+) -> anyhow::Result<Option<Connection>> {
+    let Some(interface) = saved.and_then(|section| section.get(0)) else {
+        let asked = network.is_some_and(|network| *network != Network::None) || !publish.is_empty();
+        let refused = "it was saved without a network, so no clone of it can have one; leave --network and -p out";
+        return if asked { Err(anyhow!(refused)) } else { Ok(None) };
+    };
+    let wanted = match (network, interface["host_dev_name"].as_str()) {
+        (Some(network), _) => network.clone(),
+        (None, _) if !publish.is_empty() => Network::User,
+        (None, Some(tap)) => Network::Tap(tap.to_owned()),
+        (None, None) if interface["user"].is_object() => Network::User,
+        (None, None) => Network::None,
+    };
+    connection(Some(&wanted), publish)?.map_or_else(unplugged, Ok).map(Some)
+}
+
+/// The interfaces of a bare machine that goes on from a snapshot where it had `saved`: the one it has leads to what `network` and
+/// `publish` ask for, and the guest, which cannot be told, keeps its addresses. Without either they lead to what they led to.
+pub fn of_bare_clone(saved: &Value, network: Option<&Network>, publish: &[Publish]) -> anyhow::Result<Value> {
+    if network.is_none() && publish.is_empty() {
+        return Ok(saved.clone());
+    }
+    if saved.as_array().is_some_and(|interfaces| interfaces.len() > 1) && network != Some(&Network::None) {
+        let several = "it has several interfaces; --network can only be none, which leads nowhere";
+        return Err(anyhow!(several));
+    }
+    let connection = of_clone(Some(saved), network, publish)?;
+    let mut section = plug::unplugged(saved);
+    if let Some(behind) = connection.as_ref().filter(|connection| connection.section[0]["unplugged"].is_null()) {
+        let interface = section.get_mut(0).and_then(Value::as_object_mut).ok_or_else(|| anyhow!("no interface"))?;
+        interface.remove("unplugged");
+        let members = behind.section[0].as_object().into_iter().flatten();
+        interface.extend(
+            members.filter(|(key, _)| plug::BEHIND.contains(&key.as_str())).map(|(k, v)| (k.clone(), v.clone())),
+        );
+    }
+    Ok(section)
+}
+
+/// For a guest that has an interface, and is to have nothing behind it.
+fn unplugged() -> anyhow::Result<Connection> {
+    let mac = mac()?;
+    Ok(Connection {
+        section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "unplugged": true }]),
+        guest: guest_protocol::Network { mac, mtu: None, address: None },
+        resolv_conf: None,
+    })
 }
 
 fn through_passt(publish: &[Publish]) -> anyhow::Result<Connection> {
@@ -167,6 +223,46 @@ mod tests {
         let other = connection(Some(&Network::User), &[]).unwrap().unwrap();
         assert_ne!(user.guest.mac, other.guest.mac);
         assert_eq!(other.section[0]["guest_mac"], text(other.guest.mac));
+    }
+
+    #[test]
+    fn a_clone_has_what_the_original_had_but_for_its_ports_and_address() {
+        let publish = json!([{ "protocol": "tcp", "host_ip": "127.0.0.1", "host_port": 80, "guest_port": 80 }]);
+        let user = json!([{ "iface_id": "eth0", "guest_mac": "02:00:00:00:00:01", "user": { "publish": publish } }]);
+        let of = |saved: &Value, network: Option<Network>, publish: &[Publish]| {
+            of_clone(Some(saved), network.as_ref(), publish).map(|clone| clone.unwrap().section[0].clone())
+        };
+        let clone = of(&user, None, &[]).unwrap();
+        assert_eq!(clone["user"], json!({ "publish": [] }));
+        assert_ne!(clone["guest_mac"], user[0]["guest_mac"]);
+        let port = [Publish { host_ip: Ipv4Addr::LOCALHOST, host_port: 81, guest_port: 80, udp: false }];
+        assert_eq!(of(&user, None, &port).unwrap()["user"]["publish"][0]["host_port"], 81);
+        let tap = json!([{ "iface_id": "eth0", "host_dev_name": "bulkhead-none" }]);
+        assert_eq!(of(&tap, None, &[]).unwrap()["host_dev_name"], "bulkhead-none");
+        assert_eq!(of(&tap, Some(Network::Tap("other".into())), &[]).unwrap()["host_dev_name"], "other");
+        let none = of(&tap, Some(Network::None), &[]).unwrap();
+        assert_eq!(none["unplugged"], true);
+        assert_eq!(of(&json!([none]), None, &[]).unwrap()["unplugged"], true);
+        assert!(of(&tap, Some(Network::None), &port).is_err());
+        for (network, publish) in [(Some(Network::User), &[][..]), (None, &port)] {
+            assert!(of_clone(None, network.as_ref(), publish).err().unwrap().to_string().contains("without a network"));
+        }
+        assert!(of_clone(None, Some(&Network::None), &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_bare_clone_keeps_its_addresses_wherever_it_leads() {
+        let tap = json!([{ "iface_id": "eth0", "guest_mac": "02:00:00:00:00:01", "host_dev_name": "bulkhead-none" }]);
+        let of = |saved: &Value, network: Option<Network>| of_bare_clone(saved, network.as_ref(), &[]);
+        assert_eq!(of(&tap, None).unwrap(), tap);
+        assert_eq!(of(&tap, Some(Network::None)).unwrap(), plug::unplugged(&tap));
+        let user = of(&tap, Some(Network::User)).unwrap();
+        let wanted = json!([{ "iface_id": "eth0", "guest_mac": "02:00:00:00:00:01", "user": { "publish": [] } }]);
+        assert_eq!(user, wanted);
+        let two = json!([tap[0], { "iface_id": "eth1", "user": {} }]);
+        assert!(of(&two, Some(Network::User)).unwrap_err().to_string().contains("several"));
+        assert_eq!(of(&two, Some(Network::None)).unwrap(), plug::unplugged(&two));
+        assert!(of(&Value::Null, Some(Network::User)).unwrap_err().to_string().contains("without a network"));
     }
 
     #[test]

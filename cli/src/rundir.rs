@@ -13,16 +13,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::rand::GetRandomFlags;
 
 /// Longest path of a unix socket, in bytes (`sun_path` and its final NUL).
 const MAX_SOCKET_PATH: usize = 107;
-/// Longest file name put into a run directory: `/vsock_1025`, with room for a port of ten digits.
-const LONGEST_SOCKET: usize = "/vsock_4294967295".len();
+/// Longest file name put into a run directory: `/vsock2_1025`, with room for a port of ten digits.
+const LONGEST_SOCKET: usize = "/vsock2_4294967295".len();
 /// Longest name of a VM.
 const MAX_NAME: usize = 63;
 /// No VM makes more files in its directory.
@@ -117,6 +117,11 @@ impl RunDir {
     /// The VM's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.root.join(&self.name)
     }
 
     /// A file in it.
@@ -263,11 +268,20 @@ fn remove_owned(list: &Path) {
     for line in bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
         let path = Path::new(std::ffi::OsStr::from_bytes(line));
         let is_socket = path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket());
-        let refused = || UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-        if is_socket && refused() {
+        if is_socket && nobody_listens(path) {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Whether a socket refuses connections. Does not wait: a listener with a full queue is one that lives.
+fn nobody_listens(path: &Path) -> bool {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let connect = || {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
+    };
+    connect() == Err(rustix::io::Errno::CONNREFUSED)
 }
 
 fn check_name(name: &str) -> Result<(), RunDirError> {
@@ -405,12 +419,22 @@ mod tests {
         drop(UnixListener::bind(&dead).unwrap());
         let _listener = UnixListener::bind(&alive).unwrap();
         fs::write(&file, "precious").unwrap();
+        // So busy that a connection would have to wait.
+        let busy = dir.path().join("busy");
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = || rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let (listener, address) = (socket(), SocketAddrUnix::new(&busy).unwrap());
+        rustix::net::bind(&listener, &address).unwrap();
+        rustix::net::listen(&listener, 1).unwrap();
+        let connect = || Some(socket()).filter(|socket| rustix::net::connect(socket, &address).is_ok());
+        let waiting: Vec<_> = std::iter::from_fn(connect).collect();
+        assert!(!waiting.is_empty());
         let run = RunDir::create(&root, None).unwrap();
-        for path in [&dead, &alive, &file, &dir.path().join("missing")] {
+        for path in [&dead, &alive, &busy, &file, &dir.path().join("missing")] {
             run.own_socket(path).unwrap();
         }
         drop(run);
-        assert!(!dead.exists() && alive.exists() && file.exists());
+        assert!(!dead.exists() && alive.exists() && busy.exists() && file.exists());
     }
 
     #[test]

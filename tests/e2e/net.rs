@@ -36,7 +36,7 @@ fn serve(listener: &TcpListener, bytes: u64) -> JoinHandle<bool> {
 }
 
 /// Puts this thread, and what it starts, into a network of its own. False, and a line that says why, if it may not.
-fn own_network(test: &str) -> bool {
+pub(crate) fn own_network(test: &str) -> bool {
     // SAFETY: no descriptors or memory are unshared.
     let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) };
     if let Err(error) = unshared {
@@ -53,7 +53,7 @@ fn ip(words: &[&str]) {
 }
 
 /// A tap interface that stays without anybody at it, with an address.
-fn make_tap(name: &str, address: &str) {
+pub(crate) fn make_tap(name: &str, address: &str) {
     let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun").expect("/dev/net/tun");
     let mut request = [0u8; 40];
     request[..name.len()].copy_from_slice(name.as_bytes());

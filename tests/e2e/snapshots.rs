@@ -106,6 +106,12 @@ fn a_bare_machine_goes_on_and_back() {
     // Back, on, and back again; the clone does not mind.
     lab.run(["rollback", "m", "nothing"]).assert_failed(125, &["'nothing'", "first, m-1"]);
     lab.run(["rollback", "other", "first"]).assert_failed(125, &["'first'", "'other'"]);
+    // One that turns out not to work is refused in the end, and has cost nothing.
+    let copy = lab.store().join("snapshots").join(first["id"].as_str().unwrap()).join("disk-0");
+    std::fs::rename(&copy, lab.path("kept")).unwrap();
+    lab.run(["rollback", "m", "first"]).assert_failed(125, &["disk-0"]);
+    assert!(!lab.run_dir().join("m/next-api").exists());
+    std::fs::rename(lab.path("kept"), &copy).unwrap();
     let mut clone = interactive(&lab, &["restore", "first", "--name", "clone"]);
     clone.say("x");
     clone.wait_for("2", patience);
@@ -212,9 +218,31 @@ fn a_container_goes_on_and_back() {
         assert!(hosts.insert(ended.text().to_owned()), "{hosts:?}");
     }
     assert_eq!(done(lab.run(["rmi", "app@warm"])), "Untagged: app@warm\n");
+
+    // One whose guest does not come to life: web has lost nothing by it.
+    let memory = lab.store().join("snapshots").join(entries[0]["id"].as_str().unwrap()).join("memory");
+    empty_memory(&memory);
+    lab.run(["rollback", "web", "web-1"]).assert_failed(125, &["bulkhead: "]);
+    web.say("echo f$n\n");
+    web.wait_for("f4\n", patience);
+    let files = std::fs::read_dir(lab.run_dir().join("web")).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = files.filter(|name| name.to_string_lossy().starts_with("next-")).collect();
+    assert!(left.is_empty(), "{left:?}");
     web.say_no_more();
     assert_eq!(web.end(patience).code, Some(5));
     lab.assert_clean();
+}
+
+/// Puts a memory file without memory in the place of one, which who has it keeps.
+fn empty_memory(path: &std::path::Path) {
+    use std::os::unix::fs::FileExt;
+    let old = std::fs::File::open(path).unwrap();
+    let length = old.metadata().unwrap().len();
+    let mut last = [0; 4096];
+    old.read_exact_at(&mut last, length - 4096).unwrap();
+    let empty = path.with_extension("empty");
+    std::fs::File::create(&empty).unwrap().write_all_at(&last, length - 4096).unwrap();
+    std::fs::rename(&empty, path).unwrap();
 }
 
 /// SIGKILL of who asks leaves a microVM that goes on; SIGKILL of who has it leaves whole snapshots and nothing else.

@@ -5,9 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tests::{Lab, Running};
 
 use crate::lab;
-
-/// What a clone must not share with its siblings, and the time.
-const FACTS: &str = "cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id; hostname; head -c16 /dev/urandom | od -An -tx1; date +%s";
+use crate::net::{make_tap, own_network};
 
 /// Number of templates in the lab's store.
 fn templates(lab: &Lab) -> u64 {
@@ -22,22 +20,37 @@ fn was_warm(ended: &tests::process::Ended) -> bool {
     ended.stderr.lines().any(|line| line.trim_start().starts_with("wake "))
 }
 
+/// Clones of a template have nothing in common that others know them by, their network included, and have the time.
 #[test]
 fn clones_of_a_template_are_not_alike() {
-    let lab = lab!("clones_of_a_template_are_not_alike");
+    const TEST: &str = "clones_of_a_template_are_not_alike";
+    let lab = lab!(TEST);
     // Leaves the template, if nobody has yet.
     let patience = lab.patience(2);
-    let run = || Running::start(lab.bulkhead(["run", "--verbose", &lab.debian(), "sh", "-c", FACTS]));
-    let clones: Vec<_> = [run(), run()].into_iter().map(|running| running.end(patience)).collect();
+    let networked = own_network(TEST);
+    let image = lab.probe_image();
+    let run = |number: u8| {
+        let (tap, network) = (format!("bh{number}"), format!("tap=bh{number}"));
+        if networked {
+            make_tap(&tap, &format!("198.51.{number}.1/24"));
+        }
+        let flags = if networked { vec!["--network", &network] } else { vec![] };
+        let line = [&["run", "--verbose"], &flags[..], &[&image, "/probe", "facts"]].concat();
+        Running::start(lab.bulkhead(line)).end(patience)
+    };
+    run(1);
+    let clones = [run(2), run(3)];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let mut seen = std::collections::HashSet::new();
     for ended in &clones {
-        let lines: Vec<&str> = ended.text().lines().collect();
-        assert_eq!(lines.len(), 5, "{ended:?}");
-        for line in &lines[..4] {
-            assert!(seen.insert(line.to_string()), "'{line}' twice in {clones:?}");
+        let facts: Vec<(&str, &str)> = ended.text().lines().filter_map(|line| line.split_once(' ')).collect();
+        let names: Vec<&str> = facts.iter().map(|(name, _)| *name).collect();
+        let network: &[&str] = if networked { &["mac", "ip"] } else { &[] };
+        assert_eq!(names, [&["boot", "host", "file", "machine", "uuid", "random"], network, &["clock"]].concat());
+        for (name, value) in &facts[..facts.len() - 1] {
+            assert!(!value.is_empty() && seen.insert((*name, *value)), "{name} '{value}' twice in {clones:?}");
         }
-        let clock: u64 = lines[4].parse().unwrap();
+        let clock: u64 = facts.last().unwrap().1.parse().unwrap();
         assert!(clock <= now && now - clock < patience.as_secs(), "{clock} is not the time, which is {now}");
     }
     assert!(clones.iter().all(was_warm), "{clones:?}");

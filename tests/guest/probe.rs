@@ -6,6 +6,9 @@
 //!                                 MIB of memory meanwhile, which it gives back when the disk has grown
 //! `probe fetch ADDRESS BYTES`     a pattern from a server and back again: `fetched N, sent N`
 //! `probe meet ADDRESS BYTES PORT` the same, then once more with a client of its own at PORT, after the line `listening`
+//! `probe facts`                   what no two guests may have in common, and the time, each with its name
+//! `probe count [ADDRESS]`         counts aloud until SIGTERM, without a pause, then the same but for the boot id, and what became of
+//!                                 a connection to ADDRESS that it has had since its start: `peer`, and of a new one: `again`
 //!
 //! As PID 1 of a guest that has only an initramfs it gives eth0 the address of PROBE_NET and does `fetch` with PROBE_FETCH
 //! (both from the kernel's command line), then powers off.
@@ -26,6 +29,7 @@ unsafe extern "C" {
     fn ioctl(fd: c_int, request: c_ulong, argument: *mut u64) -> c_int;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn reboot(how: c_int) -> c_int;
+    fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
 }
 
 fn main() -> ExitCode {
@@ -38,6 +42,12 @@ fn main() -> ExitCode {
         ["disk"] => disk(0),
         ["disk", mib] => disk(number(mib) as usize),
         ["fetch", address, bytes] => fetch(address, number(bytes)),
+        ["facts"] => {
+            println!("boot {}", first_line("/proc/sys/kernel/random/boot_id"));
+            facts()
+        }
+        ["count"] => count(None),
+        ["count", address] => count(Some(address)),
         ["meet", address, bytes, port] => meet(address, number(bytes), number(port)),
         [] if std::process::id() == 1 => alone(),
         _ => ExitCode::from(2),
@@ -120,6 +130,63 @@ fn give_address(name: &str, address: std::net::Ipv4Addr) {
         let result = unsafe { ioctl(fd, request, ifreq.as_mut_ptr()) };
         assert_eq!(result, 0, "{name}: {request:#x}: {}", std::io::Error::last_os_error());
     }
+}
+
+fn first_line(path: &str) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// Who this guest is.
+fn facts() -> ExitCode {
+    println!("host {}", first_line("/proc/sys/kernel/hostname"));
+    println!("file {}", first_line("/etc/hostname"));
+    println!("machine {}", first_line("/etc/machine-id"));
+    println!("uuid {}", first_line("/proc/sys/kernel/random/uuid"));
+    let mut random = [0; 16];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).expect("random numbers");
+    println!("random {:032x}", u128::from_be_bytes(random));
+    let mac = "/sys/class/net/eth0/address";
+    if std::path::Path::new(mac).exists() {
+        println!("mac {}", first_line(mac));
+        // Where it would send from: nothing is sent.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.connect("203.0.113.1:9").expect("a route");
+        println!("ip {}", socket.local_addr().expect("an address").ip());
+    }
+    println!("clock {}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs());
+    ExitCode::SUCCESS
+}
+
+static TOLD: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+extern "C" fn told(_: c_int) {
+    TOLD.store(true, std::sync::atomic::Ordering::Relaxed);
+}
+
+fn count(address: Option<&str>) -> ExitCode {
+    const SIGTERM: c_int = 15;
+    // SAFETY: the handler only stores a flag.
+    unsafe { signal(SIGTERM, told) };
+    let mut stream = address.map(|address| std::net::TcpStream::connect(address).expect("a connection"));
+    for number in 1u64.. {
+        println!("{number}");
+        if TOLD.load(std::sync::atomic::Ordering::Relaxed) {
+            break;
+        }
+    }
+    let said = |stream: &mut std::net::TcpStream| {
+        let mut text = [0; 64];
+        match stream.read(&mut text) {
+            Ok(count) => String::from_utf8_lossy(&text[..count]).into_owned(),
+            Err(error) => format!("{:?}", error.kind()),
+        }
+    };
+    if let (Some(stream), Some(address)) = (&mut stream, address) {
+        println!("peer {}", said(stream));
+        println!("again {}", said(&mut std::net::TcpStream::connect(address).expect("a new connection")));
+    }
+    facts()
 }
 
 fn memory() -> ExitCode {

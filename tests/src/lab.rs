@@ -127,10 +127,11 @@ impl Lab {
         format!("oci-archive:{}", self.images("debian.tar").display())
     }
 
-    /// An image with nothing but the probe (`tests/guest/probe.rs`) in it, as `/probe`.
+    /// An image with nothing but the probe (`tests/guest/probe.rs`) in it, as `/probe`, and a machine id to be filled in.
     pub fn probe_image(&self) -> String {
         let root = self.path("root");
-        fs::create_dir_all(&root).expect("scratch directory");
+        fs::create_dir_all(root.join("etc")).expect("scratch directory");
+        fs::write(root.join("etc/machine-id"), "").expect("scratch directory");
         fs::copy(self.guest_program(), root.join("probe")).expect("the probe");
         format!("rootfs:{}", root.display())
     }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use anyhow::{Context, anyhow};
 use guest_images::Store;
+use serde_json::Value;
 use vmm::config::{Paging, SerialConfig, SnapshotSource, VmConfig};
 use vmm::events::monotonic_ns;
 use vmm::host;
@@ -12,6 +13,7 @@ use crate::args::{Restore, Run, Talk};
 use crate::bare::Bare;
 use crate::container::{Place, breakdown, console_tail, devices, end};
 use crate::failure::Outcome;
+use crate::net;
 use crate::owner::{Facts, History, Owner};
 use crate::paths;
 use crate::rundir::RunDir;
@@ -48,8 +50,6 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         (!args.volume.is_empty(), "--volume"),
         (!args.append.is_empty(), "--append"),
         (args.cold, "--cold"),
-        (args.network.is_some(), "--network"),
-        (!args.publish.is_empty(), "--publish"),
         (args.machine.memory.is_some(), "--memory"),
         (args.machine.cpus.is_some(), "--cpus"),
     ];
@@ -65,6 +65,8 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         interactive: args.interactive,
         tty: args.tty,
         hostname: args.hostname,
+        network: args.network,
+        publish: args.publish,
     };
     restore(args, talk, began)
 }
@@ -81,6 +83,9 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
         return Err(anyhow!("-i: the process of '{}' was started without input; leave it out", args.snapshot).into());
     }
     let io = Io::inherit(args.interactive, args.tty)?;
+    let (saved, _) = vmm::snapshot::files::open(held.path())?;
+    let network = net::of_clone(saved.config.devices.get(net::SECTION), args.network.as_ref(), &args.publish)
+        .with_context(|| format!("snapshot '{}'", args.snapshot))?;
     let kept = store.kept(&held.record.id.to_string())?;
     let kept = kept.ok_or_else(|| anyhow!("snapshot '{}': it has no list of layers", args.snapshot))?;
     let holding = guard.hold();
@@ -95,16 +100,19 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
     };
     let hostname = args.hostname.or_else(|| hostname.clone()).unwrap_or(name);
     let snapshot = held.path().to_owned();
-    let mut owner = Owner::listen(&directory, facts, History::of(held))?;
     let session = Session::listen(&uds)?;
+    let mut devices = devices(kept.layers.iter(), &uds)?;
+    devices.extend(network.as_ref().map(|network| (net::SECTION.to_owned(), network.section.clone())));
     let place = Place {
         session: &session,
         control: directory.file("api"),
         log: log.clone(),
-        devices: devices(kept.layers.iter(), &uds)?,
+        devices,
         hostname,
+        network,
         verbose: talk.verbose,
     };
+    let mut owner = Owner::listen(&directory, facts, History::of(held), place.succession(&directory))?;
     holding.keep(directory);
     let ready = monotonic_ns();
     // Kept here from the moment on in which a signal is for the session.
@@ -138,13 +146,21 @@ fn machine(args: Restore, held: Held, talk: Talk) -> Outcome {
         .into());
     }
     let (saved, _) = vmm::snapshot::files::open(held.path())?;
+    let mut devices = saved.config.devices;
+    devices.remove("drives");
+    let interfaces = devices.get(net::SECTION).unwrap_or(&Value::Null);
+    let interfaces = net::of_bare_clone(interfaces, args.network.as_ref(), &args.publish)
+        .with_context(|| format!("snapshot '{}'", args.snapshot))?;
+    if !interfaces.is_null() {
+        devices.insert(net::SECTION.into(), interfaces);
+    }
     let config = VmConfig {
         boot_source: None,
         snapshot: Some(SnapshotSource { path: held.path().to_owned(), resume: true, paging: Paging::Map }),
         machine: vmm::config::MachineConfig::default(),
         serial: SerialConfig::Stdio,
         cpuid_cache: None,
-        devices: saved.config.devices.into_iter().filter(|(key, _)| key != "drives").collect(),
+        devices,
     };
     let bare = Bare {
         config,

@@ -68,27 +68,29 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let mut start = start(&args, command, &prepared, &name, network.as_ref())?;
     start.volumes = volumes.for_guest();
     let facts = facts(&args, &start.process.args, &prepared, &name);
-    let mut owner = Owner::listen(&directory, facts, History::new()?)?;
+    let session = Session::listen(&uds)?;
+    let mut devices = devices(prepared.disk(), &uds)?;
+    if let Some(network) = &network {
+        devices.insert(net::SECTION.into(), network.section.clone());
+    }
+    devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
+    let place = Place {
+        session: &session,
+        control: control.clone(),
+        log: log.clone(),
+        devices: devices.clone(),
+        hostname: start.hostname.clone(),
+        network,
+        verbose: talk.verbose,
+    };
+    let mut owner = Owner::listen(&directory, facts, History::new()?, place.succession(&directory))?;
     holding.keep(directory);
     if let Some(source) = &mut config.boot_source {
         tracing::info!("kernel {}: {}", source.kernel_image_path.display(), source.boot_args);
         source.initrd_path = Some(initrd.clone());
     }
     config.serial = SerialConfig::Log { path: log.clone() };
-    config.devices = devices(prepared.disk(), &uds)?;
-    if let Some(network) = &network {
-        config.devices.insert(net::SECTION.into(), network.section.clone());
-    }
-    config.devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
-    let session = Session::listen(&uds)?;
-    let place = Place {
-        session: &session,
-        control: control.clone(),
-        log: log.clone(),
-        devices: config.devices.clone(),
-        hostname: start.hostname.clone(),
-        verbose: talk.verbose,
-    };
+    config.devices = devices;
     let templates = if args.cold { None } else { Templates::of(store.dir()).ok() };
     let launch = Launch { config, templates: templates.as_ref(), control, session: &session, verbose: talk.verbose };
     let booting = || {

@@ -2,21 +2,23 @@
 //!
 //! ```text
 //! client ─ order ─► wish: freeze ─► frozen: snapshot ─► over: answer        (the VM's processes, if it has any, go on)
-//!                   wish: leave  ─► the verb's loop: other VM ─► arrived: answer
+//!                   another VM is started, and alive ─► wish: leave ─► the verb's loop: succeed ─► arrived: answer
 //! ```
 //!
-//! It starts no VM and ends none; it talks to the control socket of the one there is.
+//! It ends no VM but one that it has started itself and that does not work; it talks to the control sockets of those there are.
 //!
 //! - this file: orders;
 //! - [`history`]: where the VM came from, and what the next snapshot can be a change to.
 
 mod history;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use guest_images::{LayerKey, Store};
+use rustix::event::epoll;
 use serde_json::{Value, json};
 
 use crate::attend::server::{Attendance, Waiting};
@@ -24,10 +26,12 @@ use crate::attend::{Order, SOCKET};
 use crate::control::Control;
 use crate::failure::one_line;
 use crate::paths;
+use crate::plug;
 use crate::rundir::RunDir;
 use crate::session::{Attendant, FreezeError, Wish};
 use crate::snapshots::making::Wanted;
 use crate::snapshots::{Held, Name, Snapshots, What};
+use crate::successor::{Arrived, Step, Succession, Successor};
 pub use history::History;
 
 /// What is known of a VM as long as its owner lives, whatever it is replaced by.
@@ -49,41 +53,72 @@ pub struct Facts {
 #[derive(Debug)]
 pub struct Owner {
     attendance: Attendance,
-    control: PathBuf,
     facts: Facts,
     history: History,
+    succession: Succession,
     job: Option<Job>,
+    /// Readable if there is something of clients, or of a VM that is being tried out.
+    any: OwnedFd,
 }
 
 /// The one order that is being carried out.
 #[derive(Debug)]
 enum Job {
-    Snapshot { wanted: Wanted, client: Waiting, result: Option<anyhow::Result<Value>> },
-    Rollback { to: Box<Held>, client: Waiting },
+    Snapshot {
+        wanted: Wanted,
+        client: Waiting,
+        result: Option<anyhow::Result<Value>>,
+    },
+    /// Another VM is being tried out.
+    Trial {
+        successor: Box<Successor>,
+        client: Waiting,
+    },
+    /// It works; none once it is the verb's.
+    Rollback {
+        successor: Option<Box<Successor>>,
+        client: Waiting,
+    },
 }
 
 impl Owner {
     /// Listens in the run directory of a VM, whose control socket is there as well.
-    pub fn listen(directory: &RunDir, facts: Facts, history: History) -> anyhow::Result<Self> {
+    pub fn listen(directory: &RunDir, facts: Facts, history: History, succession: Succession) -> anyhow::Result<Self> {
         let path = directory.file(SOCKET);
-        let attendance = Attendance::listen(&path).with_context(|| format!("attendance socket {}", path.display()))?;
-        Ok(Owner { attendance, control: directory.file("api"), facts, history, job: None })
+        let listen = || -> io::Result<_> {
+            let (attendance, any) = (Attendance::listen(&path)?, epoll::create(epoll::CreateFlags::CLOEXEC)?);
+            epoll::add(&any, &attendance, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+            Ok((attendance, any))
+        };
+        let (attendance, any) = listen().with_context(|| format!("attendance socket {}", path.display()))?;
+        Ok(Owner { attendance, facts, history, succession, job: None, any })
     }
 
-    /// The snapshot to go on from, after [`Wish::Leave`].
-    pub fn rollback(&self) -> Option<&Held> {
-        match &self.job {
-            Some(Job::Rollback { to, .. }) => Some(to),
+    /// The VM's control socket.
+    pub fn control(&self) -> PathBuf {
+        self.succession.control()
+    }
+
+    /// What the VM is to be replaced by, after [`Wish::Leave`], once the old one has ended.
+    ///
+    /// # Errors
+    /// There is none, or it cannot take its place.
+    pub fn succeed(&mut self) -> anyhow::Result<Arrived> {
+        let successor = match &mut self.job {
+            Some(Job::Rollback { successor, .. }) => successor.take(),
             _ => None,
-        }
+        };
+        let successor = successor.ok_or_else(|| anyhow!("the microVM was given up for nothing"))?;
+        self.succession.next += 1;
+        successor.take_place().context("cannot put the new microVM into its place")
     }
 
-    /// What the VM is replaced by is there: it is what that snapshot was. Or it is not, and there is no VM any more.
-    pub fn arrived(&mut self, result: Result<(), String>) {
+    /// What the VM was replaced by goes on as `to`. Or it does not, and there is no VM any more.
+    pub fn arrived(&mut self, result: Result<Held, String>) {
         match self.job.take() {
-            Some(Job::Rollback { to, client }) => match result {
-                Ok(()) => {
-                    self.history.came_from(*to);
+            Some(Job::Rollback { client, .. }) => match result {
+                Ok(to) => {
+                    self.history.came_from(to);
                     client.done(Value::Null);
                 }
                 Err(reason) => client.refuse(&format!("the microVM has ended: {reason}")),
@@ -101,24 +136,65 @@ impl Owner {
             client.refuse("the microVM is being snapshotted or rolled back; try again when that is done");
             return None;
         }
-        let (job, wish) = match order {
+        match order {
             Order::Snapshot { name } => match self.wanted(name) {
-                Ok(wanted) => (Job::Snapshot { wanted, client, result: None }, Wish::Freeze),
-                Err(error) => return self.refuse(client, &error),
+                Ok(wanted) => {
+                    self.job = Some(Job::Snapshot { wanted, client, result: None });
+                    Some(Wish::Freeze)
+                }
+                Err(error) => refuse(client, &error),
             },
-            Order::Rollback { to } => match self.target(&to) {
-                Ok(to) => (Job::Rollback { to: Box::new(to), client }, Wish::Leave),
-                Err(error) => return self.refuse(client, &error),
+            Order::Rollback { to } => match self.try_out(&to) {
+                Ok(successor) => self.judge(successor, client),
+                Err(error) => refuse(client, &error),
             },
-            Order::About {} => return None,
-        };
-        self.job = Some(job);
-        Some(wish)
+            Order::About {} => None,
+        }
     }
 
-    fn refuse(&self, client: Waiting, error: &anyhow::Error) -> Option<Wish> {
-        client.refuse(&one_line(error));
-        None
+    /// Starts what the VM may be replaced by.
+    fn try_out(&self, to: &str) -> anyhow::Result<Box<Successor>> {
+        let successor = self.succession.start(self.target(to)?)?;
+        let watched = epoll::add(&self.any, &successor, epoll::EventData::new_u64(0), epoll::EventFlags::IN);
+        watched.context("cannot wait for the new microVM")?;
+        Ok(successor)
+    }
+
+    /// Looks at a VM that is being tried out: whether it works, does not, or is still to be waited for.
+    fn judge(&mut self, successor: Box<Successor>, client: Waiting) -> Option<Wish> {
+        match successor.step() {
+            Ok(Step::Waits(successor)) => {
+                self.job = Some(Job::Trial { successor, client });
+                None
+            }
+            Ok(Step::Alive(successor)) => match self.exchange_networks(&successor) {
+                Ok(()) => {
+                    self.job = Some(Job::Rollback { successor: Some(successor), client });
+                    Some(Wish::Leave)
+                }
+                Err(error) => refuse(client, &error),
+            },
+            Err(error) => refuse(client, &error),
+        }
+    }
+
+    /// Gives a VM that works the networks of the one there is; or both have what they had.
+    fn exchange_networks(&self, successor: &Successor) -> anyhow::Result<()> {
+        let Some(section) = self.succession.interfaces() else { return Ok(()) };
+        let (old, new) = (Control::at(&self.succession.control()), Control::at(&successor.control()));
+        let exchange = || {
+            plug::unplug(&old, section)?;
+            // By the time of the answer it has let go of them.
+            old.call("GET", "/", &())?;
+            plug::plug(&new, section)
+        };
+        exchange().or_else(|error| {
+            plug::unplug(&new, section).and_then(|()| plug::plug(&old, section)).context(format!(
+                "the microVM has lost its network: the new one could not have it ({}), nor the old one again",
+                error
+            ))?;
+            Err(anyhow::Error::from(error).context("network"))
+        })
     }
 
     fn about(&self) -> Value {
@@ -165,7 +241,7 @@ impl Owner {
         let making = Snapshots::of(&store)?.begin()?;
         let path = making.path();
         let path = path.to_str().ok_or_else(|| anyhow!("'{}': the path is not UTF-8", path.display()))?;
-        let control = Control::at(&self.control);
+        let control = Control::at(&self.succession.control());
         let base = self.history.base();
         let kind = if base.is_some() { "Diff" } else { "Full" };
         let request = json!({ "snapshot_path": path, "snapshot_type": kind, "base_of_next": true });
@@ -186,9 +262,14 @@ impl Owner {
     }
 }
 
+fn refuse(client: Waiting, error: &anyhow::Error) -> Option<Wish> {
+    client.refuse(&one_line(error));
+    None
+}
+
 impl Attendant for Owner {
     fn event(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.attendance.as_fd())
+        Some(self.any.as_fd())
     }
 
     fn wish(&mut self) -> Option<Wish> {
@@ -197,6 +278,16 @@ impl Attendant for Owner {
         {
             self.job = None;
             return Some(Wish::GiveUp);
+        }
+        match self.job.take() {
+            // Nobody waits for it: the VM there is goes on.
+            Some(Job::Trial { client, .. }) if client.is_gone() => {}
+            Some(Job::Trial { successor, client }) => {
+                if let Some(wish) = self.judge(successor, client) {
+                    return Some(wish);
+                }
+            }
+            other => self.job = other,
         }
         while let Some((order, client)) = self.attendance.take() {
             if let Some(wish) = self.attend(order, client) {

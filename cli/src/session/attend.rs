@@ -60,6 +60,11 @@ pub enum FreezeError {
     /// It is wished for a second time, before the first has come about.
     #[error("the container is being frozen already")]
     Already,
+    /// Nothing was heard of it.
+    #[error(
+        "the container did not come to a standstill within {0} s; one of its processes may wait for something that cannot be interrupted"
+    )]
+    Late(u64),
     /// The guest cannot: one line from it, without control characters.
     #[error("the guest cannot freeze the container: {0}")]
     Guest(String),

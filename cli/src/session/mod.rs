@@ -2,6 +2,7 @@
 //!
 //! - [`Session`]: the sockets the guest connects to, [`Session::begin`] and [`Session::run`].
 //! - [`io`]: the user's streams and terminal.
+//! - [`arrival`]: a guest that is waited for beside another one's run ([`Arrival`]).
 //! - [`attend`]: whoever wants something of a VM while its process runs ([`Attendant`]).
 //! - [`conversation`]: one run ([`Conversation`]): the loop over control messages, signals and the end of the VM.
 //! - [`streams`]: the connections of the process's streams.
@@ -12,6 +13,7 @@
 //! Starts no VM and ends none: that is the caller's. The guest is not trusted: it can at worst keep its own run from
 //! ending, which the user's third interrupt or the end of the VM ends for it.
 
+mod arrival;
 pub mod attend;
 mod control;
 mod conversation;
@@ -29,6 +31,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+pub use arrival::Arrival;
 pub use attend::{Attendant, FreezeError, Wish};
 pub use conversation::Conversation;
 pub use io::Io;
@@ -138,14 +141,6 @@ impl Session {
     /// [`SessionError::Listen`]: the path is too long, taken, or not to be written to.
     pub fn listen(uds_path: &Path) -> Result<Self, SessionError> {
         Ok(Self { control: Socket::listen(uds_path, CONTROL_PORT)?, streams: Socket::listen(uds_path, STREAM_PORT)? })
-    }
-
-    /// Closes what a VM that has ended connected and nobody has accepted: the next VM's guest is to be the first. To be called
-    /// before that starts.
-    pub fn forget_connections(&self) {
-        for listener in [&self.control.listener, &self.streams.listener] {
-            while listener.accept().is_ok() {}
-        }
     }
 
     /// Waits for the guest of a VM and talks to it: [`Conversation::prepare`] if its memory is to be saved, then

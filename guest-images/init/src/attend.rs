@@ -5,6 +5,7 @@ use crate::failure::{Failure, Reason};
 use crate::freeze::Freezer;
 use crate::guest::{Machine, PORT, STREAMS, identify};
 use crate::names::Own;
+use crate::network;
 use crate::process::Running;
 use crate::relay::{Flow, Step};
 use crate::streams::{Opening, Streams, resize};
@@ -27,6 +28,8 @@ pub struct Container {
     pub freezer: Option<Freezer>,
     /// What it was told it is.
     pub own: Own,
+    /// It is on a network.
+    pub networked: bool,
     /// /dev/urandom.
     pub random: OwnedFd,
 }
@@ -161,6 +164,9 @@ fn stand_still<M: Machine>(machine: &M, control: &mut Control, container: &mut C
             (Ok(_), Some(_)) => {}
             (Err(HostGone::Lost), _) => {
                 noticed_ns = Some(clock_ns(Clock::Monotonic));
+                if container.networked {
+                    network::leave();
+                }
                 *control = Control::new(machine.connect(PORT).map_err(|_| HostGone::Lost)?);
                 let terminal = container.streams.master.is_some();
                 control.hello(Phase::Frozen { terminal }, noticed_ns.unwrap_or_default())?;
@@ -186,6 +192,11 @@ fn stand_still<M: Machine>(machine: &M, control: &mut Control, container: &mut C
 fn become_itself<M: Machine>(machine: &M, container: &mut Container, identity: &Identity) -> Result<(), Failure> {
     let guest = |error| Failure::errno(FailureKind::Guest, STREAMS, error);
     identify(&container.random, &identity.seed, identity.wall_clock_ns, &identity.hostname)?;
+    if container.networked {
+        let processes = container.freezer.as_ref().map(Freezer::processes).transpose();
+        let processes = processes.map_err(|error| Failure::errno(FailureKind::Guest, "cgroup.procs", error))?;
+        network::join(identity.network.as_ref(), &processes.unwrap_or_default())?;
+    }
     let streams = &mut container.streams;
     let stdin = identity.stdin && streams.has_input();
     let opening = Opening::begin(machine, streams.master.is_some(), stdin).map_err(guest)?;

@@ -2,10 +2,12 @@
 //! (Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze").
 
 use crate::sys::spawn_idle;
+use alloc::vec::Vec;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::io;
+use rustix::process::Pid;
 
 /// The container's cgroup, below the one given.
 const NAME: &str = "container";
@@ -14,6 +16,8 @@ const NAME: &str = "container";
 #[derive(Debug)]
 pub struct Freezer {
     directory: OwnedFd,
+    /// The process that does nothing.
+    idle: Pid,
     /// `cgroup.events`, while a freeze is under way.
     events: Option<OwnedFd>,
 }
@@ -29,8 +33,8 @@ impl Freezer {
     pub fn new(parent: impl AsFd) -> io::Result<Self> {
         mkdirat(&parent, NAME, Mode::from_raw_mode(0o755))?;
         let directory = openat(parent, NAME, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        spawn_idle(directory.as_fd())?;
-        Ok(Self { directory, events: None })
+        let idle = spawn_idle(directory.as_fd())?;
+        Ok(Self { directory, idle, events: None })
     }
 
     /// Where the container's first process is to be started, and with it all others.
@@ -85,6 +89,23 @@ impl Freezer {
     pub fn thaw(&mut self) -> io::Result<()> {
         self.events = None;
         self.order(b"0")
+    }
+
+    /// The container's processes, by their ids here. It has no cgroups below its own: it sees them read-only.
+    ///
+    /// # Errors
+    /// As open(2) and read(2).
+    pub fn processes(&self) -> io::Result<Vec<Pid>> {
+        let file = self.open("cgroup.procs", OFlags::RDONLY)?;
+        let (mut text, mut chunk) = (Vec::new(), [0; 512]);
+        loop {
+            match io::read(&file, &mut chunk[..])? {
+                0 => break,
+                count => text.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            }
+        }
+        let id = |line: &[u8]| core::str::from_utf8(line).ok()?.parse().ok().and_then(Pid::from_raw);
+        Ok(text.split(|&byte| byte == b'\n').filter_map(id).filter(|&pid| pid != self.idle).collect())
     }
 
     fn order(&self, text: &[u8]) -> io::Result<()> {

@@ -158,7 +158,8 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     let cgroup = freezer.as_ref().map(Freezer::cgroup);
     let running = process::start(start.process, &start.hostname, stdio, start.root.read_only, cgroup)?;
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
-    Ok((Container { running, streams, freezer, own, random: stage.random }, root_ns))
+    let networked = start.network.is_some();
+    Ok((Container { running, streams, freezer, own, networked, random: stage.random }, root_ns))
 }
 
 /// Makes the kernel this guest's own: its random numbers, its clock, its name.

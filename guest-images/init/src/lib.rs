@@ -29,6 +29,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod attend;
+mod connections;
 pub mod control;
 pub mod environment;
 pub mod failure;

@@ -130,3 +130,14 @@ unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, count: usize) -> i3
     // SAFETY: the caller's promise is the same.
     unsafe { memcmp(left, right, count) }
 }
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(text: *const u8) -> usize {
+    let left: usize;
+    // SAFETY: C's promise: there is a zero. The direction flag is clear by the ABI.
+    unsafe {
+        asm!("repne scasb", inout("rdi") text => _, in("al") 0u8, inout("rcx") usize::MAX => left, options(nostack, readonly))
+    };
+    // All but the zero itself and one more.
+    usize::MAX - left - 1
+}

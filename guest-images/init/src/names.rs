@@ -89,6 +89,8 @@ pub struct Own {
     hostname: String,
     hosts: Vec<String>,
     machine_id: [u8; 16],
+    /// None: the image's own.
+    resolv_conf: Option<String>,
     /// The root cannot be written to through its mount.
     read_only: bool,
 }
@@ -101,6 +103,7 @@ impl Own {
             hostname: start.hostname.clone(),
             hosts: start.names.hosts.clone(),
             machine_id: start.machine_id,
+            resolv_conf: start.names.resolv_conf.clone(),
             read_only: start.root.read_only,
         }
     }
@@ -114,6 +117,9 @@ impl Own {
         let before = self.files();
         self.hostname.clone_from(&identity.hostname);
         self.machine_id = identity.machine_id;
+        if identity.resolv_conf.is_some() && self.resolv_conf.is_some() {
+            self.resolv_conf.clone_from(&identity.resolv_conf);
+        }
         if self.read_only {
             root::set_read_only(false)?;
         }
@@ -127,12 +133,14 @@ impl Own {
         result
     }
 
-    fn files(&self) -> [(&'static str, String); 3] {
-        [
+    fn files(&self) -> Vec<(&'static str, String)> {
+        let resolv_conf = self.resolv_conf.clone().map(|content| ("/etc/resolv.conf", content));
+        let others = [
             ("/etc/hostname", hostname_file(&self.hostname)),
             ("/etc/hosts", hosts_file(&self.hostname, &self.hosts)),
             ("/etc/machine-id", machine_id_file(self.machine_id)),
-        ]
+        ];
+        others.into_iter().chain(resolv_conf).collect()
     }
 }
 

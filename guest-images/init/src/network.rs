@@ -1,9 +1,11 @@
 //! The guest's way to others, if it has one: an address and a route on eth0, as the host says.
 
+use crate::connections;
 use crate::failure::Failure;
 use crate::sys::Interface;
 use guest_protocol::{FailureKind, Network};
-use rustix::io;
+use rustix::io::{self, Errno};
+use rustix::process::Pid;
 
 /// The one interface there is.
 const NAME: &str = "eth0";
@@ -13,7 +15,33 @@ const NAME: &str = "eth0";
 /// # Errors
 /// [`FailureKind::Guest`]: there is no such interface, or the kernel refuses something.
 pub fn set_up(network: &Network) -> Result<(), Failure> {
-    configure(network).map_err(|error| Failure::errno(FailureKind::Guest, "setting up the network interface", error))
+    configure(network).map_err(failed)
+}
+
+/// Leaves the network that the guest was on before it became a clone: from here on nothing of what its memory has under way
+/// there goes out, in the name of the one that is on that network.
+pub fn leave() {
+    // Whoever has taken the interface away has done the same.
+    let _ = Interface::named(NAME).and_then(|interface| interface.down());
+}
+
+/// Makes a clone, whose `processes` all stand still, somebody else on a network: what connections there were are reset. Without
+/// `network` it stays on none.
+///
+/// # Errors
+/// As [`set_up`].
+pub fn join(network: Option<&Network>, processes: &[Pid]) -> Result<(), Failure> {
+    let joined = connections::reset(processes).and_then(|()| {
+        let Some(network) = network else { return Ok(()) };
+        // It may not have had one.
+        let _ = Interface::named(NAME).and_then(|interface| interface.clear_address());
+        configure(network)
+    });
+    joined.map_err(failed)
+}
+
+fn failed(error: Errno) -> Failure {
+    Failure::errno(FailureKind::Guest, "setting up the network interface", error)
 }
 
 fn configure(network: &Network) -> io::Result<()> {

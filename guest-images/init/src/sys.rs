@@ -352,11 +352,12 @@ pub fn spawn<F: FnMut()>(cgroup: Option<BorrowedFd<'_>>, mut main: F) -> io::Res
     Ok(Child { pid, pidfd })
 }
 
-/// Starts a process in this process's memory that does nothing, ever, in the cgroup of which `cgroup` is the directory.
+/// Starts a process in this process's memory that does nothing, ever, in the cgroup of which `cgroup` is the directory. Returns its
+/// id.
 ///
 /// # Errors
 /// As clone3(2).
-pub fn spawn_idle(cgroup: BorrowedFd<'_>) -> io::Result<()> {
+pub fn spawn_idle(cgroup: BorrowedFd<'_>) -> io::Result<Pid> {
     let mut arguments = CloneArguments {
         flags: CLONE_VM | CLONE_INTO_CGROUP,
         exit_signal: SIGCHLD,
@@ -384,7 +385,8 @@ pub fn spawn_idle(cgroup: BorrowedFd<'_>) -> io::Result<()> {
             lateout("r11") _,
         );
     }
-    checked(result).map(drop)
+    let pid = checked(result)?;
+    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)
 }
 
 /// Says something on the console, which the kernel has opened as standard error; for when there is nobody else to tell.

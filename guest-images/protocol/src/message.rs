@@ -162,6 +162,11 @@ pub struct Identity {
     pub hostname: String,
     /// The host's CLOCK_REALTIME when this was sent, in nanoseconds.
     pub wall_clock_ns: u64,
+    /// As in [`Start::network`]: what the interface is from now on. It is down since the clone found that it is one, and
+    /// stays so without this.
+    pub network: Option<Network>,
+    /// Replaces that of [`Names::resolv_conf`], if the container still has that; `None` leaves what there is.
+    pub resolv_conf: Option<String>,
     /// Size of the terminal, for a process that has one.
     pub size: WindowSize,
     /// The host sends input. If not, a process with a pipe to read from finds its end.

@@ -48,10 +48,16 @@ fn volume(name: &String) -> Volume {
 }
 
 fn thaw() -> impl Strategy<Value = HostMessage> {
-    any::<Option<([u8; 32], [u8; 16], String, u64, (u16, u16), bool)>>().prop_map(|identity| {
+    let address = any::<Option<([u8; 4], u8, Option<[u8; 4]>)>>();
+    let network = (any::<Option<([u8; 6], Option<u16>)>>(), address, any::<Option<String>>());
+    let identity = any::<Option<([u8; 32], [u8; 16], String, u64, (u16, u16), bool)>>();
+    (identity, network).prop_map(|(identity, (network, address, resolv_conf))| {
+        let address = address.map(|(ip, prefix_len, gateway)| Address { ip, prefix_len, gateway });
+        let network = network.map(|(mac, mtu)| Network { mac, mtu, address });
         HostMessage::Thaw(identity.map(|(seed, machine_id, hostname, wall_clock_ns, (rows, columns), stdin)| {
             let size = WindowSize { rows, columns };
-            Box::new(Identity { seed: Seed(seed), machine_id, hostname, wall_clock_ns, size, stdin })
+            let seed = Seed(seed);
+            Box::new(Identity { seed, machine_id, hostname, wall_clock_ns, network, resolv_conf, size, stdin })
         }))
     })
 }

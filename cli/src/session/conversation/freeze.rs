@@ -4,6 +4,11 @@ use super::super::SessionError;
 use super::super::attend::{Attendant, FreezeError, Wish};
 use super::{Conversation, State};
 use guest_protocol::HostMessage;
+use rustix::event::Timespec;
+use std::time::{Duration, Instant};
+
+/// How long a container may take to start, if it has not, and to stand still. A guest on an emulated processor takes seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a freeze is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +27,10 @@ enum Progress {
 #[derive(Debug)]
 pub(super) struct Freezing {
     progress: Progress,
+    /// When the one that is wished for is late.
+    deadline: Option<Instant>,
+    /// How long after the wish that is.
+    pub(super) patience: Duration,
     /// Answers still to come to freezes that were given up: the guest answers each, in order.
     stale: u32,
     /// Why the last one did not come about, until the attendant knows.
@@ -31,7 +40,22 @@ pub(super) struct Freezing {
 }
 
 impl Freezing {
-    pub(super) const NONE: Self = Self { progress: Progress::Idle, stale: 0, refused: None, leaving: false };
+    pub(super) const NONE: Self =
+        Self { progress: Progress::Idle, deadline: None, patience: PATIENCE, stale: 0, refused: None, leaving: false };
+
+    /// How long what is wished for may still take; none if nothing is, or for ever.
+    pub(super) fn left(&self) -> Option<Timespec> {
+        let deadline = self.deadline.filter(|_| matches!(self.progress, Progress::Wanted | Progress::Asked))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        Some(Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        })
+    }
+
+    fn is_late(&self) -> bool {
+        self.left().is_some_and(|left| left.tv_sec == 0 && left.tv_nsec == 0)
+    }
 
     /// The guest has answered. False: nobody had asked.
     pub(super) fn answered(&mut self, result: Result<(), FreezeError>) -> bool {
@@ -66,6 +90,7 @@ impl Conversation<'_> {
             }
             Some(Wish::Freeze) => {
                 self.freezing.progress = Progress::Wanted;
+                self.freezing.deadline = Instant::now().checked_add(self.freezing.patience);
                 Ok(())
             }
             Some(Wish::GiveUp) => self.give_up(),
@@ -82,6 +107,10 @@ impl Conversation<'_> {
 
     fn give_up(&mut self) -> Result<(), SessionError> {
         self.freezing.refused = None;
+        self.take_back()
+    }
+
+    fn take_back(&mut self) -> Result<(), SessionError> {
         let was = std::mem::replace(&mut self.freezing.progress, Progress::Idle);
         if was != Progress::Asked {
             return Ok(());
@@ -92,6 +121,10 @@ impl Conversation<'_> {
 
     /// Takes a freeze one step further, if there is one.
     pub(super) fn pursue_freeze(&mut self, attendant: &mut dyn Attendant) -> Result<(), SessionError> {
+        if self.freezing.is_late() {
+            self.take_back()?;
+            self.freezing.refuse(FreezeError::Late(self.freezing.patience.as_secs()));
+        }
         match (self.freezing.progress, self.state) {
             (Progress::Wanted | Progress::Asked, State::Draining(_)) => self.freezing.refuse(FreezeError::Ended),
             (Progress::Wanted, State::Running) => {

@@ -26,6 +26,13 @@ impl Conversation<'_> {
         self.send_order()
     }
 
+    /// Goes on with a guest that has been said hello to, and has said this.
+    pub(in super::super) fn resume(&mut self, control: Control, hello: GuestMessage) -> Result<(), SessionError> {
+        self.control = Some(control);
+        self.state = State::Greeting;
+        self.heed(hello)
+    }
+
     /// Sends what the guest is to do.
     pub(super) fn send_order(&mut self) -> Result<(), SessionError> {
         let message = match self.order.take() {

@@ -117,6 +117,12 @@ impl<'a> Conversation<'a> {
         })
     }
 
+    /// Freezes are late after this long.
+    #[cfg(test)]
+    pub(super) fn expect_freezes_within(&mut self, patience: std::time::Duration) {
+        self.freezing.patience = patience;
+    }
+
     /// Waits for the guest to be there: for its connection, whatever comes over it.
     ///
     /// # Errors
@@ -126,6 +132,23 @@ impl<'a> Conversation<'a> {
             State::Booting => this.broken().map(Err),
             _ => Some(Ok(())),
         })
+    }
+
+    /// Waits for the guest to say that it is a frozen clone, for [`Self::thaw`].
+    ///
+    /// # Errors
+    /// As [`Self::start`]; the guest is something else.
+    pub fn meet(&mut self) -> Result<(), SessionError> {
+        self.until(&mut NoAttendant, |this| this.met().map(|met| met.map(drop)))
+    }
+
+    /// Whether the process of the frozen clone that the guest is has a terminal.
+    fn met(&self) -> Option<Result<bool, SessionError>> {
+        match self.state {
+            State::Found { terminal } => Some(Ok(terminal)),
+            State::Starting => Some(Err(SessionError::Unexpected("guest that is no frozen clone"))),
+            _ => self.broken().map(Err),
+        }
     }
 
     /// Waits for the guest to boot and to do all that needs no [`Start`]. Its memory can be saved then, by whoever has the
@@ -174,9 +197,7 @@ impl<'a> Conversation<'a> {
     ) -> Result<Ended, SessionError> {
         let found = self.until(attendant, |this| match this.state {
             _ if this.freezing.leaving => Some(Ok(None)),
-            State::Found { terminal } => Some(Ok(Some(terminal))),
-            State::Starting => Some(Err(SessionError::Unexpected("guest that is no frozen clone"))),
-            _ => this.broken().map(Err),
+            _ => this.met().map(|met| met.map(Some)),
         });
         let terminal = match found {
             Ok(Some(terminal)) => terminal,
@@ -324,7 +345,7 @@ impl Conversation<'_> {
         if let Some(streams) = &self.streams {
             streams.interests(&mut fds);
         }
-        poll(&mut fds, None)?;
+        poll(&mut fds, self.freezing.left().as_ref())?;
         let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
         Ok(Ready {
             signals: ready(0),

@@ -1,6 +1,7 @@
 //! Freezes, clones of frozen guests, and VMs that are taken away, against a played guest.
 
 use super::*;
+use rustix::event::{PollFd, PollFlags};
 use std::os::fd::BorrowedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -109,6 +110,8 @@ fn identity() -> Identity {
         machine_id: [1; 16],
         hostname: "clone".into(),
         wall_clock_ns: 0,
+        network: None,
+        resolv_conf: None,
         size: WindowSize { rows: 0, columns: 0 },
         stdin: false,
     }
@@ -196,6 +199,33 @@ fn a_freeze_that_does_not_come_about_says_why() {
     assert_eq!(come.unwrap_err().to_string(), "the guest broke the protocol: unexpected Frozen");
 }
 
+/// A guest that does not answer, and one whose process does not start, are waited for so long and no longer.
+#[test]
+fn a_freeze_is_late_at_some_time() {
+    let impatient = |session: &Session, vm: BorrowedFd<'_>, io: Io, asker: &mut Asker| {
+        let mut it = session.begin(vm)?;
+        it.expect_freezes_within(std::time::Duration::from_millis(1));
+        it.start(start(), io, asker)
+    };
+    let late = "did not come to a standstill within 0 s";
+    let come = with_asker(impatient, |mut outside| {
+        outside.wish(b'f');
+        let said = outside.told();
+        assert!(said.contains(late), "{said}");
+        let (mut guest, streams) = outside.running();
+        outside.wish(b'f');
+        assert_eq!(guest.next(), Some(HostMessage::Freeze));
+        assert!(outside.told().contains(late));
+        assert_eq!(guest.next(), Some(HostMessage::Thaw(None)));
+        // Its answer comes all the same, and means nothing any more.
+        guest.send(&GuestMessage::Frozen { now_ns: 1 });
+        drop(streams);
+        guest.exited(ExitStatus::Code(4));
+        assert_eq!(guest.next(), None);
+    });
+    assert_eq!(exited(come).unwrap().exit_code, 4);
+}
+
 #[test]
 fn a_vm_is_left_and_another_ones_clone_takes_over() {
     let come = with_asker(
@@ -204,9 +234,16 @@ fn a_vm_is_left_and_another_ones_clone_takes_over() {
                 Ended::Left(io) => io,
                 other => panic!("{other:?}"),
             };
-            session.forget_connections();
+            // The other VM has a place of its own, and is there before the old one is left.
+            let mut path = session.control.path.as_os_str().to_owned();
+            path.push("-next");
+            let mut arrival = Arrival::at(Session::listen(Path::new(&path)).unwrap());
             asker.told.send("left".into()).unwrap();
-            session.begin(vm)?.thaw(identity(), io, asker)
+            asker.told.send(path.into_string().unwrap()).unwrap();
+            while !arrival.step()? {
+                rustix::event::poll(&mut [PollFd::from_borrowed_fd(arrival.event(), PollFlags::IN)], None).unwrap();
+            }
+            arrival.begin(vm)?.thaw(identity(), io, asker)
         },
         |mut outside| {
             let (mut old, mut streams) = outside.running();
@@ -221,7 +258,7 @@ fn a_vm_is_left_and_another_ones_clone_takes_over() {
             assert_eq!(old.next(), None);
             assert!(streams[1].write_all(b"too late").is_err());
             drop(stale);
-            let mut clone = Guest::connect(&outside.path);
+            let mut clone = Guest::connect(Path::new(&outside.told()));
             clone.hello(Phase::Frozen { terminal: false });
             assert_eq!(clone.next(), Some(HostMessage::Hello { version: VERSION }));
             match clone.next() {
@@ -265,6 +302,39 @@ fn a_vm_can_be_left_before_its_guest_says_anything() {
         });
         assert!(matches!(come, Ok(Ended::Left(io)) if io.stdin.is_some()));
     }
+}
+
+/// Who comes to take another one's place, and is not what is needed, is told apart before it is let in.
+#[test]
+fn only_a_frozen_clone_arrives() {
+    let _one = one_at_a_time();
+    let come = |say: &dyn Fn(Guest)| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock");
+        let mut arrival = Arrival::at(Session::listen(&path).unwrap());
+        assert!(!arrival.step().unwrap());
+        say(Guest::connect(&path));
+        assert!(!arrival.step().unwrap());
+        let result = arrival.step();
+        let (vm, _alive) = UnixStream::pair().unwrap();
+        assert_eq!(arrival.begin(vm.as_fd()).is_ok(), result.is_ok());
+        result.map_err(|error| error.to_string())
+    };
+    let hello = |version, phase| {
+        move |mut guest: Guest| {
+            guest.send(&GuestMessage::Hello { version, phase, init_ns: 1, now_ns: 2 });
+        }
+    };
+    assert_eq!(come(&hello(VERSION, Phase::Frozen { terminal: true })), Ok(true));
+    for phase in [Phase::Booted, Phase::Prepared] {
+        assert!(come(&hello(VERSION, phase)).unwrap_err().contains("no frozen clone"));
+    }
+    let frozen = Phase::Frozen { terminal: false };
+    assert!(come(&hello(VERSION - 1, frozen)).unwrap_err().contains("protocol version"));
+    assert!(come(&drop).unwrap_err().contains("closed its connection"));
+    assert!(
+        come(&|mut guest| guest.control.write_all(&[0xff; 8]).unwrap()).unwrap_err().contains("broke the protocol")
+    );
 }
 
 #[test]

@@ -172,7 +172,7 @@ fn open(interface: &Interface) -> Result<Net, DeviceError> {
     if let Some(name) = &interface.host_dev_name {
         backend = Some(Box::new(Tap::open(name).map_err(DeviceError::host(SECTION, format!("tap '{name}'")))?));
     } else if let Some(user) = &interface.user {
-        let stream = user.start().and_then(Stream::new).map_err(DeviceError::host(SECTION, "passt".into()))?;
+        let stream = user.start().and_then(Stream::to_process).map_err(DeviceError::host(SECTION, "passt".into()))?;
         backend = Some(Box::new(stream));
     }
     let mac = interface.guest_mac.map(|Mac(bytes)| bytes);

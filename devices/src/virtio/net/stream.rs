@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
@@ -37,7 +38,12 @@ pub struct Stream {
     vouch: bool,
     /// The other end is gone.
     over: bool,
+    /// Dropping it waits for the other end's.
+    patient: bool,
 }
+
+/// How long the process at the other end may take to end.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 impl Stream {
     /// Frames over `socket`.
@@ -51,7 +57,16 @@ impl Stream {
             output: vec![0; PREFIX + FRAME].into_boxed_slice(),
             vouch: false,
             over: false,
+            patient: false,
         })
+    }
+
+    /// The same, to a process that ends when this does. Dropping it waits for that for a second at most: what the process had of
+    /// the host, its ports, is free then for another.
+    pub fn to_process(socket: UnixStream) -> io::Result<Self> {
+        let mut stream = Self::new(socket)?;
+        stream.patient = true;
+        Ok(stream)
     }
 
     /// The next frame's place in `input`, if all of it is there.
@@ -160,5 +175,14 @@ impl Backend for Stream {
         self.output[..PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
         self.owed = (0, PREFIX + len);
         self.flush()
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.patient && self.socket.shutdown(std::net::Shutdown::Write).is_ok() {
+            // That the other end is closed is reported whether asked for or not.
+            let _ = poll(&mut [PollFd::new(&self.socket, PollFlags::empty())], Some(&PATIENCE));
+        }
     }
 }

@@ -242,3 +242,21 @@ fn the_address_is_offered_if_there_is_one() {
     let driver = Driver::new(Box::new(Net::new(None, None).unwrap()));
     assert_eq!(driver.offered() & F_MAC, 0);
 }
+
+/// A port of the host that a process at the other end has is another's when the stream is gone.
+#[test]
+fn a_process_at_the_other_end_is_gone_with_the_stream() {
+    let (ours, mut its) = UnixStream::pair().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let stream = Stream::to_process(ours).unwrap();
+    let process = std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        its.read_to_end(&mut rest).unwrap();
+        drop(listener);
+        drop(its);
+    });
+    drop(stream);
+    std::net::TcpListener::bind(address).unwrap();
+    process.join().unwrap();
+}

@@ -85,6 +85,14 @@ impl Interface {
         self.set::<SIOCSIFFLAGS>(&IFF_UP.to_ne_bytes())
     }
 
+    /// Takes it down. What it was told of routes and neighbours is forgotten.
+    ///
+    /// # Errors
+    /// As the SIOCSIFFLAGS ioctl.
+    pub fn down(&self) -> io::Result<()> {
+        self.set::<SIOCSIFFLAGS>(&0u16.to_ne_bytes())
+    }
+
     /// Gives it another MAC address. It must be down.
     ///
     /// # Errors
@@ -112,6 +120,14 @@ impl Interface {
         let host_bits = 32u32.saturating_sub(u32::from(prefix_len));
         let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
         self.set::<SIOCSIFNETMASK>(&inet(mask.to_be_bytes()))
+    }
+
+    /// Takes its address away, if it has one.
+    ///
+    /// # Errors
+    /// As the SIOCSIFADDR ioctl.
+    pub fn clear_address(&self) -> io::Result<()> {
+        self.set::<SIOCSIFADDR>(&inet([0; 4]))
     }
 
     /// Sends what is for nobody near to `gateway`. The interface must be up, and the gateway in its network.

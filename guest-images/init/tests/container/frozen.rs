@@ -13,6 +13,8 @@ fn identity(stdin: bool) -> Box<Identity> {
         machine_id: *b"fedcba9876543210",
         hostname: "clone".into(),
         wall_clock_ns: start.wall_clock_ns,
+        network: None,
+        resolv_conf: None,
         size: SIZE,
         stdin,
     })
@@ -171,6 +173,74 @@ fn a_clone_is_told_who_it_is_before_its_process_goes_on() {
         assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{errors}");
         assert_eq!(host.exit_status(), ExitStatus::Code(0));
     }
+}
+
+/// Connections to itself: over the loopback interface, and by an address that others know. After each line of input it says what has
+/// become of either, who it is on the network, and whether it can still be connected to there.
+const CONNECTIONS: &str = r#"
+    use IO::Socket::INET; $| = 1;
+    sub to { IO::Socket::INET->new(PeerAddr => "$_[0]:7777") or die "$_[0]: $!" }
+    sub ip { IO::Socket::INET->new(Proto => "udp", PeerAddr => "203.0.113.1:9")->sockhost }
+    my $listener = IO::Socket::INET->new(Listen => 9, LocalPort => 7777) or die $!;
+    my @ends = map { my $end = to($_); [$end, $listener->accept] } ("127.0.0.1", ip());
+    print "ready
+";
+    while (<STDIN>) {
+        for (@ends) {
+            my ($near, $far) = @$_;
+            print syswrite($far, "x") && sysread($near, my $byte, 1) ? "on" : "gone: " . ($!{ECONNRESET} || $!{EPIPE} || $!{ENOTCONN} ? "reset" : $!), "
+";
+        }
+        open(my $mac, "/sys/class/net/eth0/address"); print <$mac>, ip(), "
+";
+        to(ip()); $listener->accept; print "connected
+";
+        open(my $conf, "/etc/resolv.conf"); print <$conf>, "end
+";
+    }
+"#;
+
+#[test]
+fn a_clone_is_somebody_else_on_its_network() {
+    let Some(mut host) = Host::freezable() else { return };
+    let ip = |words: &[&str]| {
+        let netns = format!("/proc/{}/ns/net", host.guest.id());
+        let net = format!("--net={netns}");
+        Command::new("nsenter").arg(net).arg("ip").args(words).output().is_ok_and(|done| done.status.success())
+    };
+    if !ip(&["link", "add", "eth0", "type", "dummy"]) {
+        eprintln!("SKIP: no dummy interface can be made here");
+        return;
+    }
+    let process = Process { stdin: true, ..process(&["perl", "-e", CONNECTIONS]) };
+    let network = |last: u8| {
+        let address = Address { ip: [10, 8, last, 2], prefix_len: 24, gateway: Some([10, 8, last, 1]) };
+        Some(Network { mac: [2, 0, 0, 0, 0, last], mtu: Some(1400), address: Some(address) })
+    };
+    let mut order = start(process.clone());
+    order.network = network(1);
+    let mut streams = host.run(order);
+    let mut seen = Vec::new();
+    read_until(&mut streams[1], &mut seen, |seen| seen.ends_with(b"ready\n"));
+    let ask = |streams: &mut Vec<UnixStream>| {
+        streams[0].write_all(b"\n").unwrap();
+        let mut seen = Vec::new();
+        read_until(&mut streams[1], &mut seen, |seen| seen.ends_with(b"end\n"));
+        String::from_utf8(seen).unwrap()
+    };
+    let original = "on\non\n02:00:00:00:00:01\n10.8.1.2\nconnected\nnameserver 10.9.9.9\nend\n";
+    assert_eq!(ask(&mut streams), original);
+    host.freeze();
+    host.send(&HostMessage::Thaw(None));
+    assert_eq!(ask(&mut streams), original);
+    host.freeze();
+    let resolv_conf = Some("nameserver 10.9.9.1\n".into());
+    let mut streams =
+        host.become_clone(&process, Box::new(Identity { network: network(7), resolv_conf, ..*identity(true) }));
+    let clone = "on\ngone: reset\n02:00:00:00:00:07\n10.8.7.2\nconnected\nnameserver 10.9.9.1\nend\n";
+    assert_eq!(ask(&mut streams), clone);
+    drop(streams.remove(0));
+    assert_eq!(host.exit_status(), ExitStatus::Code(0));
 }
 
 #[test]
