@@ -41,7 +41,8 @@ bench: build
 fuzz:
 	cargo +nightly fuzz --version
 	set -e; for target in $$(cargo +nightly fuzz list); do \
-	    echo "== $$target"; cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+	    echo "== $$target"; mkdir -p "fuzz/corpus/$$target"; seeds=$$(ls -d "fuzz/seeds/$$target" || true); \
+	    cargo +nightly fuzz run "$$target" "fuzz/corpus/$$target" $$seeds -- -max_total_time=$(FUZZ_SECONDS); \
 	done
 
 # Build products; not the caches of kernels and images.

@@ -34,6 +34,8 @@ mod container;
 mod control;
 mod env;
 mod failure;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 mod launch;
 mod monitor;
 mod net;

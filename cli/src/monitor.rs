@@ -265,7 +265,7 @@ fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'stati
 
 /// Reads events to their end. The child is ours, but a guest may have taken it over: lines are bounded, and what is no
 /// event is skipped.
-fn read_events(pipe: impl Read, on_run: &Sender<()>) -> Report {
+pub(crate) fn read_events(pipe: impl Read, on_run: &Sender<()>) -> Report {
     let mut report = Report::default();
     let mut pipe = BufReader::new(pipe);
     let mut line = Vec::new();

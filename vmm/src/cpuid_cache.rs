@@ -142,6 +142,20 @@ fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
+/// Reads any bytes.
+#[cfg(feature = "testing")]
+pub fn fuzz(bytes: &[u8], signed: bool) {
+    let key = Key(vec![7; BOOT_ID]);
+    let mut bytes = bytes.to_vec();
+    if signed {
+        bytes.splice(..0, [&MAGIC[..], &key.0].concat());
+        bytes.extend(checksum(&bytes).to_le_bytes());
+    }
+    if let Ok(answer) = decode(&bytes, &key) {
+        assert_eq!(encode(&key, answer.as_slice()), bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};

@@ -28,6 +28,8 @@ mod console;
 pub mod cpuid;
 mod cpuid_cache;
 pub mod events;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 pub mod host;
 pub mod irq;
 pub mod machine;

@@ -83,6 +83,23 @@ fn decode(bytes: &[u8], id: &[u8; ID_LEN]) -> Option<Vec<Extent>> {
     Some(body.chunks_exact(EXTENT).map(|extent| (number(&extent[..8]), number(&extent[8..]))).collect())
 }
 
+/// Reads any bytes.
+#[cfg(feature = "testing")]
+pub fn fuzz(bytes: &[u8], signed: bool) {
+    const PAGES: u64 = 1 << 15;
+    let mut bytes = bytes.to_vec();
+    if signed {
+        bytes.splice(..0, [&MAGIC[..], &[0; ID_LEN]].concat());
+        bytes.extend(Sha256::digest(&bytes));
+    }
+    if let Some(extents) = decode(&bytes, &[0; ID_LEN]) {
+        assert!(extents.len() * EXTENT <= bytes.len());
+        let counted: u64 = if are_sound(&extents, PAGES) { extents.iter().map(|(_, count)| count).sum() } else { 0 };
+        assert!(counted <= PAGES);
+        assert_eq!(encode(&extents, &[0; ID_LEN]), bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
