@@ -7,6 +7,7 @@ mod device;
 use std::cell::RefCell;
 
 use device::{Input, machine, recovers};
+use devices::virtio::limit::{Limits, RateLimiter, Scope, TokenBucket};
 use devices::virtio::testing::{Driver, NEEDS_RESET, Part, RUNNING};
 use libfuzzer_sys::fuzz_target;
 
@@ -19,6 +20,11 @@ fuzz_target!(|data: &[u8]| {
         let mut input = Input(data);
         driver.bring_up(input.u64());
         let running = driver.status() == RUNNING;
+        // Of half of the inputs, some requests wait for a limit.
+        let size = u64::from(input.byte() & 1) * 4;
+        let ops = Some(TokenBucket { size, one_time_burst: None, refill_time: 1 });
+        let limits = Limits::default().with(Scope::All, RateLimiter { bandwidth: None, ops });
+        driver.lock().set_limits(&limits).expect("a timer");
         let mut offered = 0;
         while !input.is_empty() && running {
             let mut header = [0; 16];
