@@ -197,7 +197,8 @@ fn the_driver_reads_the_target_and_writes_what_there_is() {
     assert_eq!((read(0), read(4), driver.get(0x60) & 2, driver.get(0xfc)), (512, 0xffff, 2, generation + 1));
     // Statistics cannot come or go.
     let without = json!({ "amount_mib": 2, "deflate_on_oom": true, "free_page_reporting": true });
-    driver.lock().replace(build(without)).unwrap_err();
+    let error = driver.lock().replace(build(without)).unwrap_err();
+    assert!(error.reason.ends_with("offers the driver something else"), "{error}");
     assert_eq!(read(0), 512);
 }
 

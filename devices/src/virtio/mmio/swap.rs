@@ -9,8 +9,9 @@ impl MmioTransport {
     pub fn replace(&mut self, mut device: Box<dyn VirtioDevice>) -> Result<(), StateError> {
         let info = device.info();
         if info != self.info {
-            let reason = format!("it cannot be replaced by another kind of device ({info:?})");
-            return Err(StateError { device: self.info.name, reason });
+            let reason =
+                "it cannot be replaced by another kind of device, or one that offers the driver something else";
+            return Err(StateError { device: self.info.name, reason: reason.into() });
         }
         if self.status.was_activated() {
             self.with_device(|device, io| device.quiesce(io, true));
