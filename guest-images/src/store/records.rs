@@ -116,9 +116,28 @@ impl From<Record> for ImageInfo {
         ImageInfo {
             name: name.to_owned(),
             tag: tag.to_owned(),
-            size: record.layers.iter().map(|layer| layer.bytes).sum(),
+            // Whatever the record says.
+            size: record.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.bytes)),
             created: record.created,
             id: record.id,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_cannot_be_are_shown_as_the_largest() {
+        let layer = RecordLayer { digest: Digest::of(b"x"), bytes: u64::MAX };
+        let record = Record {
+            name: "debian:latest".into(),
+            id: Digest::of(b"y"),
+            created: None,
+            layers: vec![layer.clone(), layer],
+            config: ProcessDefaults::default(),
+        };
+        assert_eq!(ImageInfo::from(record).size, u64::MAX);
     }
 }
