@@ -26,7 +26,8 @@ fn assert_counted(control: &Control) {
     assert_eq!((&disk["kind"], &disk["id"], &disk["faults"]), (&json!("blk"), &json!("d"), &json!(0)));
     let sum = |key: &str| -> u64 { (0..2).map(|queue| disk["queues"][queue][key].as_u64().unwrap()).sum() };
     assert!(sum("operations") > 2 * BLOCKS && sum("errors") > 0 && sum("bytes_from_guest") > BLOCKS * BLOCK, "{disk}");
-    assert!((1..=sum("operations")).contains(&sum("kicks")) && sum("interrupts") > 0, "{disk}");
+    // More kicks than operations can be: a kick may find its request taken, and what waits for a limit is kicked but not done.
+    assert!(sum("kicks") > 0 && sum("interrupts") > 0, "{disk}");
     assert!(sum("throttled") > 0, "{disk}");
     assert_eq!(control.ask("GET", "/bulkhead/v1/metrics/prometheus", &Value::Null).0, 200);
 }
