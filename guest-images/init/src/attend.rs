@@ -1,22 +1,27 @@
 //! Attends to a container whose process runs, until that has ended: its streams, the host's messages, its freezes.
 
 use crate::control::{Control, HostGone};
+use crate::exec::{Common, EVENTS, Execs};
 use crate::failure::{Failure, Reason};
 use crate::freeze::Freezer;
 use crate::guest::{Machine, PORT, STREAMS, identify};
 use crate::names::Own;
 use crate::network;
-use crate::process::Running;
+use crate::process::Defaults;
 use crate::relay::{Flow, Step};
+use crate::running::Running;
 use crate::streams::{Opening, Streams, resize};
 use crate::sys::{Clock, clock_ns};
 use alloc::format;
+use alloc::vec::Vec;
 use guest_protocol::{ExitStatus, FailureKind, HostMessage, Identity, MAIN_PROCESS, Phase};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::termios::{LocalModes, SpecialCodeIndex, tcgetattr, tcgetpgrp};
 
 const ENDED: &str = "the process has ended";
+/// Descriptors that are waited for in any case: the host, the main process, its flows.
+const FIXED: usize = 5;
 
 /// A container whose process has started.
 pub struct Container {
@@ -24,6 +29,10 @@ pub struct Container {
     pub running: Running,
     /// That one's streams.
     pub streams: Streams,
+    /// The processes that have joined it.
+    pub execs: Execs,
+    /// What it was given, for those.
+    pub defaults: Defaults,
     /// Stops all its processes, if the kernel can.
     pub freezer: Option<Freezer>,
     /// What it was told it is.
@@ -51,8 +60,9 @@ pub fn attend<M: Machine>(
         }
         // What came together with the end of a freeze has been read already.
         while let Some(message) = control.take()? {
-            obey(&message, control, container, ended.is_some())?;
+            obey(message, control, container, ended.is_some())?;
         }
+        start_one(machine, control, container)?;
         let ready = wait(control, container, ended.is_some());
         if ready.control {
             control.receive()?;
@@ -66,9 +76,12 @@ pub fn attend<M: Machine>(
             }
         }
         running.look_again();
+        container.execs.step(&ready.execs, control)?;
+        let Container { running, streams, .. } = container;
         if ready.process && ended.is_none() {
             ended = Some((running.wait(), clock_ns(Clock::Monotonic)));
             streams.process_ended();
+            container.execs.finish(control)?;
             take_back(control, container.freezer.as_mut(), ENDED)?;
         }
         if ready.freeze && container.freezer.as_mut().is_some_and(|freezer| freezer.is_complete().unwrap_or(false)) {
@@ -77,38 +90,70 @@ pub fn attend<M: Machine>(
     }
 }
 
+/// Starts one of the processes that are to join the main one: one at a time, since that takes a while, and nothing else is seen to
+/// meanwhile. Not while a freeze is under way.
+fn start_one<M: Machine>(machine: &M, control: &Control, container: &mut Container) -> Result<(), HostGone> {
+    let Container { running, execs, defaults, freezer, own, .. } = container;
+    if freezer.as_ref().is_some_and(Freezer::is_under_way) {
+        return Ok(());
+    }
+    let common = Common { main: running, defaults, hostname: own.hostname(), freezer: freezer.as_ref() };
+    execs.start_one(machine, control, &common)
+}
+
 /// What [`wait`] has waited for.
 struct Ready {
     control: bool,
     process: bool,
     flows: [bool; 3],
+    execs: Vec<[bool; EVENTS]>,
     freeze: bool,
 }
 
 /// Waits until there is something to do.
 fn wait(control: &Control, container: &Container, ended: bool) -> Ready {
-    let Container { running, streams, freezer, .. } = container;
+    let Container { running, streams, execs, freezer, .. } = container;
     // A slot that waits for nothing keeps its place: a terminal's second descriptor would do for none of them.
     let idle = || PollFd::new(control, PollFlags::empty());
     let process = if ended { idle() } else { PollFd::from_borrowed_fd(running.end_event(), PollFlags::IN) };
     let [first, second, third] = streams.flows.each_ref().map(|flow| flow.as_ref().map_or_else(idle, Flow::interest));
+    let mut fds = Vec::with_capacity(FIXED + 1 + EVENTS * execs.count());
+    fds.extend([PollFd::new(control, PollFlags::IN), process, first, second, third]);
+    execs.interests(&mut fds, idle);
+    let all_execs = fds.len();
     let freeze = freezer.as_ref().and_then(Freezer::interest);
-    let (count, freeze) = freeze.map_or_else(|| (5, idle()), |freeze| (6, freeze));
-    let mut fds = [PollFd::new(control, PollFlags::IN), process, first, second, third, freeze];
-    let timeout = if ended { None } else { running.look_again_in() };
+    let freezing = freeze.is_some();
+    fds.extend(freeze);
+    let timeout = match freezing || !execs.has_waiting() {
+        _ if ended => None,
+        true => running.look_again_in(),
+        false => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
+    };
     // It fails only when interrupted or short of memory: then nothing is ready, and the next turn tries again.
-    let _ = poll(fds.get_mut(..count).unwrap_or_default(), timeout.as_ref());
-    let [control, process, first, second, third, freeze] = fds.map(|fd| !fd.revents().is_empty());
-    Ready { control, process, flows: [first, second, third], freeze }
+    let _ = poll(&mut fds, timeout.as_ref());
+    let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+    Ready {
+        control: ready(0),
+        process: ready(1),
+        flows: [ready(2), ready(3), ready(4)],
+        execs: (FIXED..all_execs).step_by(EVENTS).map(|at| [0, 1, 2, 3].map(|event| ready(at + event))).collect(),
+        freeze: freezing && ready(all_execs),
+    }
 }
 
-/// Does what the host says. Messages for other processes than the main one, and a second `Start`, have no meaning.
-fn obey(message: &HostMessage, control: &Control, container: &mut Container, ended: bool) -> Result<(), HostGone> {
+/// Does what the host says. A second `Start` has no meaning.
+fn obey(message: HostMessage, control: &Control, container: &mut Container, ended: bool) -> Result<(), HostGone> {
     match (message, &container.streams.master) {
-        (&HostMessage::Signal { process: MAIN_PROCESS, signal }, _) => container.running.signal(signal),
-        (&HostMessage::Resize { process: MAIN_PROCESS, size }, Some(master)) => {
+        (HostMessage::Signal { process: MAIN_PROCESS, signal }, _) => container.running.signal(signal),
+        (HostMessage::Signal { process, signal }, _) => container.execs.signal(process, signal),
+        (HostMessage::Resize { process: MAIN_PROCESS, size }, Some(master)) => {
             let _ = resize(master.as_fd(), size);
         }
+        (HostMessage::Resize { process, size }, _) => container.execs.resize(process, size),
+        (HostMessage::Exec(exec), _) if ended => {
+            return control.failed(exec.process, Failure::new(FailureKind::Guest, ENDED.into()));
+        }
+        (HostMessage::Exec(exec), _) => return container.execs.order(*exec, control),
         (HostMessage::Freeze, _) if ended => return control.not_frozen(ENDED),
         (HostMessage::Freeze, _) => return freeze(control, container.freezer.as_mut()),
         (HostMessage::Thaw(_), _) => {
@@ -149,6 +194,7 @@ fn take_back(control: &Control, freezer: Option<&mut Freezer>, why: &str) -> Res
 /// Nothing moves in the streams, but for what the process had written before: that is the original's to pass on.
 fn stand_still<M: Machine>(machine: &M, control: &mut Control, container: &mut Container) -> Result<(), HostGone> {
     container.streams.drain();
+    container.execs.drain();
     // If the connection is lost already, the next turn finds that out.
     let _ = control.frozen();
     let mut noticed_ns = None;
@@ -160,7 +206,7 @@ fn stand_still<M: Machine>(machine: &M, control: &mut Control, container: &mut C
             (Ok(HostMessage::Thaw(_)), _) => return Err(HostGone::Nonsense),
             // A second freeze is this one.
             (Ok(HostMessage::Freeze), _) => {}
-            (Ok(message), None) => obey(&message, control, container, false)?,
+            (Ok(message), None) => obey(message, control, container, false)?,
             (Ok(_), Some(_)) => {}
             (Err(HostGone::Lost), _) => {
                 noticed_ns = Some(clock_ns(Clock::Monotonic));
@@ -178,14 +224,14 @@ fn stand_still<M: Machine>(machine: &M, control: &mut Control, container: &mut C
         None => None,
         Some(Ok(())) => Some(clock_ns(Clock::Monotonic)),
         Some(Err(failure)) => {
-            control.failed(failure)?;
+            control.failed(MAIN_PROCESS, failure)?;
             control.wait_for_close();
             return Err(HostGone::Lost);
         }
     };
     // Who cannot be let go on has nobody to run for.
     container.freezer.as_mut().map_or(Ok(()), Freezer::thaw).map_err(|_| HostGone::Lost)?;
-    own_ns.map_or(Ok(()), |own_ns| control.started(own_ns))
+    own_ns.map_or(Ok(()), |own_ns| control.started(MAIN_PROCESS, own_ns))
 }
 
 /// Makes a clone, all of whose processes stand still, the guest that its host says it is, with streams to that host.
@@ -197,9 +243,10 @@ fn become_itself<M: Machine>(machine: &M, container: &mut Container, identity: &
         let processes = processes.map_err(|error| Failure::errno(FailureKind::Guest, "cgroup.procs", error))?;
         network::join(identity.network.as_ref(), &processes.unwrap_or_default())?;
     }
+    container.execs.forget_host();
     let streams = &mut container.streams;
     let stdin = identity.stdin && streams.has_input();
-    let opening = Opening::begin(machine, streams.master.is_some(), stdin).map_err(guest)?;
+    let opening = Opening::begin(machine, MAIN_PROCESS, streams.master.is_some(), stdin).map_err(guest)?;
     container.own.rename(identity)?;
     streams.rejoin(machine, opening, stdin).map_err(guest)?;
     if let Some(master) = &streams.master {

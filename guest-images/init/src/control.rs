@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::sys::{Clock, clock_ns};
 use alloc::string::String;
 use guest_protocol::{
-    ExitStatus, FrameBuffer, GuestMessage, HostMessage, MAIN_PROCESS, MAX_GUEST_FRAME, MAX_HOST_FRAME, Phase, VERSION,
+    ExitStatus, FrameBuffer, GuestMessage, HostMessage, MAX_GUEST_FRAME, MAX_HOST_FRAME, Phase, ProcessId, VERSION,
 };
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -81,34 +81,34 @@ impl Control {
         self.send(&GuestMessage::NotFrozen { detail: String::from(why) })
     }
 
-    /// The process runs.
+    /// A process runs; `root_ns` is when its root was there.
     ///
     /// # Errors
     /// The host is gone.
-    pub fn started(&self, root_ns: u64) -> Result<(), HostGone> {
-        self.send(&GuestMessage::Started { process: MAIN_PROCESS, root_ns, now_ns: clock_ns(Clock::Monotonic) })
+    pub fn started(&self, process: ProcessId, root_ns: u64) -> Result<(), HostGone> {
+        self.send(&GuestMessage::Started { process, root_ns, now_ns: clock_ns(Clock::Monotonic) })
     }
 
-    /// The process does not run.
+    /// A process does not run.
     ///
     /// # Errors
     /// The host is gone.
-    pub fn failed(&self, failure: Failure) -> Result<(), HostGone> {
+    pub fn failed(&self, process: ProcessId, failure: Failure) -> Result<(), HostGone> {
         let Failure { kind, mut detail } = failure;
         // A path from the image may be in it; the line must fit a frame.
         while detail.len() > MAX_GUEST_FRAME / 2 {
             detail.pop();
         }
-        self.send(&GuestMessage::StartFailed { process: MAIN_PROCESS, kind, detail })
+        self.send(&GuestMessage::StartFailed { process, kind, detail })
     }
 
-    /// The process has ended, at `exit_ns`.
+    /// A process has ended, at `exit_ns`.
     ///
     /// # Errors
     /// The host is gone.
-    pub fn exited(&self, status: ExitStatus, exit_ns: u64) -> Result<(), HostGone> {
+    pub fn exited(&self, process: ProcessId, status: ExitStatus, exit_ns: u64) -> Result<(), HostGone> {
         let now_ns = clock_ns(Clock::Monotonic);
-        self.send(&GuestMessage::Exited { process: MAIN_PROCESS, status, exit_ns, now_ns })
+        self.send(&GuestMessage::Exited { process, status, exit_ns, now_ns })
     }
 
     /// Waits until the host closes the connection, whatever it still says.

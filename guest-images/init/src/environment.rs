@@ -14,6 +14,16 @@ pub fn get<'a>(env: &'a [String], key: &str) -> Option<&'a str> {
     env.iter().find_map(|entry| entry.strip_prefix(key)?.strip_prefix('='))
 }
 
+/// Puts `KEY=value` in the place of the one with this key, or behind all.
+pub fn set(env: &mut Vec<String>, entry: String) {
+    let key = entry.split('=').next().unwrap_or_default();
+    let place = env.iter_mut().find(|old| old.strip_prefix(key).is_some_and(|rest| rest.starts_with('=')));
+    match place {
+        Some(place) => *place = entry,
+        None => env.push(entry),
+    }
+}
+
 /// Adds PATH, HOSTNAME, HOME and, with a terminal, TERM where `env` does not have them.
 pub fn complete(env: &mut Vec<String>, hostname: &str, home: &str, terminal: bool) {
     let defaults = [
@@ -81,6 +91,13 @@ mod tests {
         let mut env = strings(&["HOME=", "PATH=/x", "HOSTNAME=other", "TERMINAL=1"]);
         complete(&mut env, "box", "/root", false);
         assert_eq!(env, ["HOME=", "PATH=/x", "HOSTNAME=other", "TERMINAL=1"]);
+    }
+
+    #[test]
+    fn a_variable_keeps_its_place_and_gets_another_value() {
+        let mut env = strings(&["A=1", "AB=2", "B=3"]);
+        ["AB=", "C=x=y", "A=4", "C=5"].into_iter().for_each(|entry| set(&mut env, entry.into()));
+        assert_eq!(env, ["A=4", "AB=", "B=3", "C=5"]);
     }
 
     #[test]

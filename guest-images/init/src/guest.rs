@@ -11,6 +11,7 @@
 
 use crate::attend::{Container, attend};
 use crate::control::{Control, HostGone};
+use crate::exec::Execs;
 use crate::failure::Failure;
 use crate::freeze::Freezer;
 use crate::names::{self, Own};
@@ -22,13 +23,15 @@ use crate::streams::{Opening, Streams};
 use crate::sys::{Clock, clock_ns, reseed, set_wall_clock};
 use crate::volumes::Volumes;
 use alloc::boxed::Box;
-use guest_protocol::{CONTROL_PORT, End, FailureKind, HostMessage, Layer, Phase, Seed, Start};
+use guest_protocol::{CONTROL_PORT, End, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Seed, Start};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{self, Errno};
 
 /// How far the guest's clock may be from the host's before it is set, in nanoseconds: a message takes a while, and a
 /// paravirtual clock may be better than what it says.
 const CLOCK_TOLERANCE_NS: u64 = 500_000_000;
+/// The first terminal of a new devpts instance.
+const TERMINAL: &str = "/dev/pts/0";
 pub(crate) const STREAMS: &str = "making the standard streams";
 
 /// What a guest is made of, as far as that differs between a virtual machine and a test.
@@ -87,12 +90,12 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
         }
     };
     match started {
-        Err(failure) => control.failed(failure)?,
+        Err(failure) => control.failed(MAIN_PROCESS, failure)?,
         Ok((mut container, root_ns)) => {
-            control.started(root_ns)?;
+            control.started(MAIN_PROCESS, root_ns)?;
             let (status, exit_ns) = attend(machine, control, &mut container)?;
             drop(container);
-            control.exited(status, exit_ns)?;
+            control.exited(MAIN_PROCESS, status, exit_ns)?;
         }
     }
     control.wait_for_close();
@@ -130,7 +133,8 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     let own = Own::new(&start);
     let terminal = start.process.terminal;
     // While the root is made, the host answers.
-    let opening = Opening::begin(machine, terminal.is_some(), start.process.stdin).map_err(guest(STREAMS))?;
+    let opening =
+        Opening::begin(machine, MAIN_PROCESS, terminal.is_some(), start.process.stdin).map_err(guest(STREAMS))?;
     if let Some(network) = &start.network {
         network::set_up(network)?;
     }
@@ -146,7 +150,11 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     volumes.attach()?;
     let root_ns = clock_ns(Clock::Monotonic);
     let (streams, ends) = match terminal {
-        Some(size) => Streams::terminal(machine, opening, size, start.process.stdin)?,
+        Some(size) => {
+            let streams = Streams::terminal(machine, opening, size, start.process.stdin)?;
+            root::bind_console(TERMINAL)?;
+            streams
+        }
         None => Streams::pipes(machine, opening).map_err(guest(STREAMS))?,
     };
     let stdio = match &ends[..] {
@@ -156,10 +164,11 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     };
     let freezer = stage.freezer;
     let cgroup = freezer.as_ref().map(Freezer::cgroup);
-    let running = process::start(start.process, &start.hostname, stdio, start.root.read_only, cgroup)?;
+    let (running, defaults) = process::start(start.process, &start.hostname, stdio, start.root.read_only, cgroup)?;
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
     let networked = start.network.is_some();
-    Ok((Container { running, streams, freezer, own, networked, random: stage.random }, root_ns))
+    let execs = Execs::default();
+    Ok((Container { running, streams, execs, defaults, freezer, own, networked, random: stage.random }, root_ns))
 }
 
 /// Makes the kernel this guest's own: its random numbers, its clock, its name.

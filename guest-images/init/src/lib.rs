@@ -8,9 +8,10 @@
 //! - [`volumes`]: the host's directories in it.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
 //! - [`attend`]: everything from the process's start to its end.
-//! - [`process`]: starting it, signals, its end.
+//! - [`process`]: starting it; [`running`]: signals to it, its end. [`exec`]: the processes that join it.
 //! - [`freeze`]: stopping all its processes, for a snapshot.
 //! - [`streams`]: its standard streams; [`relay`] moves their bytes.
+//! - [`heap`]: what of the program's memory is in use.
 //! - [`sys`]: the few system calls that rustix does not have. The only `unsafe` code.
 //!
 //! # What it is made for
@@ -32,14 +33,17 @@ pub mod attend;
 mod connections;
 pub mod control;
 pub mod environment;
+pub mod exec;
 pub mod failure;
 pub mod freeze;
 pub mod guest;
+pub mod heap;
 pub mod names;
 pub mod network;
 pub mod process;
 pub mod relay;
 pub mod root;
+pub mod running;
 pub mod signals;
 pub mod stage;
 pub mod streams;

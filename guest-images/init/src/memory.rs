@@ -1,13 +1,11 @@
-//! Memory of the program: an allocator over a fixed range, and the functions that compilers expect to find.
-//!
-//! What init allocates it needs until the end, so memory is handed out from one end and only the last piece can be given back
-//! or grow in place. A page that is never touched costs nothing.
+//! Memory of the program: an allocator over a fixed range ([`guest_init::heap`] knows what is free), and the functions that
+//! compilers expect to find.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use guest_init::heap::Heap;
 
 /// A `Start` of the greatest size, decoded, more than once over.
 const SIZE: usize = 32 << 20;
@@ -15,58 +13,57 @@ const SIZE: usize = 32 << 20;
 #[repr(align(4096))]
 struct Arena {
     bytes: UnsafeCell<[u8; SIZE]>,
-    used: AtomicUsize,
+    heap: UnsafeCell<Heap<SIZE>>,
 }
 
 // SAFETY: init has one thread. A child in the same memory runs only while that thread waits for it.
 unsafe impl Sync for Arena {}
 
 #[global_allocator]
-static ARENA: Arena = Arena { bytes: UnsafeCell::new([0; SIZE]), used: AtomicUsize::new(0) };
+static ARENA: Arena = Arena { bytes: UnsafeCell::new([0; SIZE]), heap: UnsafeCell::new(Heap::new()) };
 
 impl Arena {
-    /// Where a piece ends that starts at `pointer`, counted from the start of the arena.
-    fn end_of(&self, pointer: *mut u8, size: usize) -> usize {
-        (pointer as usize).wrapping_sub(self.bytes.get() as usize).wrapping_add(size)
+    /// Calls `with` with what is known of the range.
+    fn heap<T>(&self, with: impl FnOnce(&mut Heap<SIZE>) -> T) -> T {
+        // SAFETY: there is one thread, and nothing that is called here allocates.
+        with(unsafe { &mut *self.heap.get() })
+    }
+
+    /// Where a piece is, counted from the start of the arena.
+    fn place(&self, pointer: *mut u8) -> usize {
+        (pointer as usize).wrapping_sub(self.bytes.get() as usize)
     }
 }
 
-// SAFETY: pieces lie within the arena and do not overlap: each starts at or after the end of all that are in use.
+// SAFETY: pieces lie within the arena and do not overlap, which is what the heap is for.
 unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let start = self.used.load(Relaxed).next_multiple_of(layout.align());
         // The arena is aligned to a page, so an offset is as aligned as an address up to that.
-        let end = match start.checked_add(layout.size()) {
-            Some(end) if end <= SIZE && layout.align() <= 4096 => end,
-            _ => return ptr::null_mut(),
-        };
-        self.used.store(end, Relaxed);
-        // SAFETY: start is within the arena.
-        unsafe { self.bytes.get().cast::<u8>().add(start) }
+        if layout.align() > 4096 {
+            return ptr::null_mut();
+        }
+        match self.heap(|heap| heap.take(layout.size(), layout.align())) {
+            // SAFETY: the place is within the arena.
+            Some(place) => unsafe { self.bytes.get().cast::<u8>().add(place) },
+            None => ptr::null_mut(),
+        }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        let end = self.end_of(pointer, layout.size());
-        if end == self.used.load(Relaxed) {
-            self.used.store(end - layout.size(), Relaxed);
-        }
+        self.heap(|heap| heap.give(self.place(pointer), layout.size()));
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let end = self.end_of(pointer, layout.size());
-        let start = end - layout.size();
-        if end == self.used.load(Relaxed) && start.checked_add(new_size).is_some_and(|end| end <= SIZE) {
-            self.used.store(start + new_size, Relaxed);
-            return pointer;
-        }
-        if new_size <= layout.size() {
+        if self.heap(|heap| heap.resize(self.place(pointer), layout.size(), new_size)) {
             return pointer;
         }
         // SAFETY: the size is not zero (the caller's promise) and the alignment is one that was valid before.
         let new = unsafe { self.alloc(Layout::from_size_align_unchecked(new_size, layout.align())) };
         if !new.is_null() {
-            // SAFETY: both pieces have at least layout.size() bytes and do not overlap.
+            // SAFETY: it has grown, or it would have stayed: both pieces have at least layout.size() bytes, and do not overlap.
             unsafe { ptr::copy_nonoverlapping(pointer, new, layout.size()) };
+            // SAFETY: the caller gives it up.
+            unsafe { self.dealloc(pointer, layout) };
         }
         new
     }

@@ -108,6 +108,12 @@ impl Own {
         }
     }
 
+    /// Its host name.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
     /// Makes it another one: where a file still says what it was given, it gets its new content. Nothing of the container
     /// may run.
     ///

@@ -1,24 +1,20 @@
-//! The container's process: what it is given, its start, signals from outside, its end.
+//! Starting the container's processes, the main one and those that join it: what they are given.
 
-use crate::environment::{c_string, c_strings, candidates, complete, get};
+use crate::environment::{c_string, c_strings, candidates, complete, get, set};
 use crate::failure::{Failure, Reason};
 use crate::root;
-use crate::signals::{Disposition, Watch, disposition, ends_by_default};
-use crate::sys::{self, Child, StringList};
+use crate::running::{Running, wait};
+use crate::sys::{self, Child, PidNamespace, StringList};
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_protocol::account::{self, Account, MAX_ACCOUNTS};
-use guest_protocol::{ExitStatus, FailureKind, Process};
-use rustix::event::Timespec;
-use rustix::fd::{AsFd, BorrowedFd};
+use guest_protocol::{Exec, FailureKind, Process};
+use rustix::fd::BorrowedFd;
 use rustix::fs::{Mode, fchown, stat};
 use rustix::io::{self, Errno};
-use rustix::process::{
-    Resource, Rlimit, Signal, WaitId, WaitIdOptions, ioctl_tiocsctty, pidfd_send_signal, setrlimit, setsid, umask,
-    waitid,
-};
+use rustix::process::{Resource, Rlimit, chdir, ioctl_tiocsctty, setrlimit, setsid, umask};
 use rustix::thread::{
     CapabilitySet, Gid, Uid, remove_capability_from_bounding_set, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
@@ -45,19 +41,14 @@ const CAPABILITY_COUNT: u32 = 64;
 /// Open files: the soft limit that `select` can stand, the hard one that servers raise it to.
 const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
 
-/// A process that has started.
-#[derive(Debug)]
-pub struct Running {
-    child: Child,
-    /// The signal in whose name it was killed.
-    killed_as: Option<u8>,
-    watch: Watch,
-}
-
 /// All that is prepared before the child is there: it shares our memory and only makes system calls.
 struct Plan<'a> {
     stdio: [BorrowedFd<'a>; 3],
     terminal: bool,
+    /// It is the first one, and mounts /proc.
+    first: bool,
+    /// Where to go, if it is not there already.
+    cwd: Option<CString>,
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
@@ -72,11 +63,20 @@ enum Step {
     Proc,
     Session,
     Streams,
+    WorkingDirectory,
     Privileges,
     Exec,
 }
 
-/// Starts `process` on these three descriptors; returns when its program has been executed.
+/// What the main process was given, for those that join it.
+#[derive(Debug)]
+pub struct Defaults {
+    env: Vec<String>,
+    cwd: String,
+    user: String,
+}
+
+/// Starts the main process on these three descriptors; returns when its program has been executed.
 ///
 /// Enters its working directory; the root must be complete but for /proc. `hostname` is for its environment. It is started in
 /// `cgroup`, if there is one.
@@ -89,7 +89,7 @@ pub fn start(
     stdio: [BorrowedFd<'_>; 3],
     read_only: bool,
     cgroup: Option<BorrowedFd<'_>>,
-) -> Result<Running, Failure> {
+) -> Result<(Running, Defaults), Failure> {
     let terminal = process.terminal.is_some();
     let user = match process.found.account {
         Some(account) => account,
@@ -100,35 +100,93 @@ pub fn start(
         root::set_read_only(true)?;
     }
     let mut env = process.env;
+    let own = env.len();
     complete(&mut env, hostname, &user.home, terminal);
-    let command = process.args.first().map_or("", String::as_str);
-    let mut paths = candidates(command, get(&env, "PATH").unwrap_or_default())?;
+    let mut paths = places(&process.args, &env)?;
     if let Some(program) = &process.found.program {
         paths.insert(0, c_string(program)?);
     }
-    if user.uid != 0 {
-        own(stdio, user.uid)?;
+    let given = Given { stdio, terminal, user: &user, args: &process.args, env: &env };
+    let child = given.start(Plan { first: true, ..given.plan(paths)? }, PidNamespace::New, cgroup)?;
+    env.truncate(own);
+    Ok((Running::new(child), Defaults { env, cwd: process.cwd, user: process.user }))
+}
+
+/// Starts a process beside the main one, whose PID namespace this process's children must be in by now; else as [`start`].
+///
+/// # Errors
+/// As [`start`].
+pub fn join(
+    exec: Exec,
+    defaults: &Defaults,
+    hostname: &str,
+    stdio: [BorrowedFd<'_>; 3],
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Child, Failure> {
+    let terminal = exec.terminal.is_some();
+    let user = find_user(exec.user.as_ref().unwrap_or(&defaults.user))?;
+    let cwd = exec.cwd.as_ref().unwrap_or(&defaults.cwd);
+    root::check_working_directory(cwd)?;
+    let mut env = defaults.env.clone();
+    exec.env.into_iter().for_each(|entry| set(&mut env, entry));
+    complete(&mut env, hostname, &user.home, terminal);
+    let paths = places(&exec.args, &env)?;
+    let given = Given { stdio, terminal, user: &user, args: &exec.args, env: &env };
+    let plan = Plan { cwd: Some(c_string(cwd)?), ..given.plan(paths)? };
+    given.start(plan, PidNamespace::Joined, cgroup).map_err(|failure| match failure.kind {
+        FailureKind::BadWorkingDir => {
+            Failure::new(failure.kind, format!("working directory {cwd:?}: {}", failure.detail))
+        }
+        _ => failure,
+    })
+}
+
+/// What a process is made of.
+struct Given<'a> {
+    stdio: [BorrowedFd<'a>; 3],
+    terminal: bool,
+    user: &'a Account,
+    args: &'a [String],
+    env: &'a [String],
+}
+
+impl<'a> Given<'a> {
+    /// All that its child needs, whose program is at one of `paths`.
+    fn plan(&self, paths: Vec<CString>) -> Result<Plan<'a>, Failure> {
+        Ok(Plan {
+            stdio: self.stdio,
+            terminal: self.terminal,
+            first: false,
+            cwd: None,
+            uid: Uid::from_raw(self.user.uid),
+            gid: Gid::from_raw(self.user.gid),
+            groups: self.user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect(),
+            paths,
+            args: StringList::new(c_strings(self.args)?),
+            env: StringList::new(c_strings(self.env)?),
+        })
     }
-    let plan = Plan {
-        stdio,
-        terminal,
-        uid: Uid::from_raw(user.uid),
-        gid: Gid::from_raw(user.gid),
-        groups: user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect(),
-        paths,
-        args: StringList::new(c_strings(&process.args)?),
-        env: StringList::new(c_strings(&env)?),
-    };
-    let mut failed = None;
-    let child = sys::spawn(cgroup, || failed = Some(become_process(&plan)))
-        .map_err(|error| Failure::errno(FailureKind::Guest, "starting a process", error))?;
-    match failed {
-        None => Ok(Running { child, killed_as: None, watch: Watch::default() }),
-        Some((step, error)) => {
-            let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
-            Err(explain(step, error, command, &plan.paths))
+
+    fn start(&self, plan: Plan<'_>, namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>) -> Result<Child, Failure> {
+        if self.user.uid != 0 {
+            own(self.stdio, self.user.uid)?;
+        }
+        let mut failed = None;
+        let child = sys::spawn(namespace, cgroup, || failed = Some(become_process(&plan)))
+            .map_err(|error| Failure::errno(FailureKind::Guest, "starting a process", error))?;
+        match failed {
+            None => Ok(child),
+            Some((step, error)) => {
+                let _ = wait(&child);
+                Err(explain(step, error, self.args.first().map_or("", String::as_str), &plan.paths))
+            }
         }
     }
+}
+
+/// Where to look for a command's program.
+fn places(args: &[String], env: &[String]) -> Result<Vec<CString>, Failure> {
+    candidates(args.first().map_or("", String::as_str), get(env, "PATH").unwrap_or_default())
 }
 
 /// In the child: everything up to the new program. Returns only if something fails.
@@ -143,7 +201,9 @@ fn become_process(plan: &Plan<'_>) -> (Step, Errno) {
         rustix::stdio::dup2_stdout(stdout)?;
         rustix::stdio::dup2_stderr(stderr)
     };
-    if let Err(error) = root::mount_proc() {
+    if plan.first
+        && let Err(error) = root::mount_proc()
+    {
         return (Step::Proc, error);
     }
     if let Err(error) = session() {
@@ -151,6 +211,9 @@ fn become_process(plan: &Plan<'_>) -> (Step, Errno) {
     }
     if let Err(error) = streams() {
         return (Step::Streams, error);
+    }
+    if let Some(Err(error)) = plan.cwd.as_ref().map(|cwd| chdir(cwd.as_c_str())) {
+        return (Step::WorkingDirectory, error);
     }
     if let Err(error) = set_privileges(plan) {
         return (Step::Privileges, error);
@@ -213,6 +276,9 @@ fn explain(step: Step, error: Errno, command: &str, paths: &[CString]) -> Failur
     let what = match step {
         Step::Exec => return explain_exec(error, command, paths),
         Step::Proc => return Failure::errno(FailureKind::Root, "mounting proc on /proc", error),
+        Step::WorkingDirectory => {
+            return Failure::new(FailureKind::BadWorkingDir, format!("{}", Reason(error)));
+        }
         Step::Session => "making a session of its own",
         Step::Streams => "connecting the standard streams",
         Step::Privileges => "setting user and groups",
@@ -257,98 +323,6 @@ fn own(stdio: [BorrowedFd<'_>; 3], uid: u32) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-impl Running {
-    /// Becomes readable when the process has ended.
-    #[must_use]
-    pub fn end_event(&self) -> BorrowedFd<'_> {
-        self.child.pidfd.as_fd()
-    }
-
-    /// Sends a signal from outside.
-    ///
-    /// To PID 1 of a PID namespace the kernel delivers only what it has a handler for. Any other process would have been ended
-    /// by the signal, and that is what the sender wants: so it is ended, and its exit status says by which signal.
-    /// One that blocks the signal for a moment, as shells do around each fork, is judged when it does no longer.
-    /// One that has a handler and loses it to `execve` in that very moment does not notice; the sender can repeat it.
-    pub fn signal(&mut self, signal: u8) {
-        let Some(named) = Signal::from_named_raw(i32::from(signal)) else {
-            return;
-        };
-        let ends = ends_by_default(named);
-        match disposition(signal) {
-            Disposition::Default if ends => return self.end_as(signal),
-            Disposition::Blocked { .. } if ends => self.watch.add(signal),
-            _ => {}
-        }
-        // It may have ended meanwhile: then there is nobody to tell.
-        let _ = pidfd_send_signal(&self.child.pidfd, named);
-    }
-
-    /// The terminal has sent `signal` to its foreground group: sees to it that it has its effect on the process.
-    pub fn signalled_by_terminal(&mut self, signal: u8, group: i32) {
-        if group != self.child.pid.as_raw_nonzero().get() {
-            return;
-        }
-        match disposition(signal) {
-            Disposition::Default => self.end_as(signal),
-            Disposition::Blocked { .. } => self.watch.expect(signal),
-            Disposition::Other => {}
-        }
-    }
-
-    /// When to call [`Self::look_again`], if at all.
-    #[must_use]
-    pub fn look_again_in(&self) -> Option<Timespec> {
-        self.watch.delay()
-    }
-
-    /// Judges the signals that the process blocked when they were sent. The kernel has thrown away those that it blocks no
-    /// longer and does not handle. Does nothing before it is time.
-    pub fn look_again(&mut self) {
-        if !self.watch.is_due() {
-            return;
-        }
-        for signal in self.watch.signals() {
-            match disposition(signal) {
-                Disposition::Blocked { pending } if self.watch.is_open(signal, pending) => continue,
-                Disposition::Default => self.end_as(signal),
-                Disposition::Blocked { .. } | Disposition::Other => {}
-            }
-            self.watch.remove(signal);
-        }
-        self.watch.wait_longer();
-    }
-
-    /// Ends it, as `signal` would have ended any other process.
-    fn end_as(&mut self, signal: u8) {
-        self.killed_as.get_or_insert(signal);
-        let _ = pidfd_send_signal(&self.child.pidfd, Signal::KILL);
-    }
-
-    /// How it ended; waits until it has.
-    #[must_use]
-    pub fn wait(&self) -> ExitStatus {
-        let status = loop {
-            match waitid(WaitId::PidFd(self.child.pidfd.as_fd()), WaitIdOptions::EXITED) {
-                Err(Errno::INTR) => {}
-                other => break other.ok().flatten(),
-            }
-        };
-        let byte = |value: i32| u8::try_from(value).unwrap_or(u8::MAX);
-        match status {
-            Some(status) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => ExitStatus::Code(byte(code & 0xff)),
-                (None, Some(signal)) => ExitStatus::Signal(match self.killed_as {
-                    Some(name) if signal == Signal::KILL.as_raw() => name,
-                    _ => byte(signal),
-                }),
-                (None, None) => ExitStatus::Code(u8::MAX),
-            },
-            None => ExitStatus::Code(u8::MAX),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use alloc::rc::Rc;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::OwnedFd;
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::pipe::{SpliceFlags, splice};
 
 /// Most bytes moved at once: what a pipe holds.
@@ -33,6 +33,8 @@ pub struct Flow {
     from: Rc<OwnedFd>,
     to: Rc<OwnedFd>,
     sink_is_full: bool,
+    /// What the source has not brought by now is not waited for.
+    ending: bool,
     buffer: Option<Box<Buffer>>,
 }
 
@@ -61,20 +63,30 @@ impl Flow {
     /// A flow of which one end is a pipe: spliced. A sink that is a socket must not block.
     #[must_use]
     pub fn spliced(direction: Direction, from: OwnedFd, to: OwnedFd) -> Self {
-        Self { direction, from: Rc::new(from), to: Rc::new(to), sink_is_full: false, buffer: None }
+        Self { direction, from: Rc::new(from), to: Rc::new(to), sink_is_full: false, ending: false, buffer: None }
     }
 
     /// A flow from or to a terminal. Neither descriptor may block.
     #[must_use]
     pub fn copied(direction: Direction, from: Rc<OwnedFd>, to: Rc<OwnedFd>) -> Self {
         let buffer = Some(Box::new(Buffer { bytes: [0; TERMINAL_CHUNK], start: 0, end: 0 }));
-        Self { direction, from, to, sink_is_full: false, buffer }
+        Self { direction, from, to, sink_is_full: false, ending: false, buffer }
     }
 
     /// What the flow waits for.
     #[must_use]
     pub fn interest(&self) -> PollFd<'_> {
-        if self.sink_is_full { PollFd::new(&*self.to, PollFlags::OUT) } else { PollFd::new(&*self.from, PollFlags::IN) }
+        // One that is ending finds out whether the source has more by trying.
+        if self.sink_is_full || self.ending {
+            PollFd::new(&*self.to, PollFlags::OUT)
+        } else {
+            PollFd::new(&*self.from, PollFlags::IN)
+        }
+    }
+
+    /// From now on it is done when all has been moved that the source has, whoever else may still write to it.
+    pub fn finish(&mut self) {
+        self.ending = true;
     }
 
     /// Moves on until there is nothing to move or nowhere to, or until the end, which is false.
@@ -105,7 +117,8 @@ impl Flow {
             Some(buffer) => match copy(buffer, &self.from, &self.to) {
                 Ok(step) => {
                     self.sink_is_full = buffer.start < buffer.end;
-                    step
+                    // A terminal says that it has nothing only after all that was written to it has arrived.
+                    if self.ending && step == Step::Idle && !self.sink_is_full { Step::Done } else { step }
                 }
                 Err(Errno::INTR) => Step::More,
                 Err(_) => Step::Done,
@@ -119,6 +132,13 @@ impl Flow {
             Ok(_) => {
                 self.sink_is_full = false;
                 Step::More
+            }
+            Err(Errno::AGAIN) if self.ending => {
+                if ioctl_fionread(&*self.from) == Ok(0) {
+                    Step::Done
+                } else {
+                    Step::Idle
+                }
             }
             // The one that was waited for is ready, so it is the other.
             Err(Errno::AGAIN) => {
@@ -230,6 +250,40 @@ mod tests {
         writer.write_all(b"x").unwrap();
         run(Flow::spliced(Direction::Out, reader.into(), ours.into()));
         assert!(writer.write_all(b"x").is_err());
+    }
+
+    #[test]
+    fn a_flow_that_finishes_does_not_wait_for_other_writers() {
+        let (reader, mut writer) = pipe();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let left = reader.try_clone().unwrap();
+        let mut flow = Flow::spliced(Direction::Out, reader.into(), ours.into());
+        // More than the other side has room for.
+        let mut sent = 0;
+        while ioctl_fionread(&left) == Ok(0) {
+            writer.write_all(&pattern(4096)).unwrap();
+            sent += 4096;
+            assert!(flow.drain());
+        }
+        drop(left);
+        flow.finish();
+        let receiver = std::thread::spawn(move || {
+            let mut received = Vec::new();
+            theirs.read_to_end(&mut received).unwrap();
+            received.len()
+        });
+        run(flow);
+        assert_eq!(receiver.join().unwrap(), sent);
+        assert!(writer.write_all(b"x").is_err());
+        // Nothing there, and nothing to wait for.
+        let (from, _near) = UnixStream::pair().unwrap();
+        let (to, _far) = UnixStream::pair().unwrap();
+        from.set_nonblocking(true).unwrap();
+        let mut flow = Flow::copied(Direction::Out, Rc::new(from.into()), Rc::new(to.into()));
+        assert_eq!(flow.step(), Step::Idle);
+        flow.finish();
+        assert_eq!(flow.step(), Step::Done);
     }
 
     #[test]

@@ -133,15 +133,24 @@ pub fn set_read_only(read_only: bool) -> Result<(), Failure> {
 /// [`FailureKind::BadWorkingDir`].
 pub fn enter_working_directory(path: &str) -> Result<(), Failure> {
     let bad = |error| Failure::errno(FailureKind::BadWorkingDir, &format!("working directory {path:?}"), error);
-    if !path.starts_with('/') {
-        let detail = format!("working directory {path:?}: not an absolute path");
-        return Err(Failure::new(FailureKind::BadWorkingDir, detail));
-    }
+    check_working_directory(path)?;
     match chdir(path) {
         Err(Errno::NOENT) => {}
         other => return other.map_err(bad),
     }
     make_and_enter(path).map_err(bad)
+}
+
+/// Looks at the path of a working directory, not at what is there.
+///
+/// # Errors
+/// [`FailureKind::BadWorkingDir`]: it is not absolute.
+pub fn check_working_directory(path: &str) -> Result<(), Failure> {
+    if path.starts_with('/') {
+        return Ok(());
+    }
+    let detail = format!("working directory {path:?}: not an absolute path");
+    Err(Failure::new(FailureKind::BadWorkingDir, detail))
 }
 
 /// Makes what is missing of a path of directories. The working directory is the root afterwards.

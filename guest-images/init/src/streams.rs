@@ -3,14 +3,13 @@
 use crate::failure::Failure;
 use crate::guest::Machine;
 use crate::relay::{Direction, Flow};
-use crate::root;
 use crate::sys::is_standard;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use guest_protocol::{FailureKind, MAIN_PROCESS, STREAM_PORT, StreamHeader, StreamKind, WindowSize};
+use guest_protocol::{FailureKind, ProcessId, STREAM_PORT, StreamHeader, StreamKind, WindowSize};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, openat};
 use rustix::io::{self, Errno};
 use rustix::net::sockopt::socket_error;
 use rustix::net::{SendFlags, send};
@@ -18,29 +17,35 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-/// The first terminal of a new devpts instance.
-const TERMINAL: &str = "/dev/pts/0";
-
 /// How often a connection is tried that the host did not answer in the time the kernel gives it.
 const ATTEMPTS: usize = 30;
 
 /// Connections to the host that have been begun, all at once: each answer is some way away.
 #[derive(Debug)]
-pub struct Opening([Option<(StreamKind, OwnedFd)>; 3]);
+pub struct Opening {
+    process: ProcessId,
+    connections: [Option<(StreamKind, OwnedFd)>; 3],
+}
 
 impl Opening {
-    /// Begins what a process needs: a terminal, or output and errors and, if it has one, input.
+    /// None: nobody is to be at the streams of `process`.
+    #[must_use]
+    pub fn none(process: ProcessId) -> Self {
+        Self { process, connections: [None, None, None] }
+    }
+
+    /// Begins what `process` needs: a terminal, or output and errors and, if it has one, input.
     ///
     /// # Errors
     /// As [`Machine::begin_connect`].
-    pub fn begin<M: Machine>(machine: &M, terminal: bool, stdin: bool) -> io::Result<Self> {
+    pub fn begin<M: Machine>(machine: &M, process: ProcessId, terminal: bool, stdin: bool) -> io::Result<Self> {
         let kinds = match (terminal, stdin) {
             (true, _) => [Some(StreamKind::Terminal), None, None],
             (false, true) => [Some(StreamKind::Stdin), Some(StreamKind::Stdout), Some(StreamKind::Stderr)],
             (false, false) => [None, Some(StreamKind::Stdout), Some(StreamKind::Stderr)],
         };
-        let mut opening = Self([None, None, None]);
-        for (slot, kind) in opening.0.iter_mut().zip(kinds) {
+        let mut opening = Self::none(process);
+        for (slot, kind) in opening.connections.iter_mut().zip(kinds) {
             *slot = kind.map(|kind| machine.begin_connect(STREAM_PORT).map(|fd| (kind, fd))).transpose()?;
         }
         Ok(opening)
@@ -48,10 +53,10 @@ impl Opening {
 
     /// The connection begun at `index`, once it is there and has its header.
     fn take<M: Machine>(&mut self, machine: &M, index: usize) -> io::Result<Option<OwnedFd>> {
-        let Some((kind, mut connection)) = self.0.get_mut(index).and_then(Option::take) else {
+        let Some((kind, mut connection)) = self.connections.get_mut(index).and_then(Option::take) else {
             return Ok(None);
         };
-        let header = StreamHeader { process: MAIN_PROCESS, kind }.to_bytes();
+        let header = StreamHeader { process: self.process, kind }.to_bytes();
         for _ in 0..ATTEMPTS {
             match send(&connection, &header, SendFlags::NOSIGNAL) {
                 // A new connection has room for these few bytes.
@@ -86,7 +91,13 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Three pipes, or /dev/null for the first. Also returns the process's ends, in order.
+    /// None any more.
+    #[must_use]
+    pub fn closed() -> Self {
+        Self { flows: [None, None, None], master: None, terminal_end: None }
+    }
+
+    /// Three pipes, or /dev/null where there is no connection. Also returns the process's ends, in order.
     ///
     /// # Errors
     /// As the system call that failed.
@@ -95,8 +106,7 @@ impl Streams {
         let mut flows = [None, None, None];
         for (index, slot) in flows.iter_mut().enumerate() {
             let Some(connection) = opening.take(machine, index)? else {
-                let null = openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-                ends.push(above_standard(null)?);
+                ends.push(above_standard(open_null(if index == 0 { OFlags::RDONLY } else { OFlags::WRONLY })?)?);
                 continue;
             };
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -110,7 +120,7 @@ impl Streams {
         Ok((Self { flows, master: None, terminal_end: None }, ends))
     }
 
-    /// A terminal. Also returns the process's end of it.
+    /// A terminal, whose output goes to /dev/null if there is no connection. Also returns the process's end of it.
     ///
     /// # Errors
     /// [`FailureKind::Guest`].
@@ -126,12 +136,11 @@ impl Streams {
             unlockpt(&master)?;
             let end = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
             resize(&master, size)?;
-            let connection = opening.take(machine, 0)?.ok_or(Errno::BADF)?;
+            let connection = opening.take(machine, 0)?.map_or_else(|| open_null(OFlags::WRONLY), Ok)?;
             Ok((master, above_standard(end)?, connection))
         };
         let (master, end, connection) =
             open().map_err(|error| Failure::errno(FailureKind::Guest, "making the terminal", error))?;
-        root::bind_console(TERMINAL)?;
         let (master, connection) = (Rc::new(master), Rc::new(connection));
         let input = stdin.then(|| Flow::copied(Direction::In, connection.clone(), master.clone()));
         let output = Flow::copied(Direction::Out, master.clone(), connection);
@@ -191,6 +200,26 @@ impl Streams {
         }
     }
 
+    /// The process is gone, but others may have its streams: what has been written is still to be passed on, and nothing more.
+    pub fn finish(&mut self) {
+        self.process_ended();
+        for slot in &mut self.flows {
+            slot.take_if(|flow| {
+                flow.finish();
+                !flow.drain()
+            });
+        }
+    }
+
+    /// One of the flows is done. Whoever was at a terminal is gone with it, and it is hung up: the process is told by SIGHUP.
+    pub fn done(&mut self, at: usize) {
+        if self.master.is_some() {
+            *self = Self::closed();
+        } else if let Some(slot) = self.flows.get_mut(at) {
+            *slot = None;
+        }
+    }
+
     /// Whether all there was to pass on has been.
     pub fn is_drained(&self) -> bool {
         self.flows.iter().all(Option::is_none)
@@ -203,6 +232,15 @@ impl Streams {
 /// As the TIOCSWINSZ ioctl.
 pub fn resize(master: impl AsFd, size: WindowSize) -> io::Result<()> {
     tcsetwinsize(master, Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 })
+}
+
+/// /dev/null, which the container may have put something else in the place of: that is neither waited for nor used.
+fn open_null(mode: OFlags) -> io::Result<OwnedFd> {
+    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let null = openat(CWD, "/dev/null", mode | flags, Mode::empty())?;
+    let stat = fstat(&null)?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3);
+    if is_null { Ok(null) } else { Err(Errno::NXIO) }
 }
 
 /// The same descriptor, out of the way of the three standard ones: the child moves it onto one of them.

@@ -3,7 +3,7 @@
 //! Pure: takes the files' bytes. Malformed lines are skipped, as they are elsewhere. The first match of a file counts. Here, because
 //! either side may have the files at hand: the host often finds them without a guest, where each block read costs.
 
-use crate::message::FailureKind;
+use crate::process::FailureKind;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -1,6 +1,7 @@
 //! What the host (the CLI) and PID 1 of a container's guest say to each other.
 //!
 //! - [`message`]: the messages of the control connection and the plain data in them.
+//! - [`process`]: what a process is to be, and how it ended.
 //! - [`account`]: which user and groups a process gets, from an image's files.
 //! - [`frame`]: how a message becomes bytes and back: `u32` little-endian length, then postcard.
 //! - [`stream`]: the eight bytes that open a stream connection; after them the stream is raw bytes.
@@ -19,15 +20,17 @@ extern crate alloc;
 pub mod account;
 pub mod frame;
 pub mod message;
+pub mod process;
 pub mod stream;
 
 pub use account::Account;
 pub use frame::{FrameBuffer, FrameError, encode};
 pub use message::*;
+pub use process::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// Tag of the virtio-fs device whose file system holds the host's directories ([`Volume`]).
 pub const VOLUMES: &str = "bulkhead";
 /// The host's vsock context id.

@@ -3,16 +3,10 @@
 //! Times called `*_ns` of the guest are its CLOCK_MONOTONIC, which starts near zero while its kernel starts. Each message
 //! that tells times also tells `now_ns`, the moment it was sent, so that the host can place them on its own clock.
 
-use crate::account::Account;
+use crate::process::{Exec, ExitStatus, FailureKind, Process, ProcessId, WindowSize};
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
-
-/// Names a process of the guest for as long as the guest lives. The container's main process is [`MAIN_PROCESS`].
-pub type ProcessId = u32;
-
-/// The process that `Start` asks for; the guest ends with it.
-pub const MAIN_PROCESS: ProcessId = 0;
 
 /// Host to guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +41,9 @@ pub enum HostMessage {
     /// Let them go on: `None` to the guest that was told to freeze, also before it has answered; to a clone of it, which has to
     /// become itself first, who it is.
     Thaw(Option<alloc::boxed::Box<Identity>>),
+    /// Start another process in the container, whose main process runs. Answered by `Started`, and later `Exited`, or by `StartFailed`.
+    /// It ends with the main process at the latest.
+    Exec(alloc::boxed::Box<Exec>),
 }
 
 /// Guest to host.
@@ -67,12 +64,12 @@ pub enum GuestMessage {
     Started {
         /// Which process.
         process: ProcessId,
-        /// When the root file system was complete.
+        /// When the root file system was complete; of a process that joins others, when the guest began with it.
         root_ns: u64,
         /// When this was sent.
         now_ns: u64,
     },
-    /// The process does not run and never did.
+    /// The process does not run and never did. Its streams, as far as they were opened, are closed.
     StartFailed {
         /// Which process.
         process: ProcessId,
@@ -265,103 +262,4 @@ pub enum End {
     PowerOff,
     /// Reset: every kernel can (with `reboot=k`), and the monitor ends at it.
     Reset,
-}
-
-/// A process to start in the container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Entrypoint and command as one list; the first is looked up in PATH unless it has a slash.
-    pub args: Vec<String>,
-    /// `KEY=value`, each key once. The guest adds PATH, HOSTNAME, HOME and (with a terminal) TERM where they are missing.
-    pub env: Vec<String>,
-    /// Absolute; made if missing.
-    pub cwd: String,
-    /// As in an image's configuration: `""`, `user`, `uid`, `user:group`, `uid:gid`, …
-    pub user: String,
-    /// Give it a terminal of this size instead of three streams.
-    pub terminal: Option<WindowSize>,
-    /// Connect its standard input; otherwise it reads /dev/null. With a terminal: whether the host sends input.
-    pub stdin: bool,
-    /// What the host has looked up already.
-    pub found: Found,
-}
-
-/// What the host has found in the image's own files, so that the guest need not: there each look at a directory is a
-/// block to read. `None` where the image alone does not tell.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
-    /// Whom [`Process::user`] means.
-    pub account: Option<Account>,
-    /// The first place in PATH where the command is. The guest looks itself if it cannot be executed there.
-    pub program: Option<String>,
-}
-
-/// PATH of a process whose image and user gave none.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Size of a terminal in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WindowSize {
-    /// Lines.
-    pub rows: u16,
-    /// Characters in a line.
-    pub columns: u16,
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ExitStatus {
-    /// It called exit with this code.
-    Code(u8),
-    /// A signal ended it.
-    Signal(u8),
-}
-
-impl ExitStatus {
-    /// The code a shell reports: the process's own, or 128 + signal.
-    #[must_use]
-    pub fn code(self) -> u8 {
-        match self {
-            Self::Code(code) => code,
-            Self::Signal(signal) => 128u8.saturating_add(signal),
-        }
-    }
-}
-
-/// Why a process did not start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FailureKind {
-    /// The command is not there (127).
-    NotFound,
-    /// The command is there and cannot be executed (126).
-    NotExecutable,
-    /// The image knows no such user.
-    UnknownUser,
-    /// The image knows no such group.
-    UnknownGroup,
-    /// The working directory is not one, or cannot be made.
-    BadWorkingDir,
-    /// A layer or the writable layer cannot be mounted.
-    Root,
-    /// The request makes no sense (no command, a NUL in a string, …).
-    BadRequest,
-    /// The guest could not do it for a reason of its own.
-    Guest,
-}
-
-impl FailureKind {
-    /// The exit code that tells this failure, as container users know it: 125, 126 or 127.
-    #[must_use]
-    pub fn code(self) -> u8 {
-        match self {
-            Self::NotFound => 127,
-            Self::NotExecutable => 126,
-            Self::UnknownUser
-            | Self::UnknownGroup
-            | Self::BadWorkingDir
-            | Self::Root
-            | Self::BadRequest
-            | Self::Guest => 125,
-        }
-    }
 }

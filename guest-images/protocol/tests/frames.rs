@@ -62,8 +62,21 @@ fn thaw() -> impl Strategy<Value = HostMessage> {
     })
 }
 
+fn exec() -> impl Strategy<Value = HostMessage> {
+    let strings = || proptest::collection::vec(".{0,40}", 0..20);
+    let options = (any::<Option<String>>(), any::<Option<String>>(), any::<Option<(u16, u16)>>());
+    (any::<ProcessId>(), strings(), strings(), options, any::<[bool; 2]>()).prop_map(
+        |(process, args, env, (cwd, user, size), [stdin, attached])| {
+            let terminal = size.map(|(rows, columns)| WindowSize { rows, columns });
+            HostMessage::Exec(Box::new(Exec { process, args, env, cwd, user, terminal, stdin, attached }))
+        },
+    )
+}
+
 fn message() -> impl Strategy<Value = HostMessage> {
-    prop_oneof![start(), thaw(), Just(HostMessage::Freeze)]
+    let signal =
+        (any::<ProcessId>(), any::<u8>()).prop_map(|(process, signal)| HostMessage::Signal { process, signal });
+    prop_oneof![start(), thaw(), exec(), signal, Just(HostMessage::Freeze)]
 }
 
 /// Feeds `bytes` in pieces of `piece`; the messages that come out, or the first error.

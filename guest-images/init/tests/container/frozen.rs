@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 
 const SIZE: WindowSize = WindowSize { rows: 50, columns: 132 };
 
-fn identity(stdin: bool) -> Box<Identity> {
+pub(super) fn identity(stdin: bool) -> Box<Identity> {
     let start = start(shell(""));
     Box::new(Identity {
         seed: Seed([9; 32]),
@@ -50,7 +50,7 @@ impl Host {
         streams
     }
 
-    fn freeze(&mut self) {
+    pub(super) fn freeze(&mut self) {
         self.send(&HostMessage::Freeze);
         match self.next() {
             Some(GuestMessage::Frozen { .. }) => {}
@@ -61,7 +61,7 @@ impl Host {
     }
 
     /// Breaks the connections of a frozen guest, and makes it another one.
-    fn become_clone(&mut self, process: &Process, identity: Box<Identity>) -> Vec<UnixStream> {
+    pub(super) fn become_clone(&mut self, process: &Process, identity: Box<Identity>) -> Vec<UnixStream> {
         self.control.shutdown(std::net::Shutdown::Both).unwrap();
         self.accept_clone(Phase::Frozen { terminal: process.terminal.is_some() });
         let process = Process { stdin: identity.stdin && process.stdin, ..process.clone() };

@@ -1,6 +1,7 @@
 //! The guest's life on this machine's kernel: in namespaces of its own, with this machine's root as its one layer and unix
 //! sockets for vsock. Needs root; says so and passes if it is not there.
 
+mod exec;
 mod frozen;
 
 use guest_init::guest::{self, Machine};
