@@ -77,7 +77,11 @@ impl Backend for Tap {
             }
         }
         // SAFETY: it takes its argument by value.
-        checked(unsafe { libc::ioctl(self.fd(), TUNSETOFFLOAD, offloads) })
+        match checked(unsafe { libc::ioctl(self.fd(), TUNSETOFFLOAD, offloads) }) {
+            // The interface was deleted. Its packets are lost, and so would be any driver that could not even come up.
+            Err(e) if e.raw_os_error() == Some(libc::EBADFD) => Ok(()),
+            result => result,
+        }
     }
 
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>> {
@@ -99,5 +103,31 @@ impl Backend for Tap {
 
     fn send(&mut self, packet: Buffers) -> io::Result<()> {
         transfer(self.file.as_fd(), Direction::FromGuest, Target::Packet, packet).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn ip(words: &str) {
+        let done = Command::new("ip").args(words.split(' ')).status().unwrap();
+        assert!(done.success(), "ip {words}");
+    }
+
+    #[test]
+    fn a_driver_comes_up_on_an_interface_that_is_gone() {
+        // SAFETY: it affects the network of this thread, which is the test's own.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            println!("SKIP a_driver_comes_up_on_an_interface_that_is_gone: {}", io::Error::last_os_error());
+            return;
+        }
+        ip("tuntap add gone mode tap vnet_hdr");
+        let mut tap = Tap::open("gone").unwrap();
+        tap.accept(F_GUEST_CSUM).unwrap();
+        ip("link del gone");
+        tap.accept(F_GUEST_CSUM).unwrap();
+        assert!(tap.receive(&mut [0; 64]).is_err());
     }
 }
