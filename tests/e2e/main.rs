@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`adversary`] | a hostile guest: attacks on every device and port |
 //! | [`container`] | what a command finds inside, and what comes out |
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
 //! | [`frozen`] | clones of a container that is busy |
@@ -20,6 +21,7 @@
 //!
 //! A boot costs seconds on a software-nested host, so each guest answers several questions.
 
+mod adversary;
 mod bad_input;
 mod bare;
 mod container;

@@ -47,7 +47,7 @@ pub(crate) fn own_network(test: &str) -> bool {
     true
 }
 
-fn ip(words: &[&str]) {
+pub(crate) fn ip(words: &[&str]) {
     let done = Command::new("ip").args(words).output().expect("ip");
     assert!(done.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&done.stderr));
 }

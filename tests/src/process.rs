@@ -51,6 +51,8 @@ pub struct Running {
     stdout: Option<Receiver<Vec<u8>>>,
     stderr: Option<Receiver<Vec<u8>>>,
     seen: Vec<u8>,
+    /// Bytes of `seen` that [`Running::line`] has given.
+    given: usize,
 }
 
 impl Running {
@@ -72,7 +74,7 @@ impl Running {
         let pidfd = pidfd_open(pid(&child), PidfdFlags::empty()).expect("pidfd");
         let stdout = child.stdout.take().map(pump);
         let stderr = child.stderr.take().map(pump);
-        Running { child, pidfd, stdout, stderr, seen: Vec::new() }
+        Running { child, pidfd, stdout, stderr, seen: Vec::new(), given: 0 }
     }
 
     /// Its process id.
@@ -123,6 +125,30 @@ impl Running {
                     let _ = self.child.kill();
                     let stderr = drain(self.stderr.take());
                     panic!("no '{text}' ({e}) in {:?}; stderr {:?}", show(&self.seen), show(&stderr));
+                }
+            }
+        }
+    }
+
+    /// The next line of its stdout.
+    ///
+    /// # Panics
+    /// There is none within that time, or before the end.
+    pub fn line(&mut self, patience: Duration) -> String {
+        let deadline = Instant::now() + patience;
+        let output = self.stdout.as_ref().expect("stdout is a pipe");
+        loop {
+            if let Some(len) = self.seen[self.given..].iter().position(|byte| *byte == b'\n') {
+                let line = show(&self.seen[self.given..self.given + len]);
+                self.given += len + 1;
+                return line;
+            }
+            match output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.seen.extend(bytes),
+                Err(e) => {
+                    let _ = self.child.kill();
+                    let stderr = drain(self.stderr.take());
+                    panic!("no line ({e}) after {:?}; stderr {:?}", show(&self.seen), show(&stderr));
                 }
             }
         }

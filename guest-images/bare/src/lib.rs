@@ -57,6 +57,21 @@ impl Program<'_> {
     }
 }
 
+/// For the build script of a program that runs in ring 3 of a bare machine (crate `ring3`): links it as one segment at a fixed address, with nothing
+/// of libc and no start files.
+///
+/// # Panics
+///
+/// As build scripts do, outside a crate of the workspace.
+pub fn link_for_ring3(from_crate_to_workspace: &str) {
+    let script = variable("CARGO_MANIFEST_DIR").join(from_crate_to_workspace).join("guest-images/ring3/program.ld");
+    println!("cargo:rerun-if-changed={}", script.display());
+    println!("cargo:rustc-link-arg-bins=-Wl,-T,{}", script.display());
+    for argument in ["-static", "-no-pie", "-nostartfiles", "-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none"] {
+        println!("cargo:rustc-link-arg-bins={argument}");
+    }
+}
+
 fn variable(name: &str) -> PathBuf {
     PathBuf::from(env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}")))
 }
