@@ -71,7 +71,7 @@ struct Sample {
 fn sample(what: What<'_>, flags: &[&str]) -> Result<Sample, BenchError> {
     let began = Instant::now();
     let mut command = Command::new(what.bulkhead);
-    command.args(["run", "--verbose"]).args(flags).args(what.arguments).env_remove("BULKHEAD_LOG");
+    command.args(["run", "--rm", "--verbose"]).args(flags).args(what.arguments).env_remove("BULKHEAD_LOG");
     let output = command.stdin(Stdio::null()).output().map_err(io_error("start of 'bulkhead run'"))?;
     let total = began.elapsed();
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -2,7 +2,9 @@
 //! nothing.
 
 mod bench;
+mod containers;
 mod network;
+mod run;
 mod snapshots;
 mod vmm;
 
@@ -14,16 +16,14 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
+pub use self::containers::{Filter, Inspect, Kill, Logs, Port, Ps, Rename, Rm, Start, Stop, Wait};
+#[cfg(test)]
+pub use self::network::publish;
 pub use self::network::{Network, Publish};
+pub use self::run::{Machine, Run};
 pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
 pub use self::vmm::Vmm;
 use crate::failure::sanitize;
-use crate::size;
-use crate::volumes::VolumeFlag;
-
-/// Guest RAM where `-m` does not say, MiB. Memory costs the host nothing before the guest touches it, but a guest kernel
-/// prepares each page of it at boot, which is what counts on software-nested KVM.
-const DEFAULT_MEMORY_MIB: u64 = 256;
 
 /// Runs container images, each in a microVM of its own.
 #[derive(Debug, Parser)]
@@ -53,6 +53,31 @@ pub struct Talk {
 pub enum Verb {
     /// Run a command in a new microVM made from a container image
     Run(Box<Run>),
+    /// Make a container without running it
+    #[command(override_usage = "bulkhead create [OPTIONS] IMAGE [COMMAND [ARG]...]")]
+    Create(Box<Run>),
+    /// Start containers that do not run, with the data that they had
+    Start(Start),
+    /// Ask containers to stop, and kill those that do not
+    Stop(Stop),
+    /// Stop containers and start them again
+    Restart(Stop),
+    /// Send a signal to the processes of containers
+    Kill(Kill),
+    /// Wait for containers to end, and print their exit codes
+    Wait(Wait),
+    /// Print what a container's process has written
+    Logs(Logs),
+    /// List containers
+    Ps(Ps),
+    /// List the ports of the host that lead to a container's
+    Port(Port),
+    /// Tell all that is known of containers
+    Inspect(Inspect),
+    /// Give a container another name
+    Rename(Rename),
+    /// Remove containers that do not run
+    Rm(Rm),
     /// Boot a bare microVM, its serial console on stdin and stdout
     Boot(Boot),
     /// Take a snapshot of a running microVM, which goes on
@@ -79,95 +104,6 @@ pub enum Verb {
     Bench(Bench),
     /// Run one microVM in the foreground, from a file in Firecracker's format or over its control socket
     Vmm(Vmm),
-}
-
-#[derive(Debug, Args)]
-#[command(
-    override_usage = "bulkhead run [OPTIONS] IMAGE [COMMAND [ARG]...]",
-    after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], rootfs:DIR, rootfs:TAR, the name of \
-                  a loaded image, or NAME@warm (see `bulkhead commit`). Everything after IMAGE belongs to the command."
-)]
-pub struct Run {
-    /// Connect stdin to the command
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Accepted, as in docker: nothing of a microVM stays after its end, with or without it
-    #[arg(long)]
-    pub rm: bool,
-    /// Set an environment variable, or take it over from here
-    #[arg(short, long, value_name = "KEY[=VALUE]")]
-    pub env: Vec<String>,
-    /// Set environment variables from a file, one KEY[=VALUE] a line
-    #[arg(long, value_name = "FILE")]
-    pub env_file: Vec<PathBuf>,
-    /// Working directory of the command
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User and group of the command, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
-    /// Run this program instead of the image's entrypoint; "" for none
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<String>,
-    /// A directory or file of this host in the container, for reading and writing or (ro) for reading only
-    #[arg(short, long, value_name = "SRC:DST[:ro]")]
-    pub volume: Vec<VolumeFlag>,
-    /// Name of the microVM
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// Host name of the guest; the microVM's name if not given
-    #[arg(long, value_name = "NAME", value_parser = hostname)]
-    pub hostname: Option<String>,
-    /// The container sees its root file system read-only
-    #[arg(long)]
-    pub read_only: bool,
-    /// What the container's network is: `none` (the default), `user` (through passt, without privileges), or a tap interface
-    #[arg(long, value_name = "none|user|tap=NAME", value_parser = network::network)]
-    pub network: Option<Network>,
-    /// Have a port of the host lead to one of the container; on 127.0.0.1 if there is no IP. Implies `--network user`
-    #[arg(short, long, value_name = "[IP:]HOST_PORT:PORT[/tcp|/udp]", value_parser = network::publish)]
-    pub publish: Vec<Publish>,
-    #[command(flatten)]
-    pub machine: Machine,
-    /// Boot this kernel instead of the one built for this kind of host
-    #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
-    /// Add to the kernel's command line, at its end
-    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    pub append: Vec<String>,
-    /// Boot, even if there is a template to go on from, and leave none
-    #[arg(long)]
-    pub cold: bool,
-    /// The image, and the command to run in it
-    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], hide = true)]
-    #[arg(value_parser = clap::builder::StringValueParser::new())]
-    pub image_and_command: Vec<String>,
-}
-
-/// Flags that say how big a microVM is.
-#[derive(Debug, Clone, Copy, Args)]
-pub struct Machine {
-    /// Guest memory, as 256m (which is the default) or 1g
-    #[arg(short, long, value_name = "SIZE", value_parser = size::mib)]
-    pub memory: Option<u64>,
-    /// Number of vCPUs; 1 if not given
-    #[arg(long, value_name = "N", value_parser = size::cpus)]
-    pub cpus: Option<u8>,
-}
-
-impl Machine {
-    /// Guest RAM, MiB.
-    pub fn memory_mib(&self) -> u64 {
-        self.memory.unwrap_or(DEFAULT_MEMORY_MIB)
-    }
-
-    /// Number of vCPUs.
-    pub fn cpus(&self) -> u8 {
-        self.cpus.unwrap_or(1)
-    }
 }
 
 #[derive(Debug, Args)]
@@ -241,6 +177,9 @@ pub struct Images {
 
 #[derive(Debug, Args)]
 pub struct Rmi {
+    /// Also those that containers were made from: what a container needs of one stays with it
+    #[arg(short, long)]
+    pub force: bool,
     /// Images to remove
     #[arg(required = true, value_name = "IMAGE", value_parser = NonEmptyStringValueParser::new())]
     pub images: Vec<String>,

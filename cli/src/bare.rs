@@ -162,7 +162,9 @@ fn wait(monitor: &Monitor, owner: &mut Owner) -> anyhow::Result<bool> {
                 owner.over(Ok(()));
             }
             Some(Wish::Leave) => return Ok(true),
-            Some(Wish::GiveUp) | None => {}
+            Some(Wish::End) => Monitor::kill_through(monitor.ended()),
+            // There is no process that it could be for.
+            Some(Wish::GiveUp | Wish::Signal(_)) | None => {}
         }
     }
 }

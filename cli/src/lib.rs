@@ -6,6 +6,11 @@
 //! | [`args`] | the command line, parsed and explained |
 //! | [`commands`] | the verbs |
 //! | [`session`] | the host's half of a container's run: streams, signals, exit code |
+//! | [`containers`] | the store of containers, running or not |
+//! | [`life`] | a container from its record to its end |
+//! | [`supervisor`] | whoever looks after a container in the background |
+//! | [`running`] | which container or microVM a word means |
+//! | [`logs`] | what a container's process has written |
 //! | [`launch`] | a microVM for a container, from a template or by booting |
 //! | [`container`] | where a container's microVM lives, what takes its place, how it ends |
 //! | [`bare`] | a bare microVM in the foreground |
@@ -16,12 +21,13 @@
 //! | [`rundir`] | run directories, and sweeping up after SIGKILL |
 //! | [`control`] | a client of a microVM's control socket |
 //! | [`templates`] | snapshots that later runs go on from |
-//! | [`signals`] | signals before there is a guest |
+//! | [`signals`] | signals by name, and before there is a guest |
 //! | [`volumes`] | directories of this host in a container |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`failure`] | exit codes and one-line errors |
 //! | [`output`], [`phases`] | tables, JSON, progress; where the time goes |
-//! | [`env`], [`paths`], [`size`] | docker's rules for variables and sizes; where files live |
+//! | [`template`] | `--format` |
+//! | [`env`], [`clock`], [`paths`], [`size`] | docker's rules for variables, times and sizes; where files live |
 //!
 //! stdout carries results only. What a microVM is made of, and how, is the libraries' business.
 #![forbid(unsafe_code)]
@@ -29,14 +35,18 @@
 mod args;
 mod attend;
 mod bare;
+mod clock;
 mod commands;
 mod container;
+mod containers;
 mod control;
 mod env;
 mod failure;
 #[cfg(feature = "testing")]
 pub mod fuzzing;
 mod launch;
+mod life;
+mod logs;
 mod monitor;
 mod net;
 mod output;
@@ -45,11 +55,14 @@ mod paths;
 mod phases;
 mod plug;
 mod rundir;
+mod running;
 mod session;
 mod signals;
 mod size;
 mod snapshots;
 mod successor;
+mod supervisor;
+mod template;
 mod templates;
 mod terminal;
 mod volumes;
@@ -62,6 +75,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::{Cli, Parsed, Verb, Vmm};
+use crate::containers::Containers;
 use crate::failure::{FAILED, Failure, Outcome};
 use crate::snapshots::Snapshots;
 
@@ -72,6 +86,12 @@ pub fn main() -> ExitCode {
         && let Some(code) = one_vmm()
     {
         return code.into();
+    }
+    if let [verb, id] = std::env::args().skip(1).take(3).collect::<Vec<_>>().as_slice()
+        && verb == supervisor::VERB
+    {
+        vmm::process::close_inherited();
+        return failure::conclude(supervisor::supervise(id), false).into();
     }
     ExitCode::from(all_verbs(began))
 }
@@ -114,11 +134,26 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         // It keeps no verb from working that needs no run directory; the others say it themselves.
         tracing::warn!("{error}");
     }
+    if let Some(Err(error)) = Containers::existing(&paths::store()).map(|containers| containers.sweep()) {
+        tracing::warn!("{error}");
+    }
     if let Some(Err(error)) = Snapshots::existing(&paths::store()).map(|snapshots| snapshots.collect()) {
         tracing::warn!("{error}");
     }
     match cli.verb {
         Verb::Run(run) => commands::run::run(*run, cli.talk, began),
+        Verb::Create(run) => commands::run::create(*run, cli.talk),
+        Verb::Start(start) => commands::containers::start(&start, cli.talk, began),
+        Verb::Stop(stop) => commands::containers::stop(&stop),
+        Verb::Restart(restart) => commands::containers::restart(&restart),
+        Verb::Kill(kill) => commands::containers::kill(&kill),
+        Verb::Wait(wait) => commands::containers::wait(&wait),
+        Verb::Rm(rm) => commands::containers::rm(&rm),
+        Verb::Rename(rename) => commands::containers::rename(&rename),
+        Verb::Ps(ps) => commands::ps::ps(&ps, cli.talk),
+        Verb::Inspect(inspect) => commands::inspect::inspect(&inspect),
+        Verb::Port(port) => commands::inspect::port(&port),
+        Verb::Logs(logs) => commands::logs::logs(&logs),
         Verb::Boot(boot) => commands::boot::boot(&boot, cli.talk),
         Verb::Snapshot(snapshot) => commands::snapshots::snapshot(&snapshot, cli.talk),
         Verb::Snapshots(snapshots) => commands::snapshots::snapshots(&snapshots, cli.talk),

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! <root>/.lock            held while a directory is made or removed
-//! <root>/<name>/lock      held for as long as the VM's CLI lives; free = nobody's any more
+//! <root>/<name>/lock      held for as long as whoever has the VM lives; free = nobody's any more
 //! <root>/<name>/owned     paths outside the directory that go with it, one a line
 //! ```
 //!
 //! Lock order: `.lock`, then a VM's `lock`, and that one never waits. [`sweep`] removes what SIGKILL left behind; every
-//! verb calls it. It does not end processes: a VM dies with its CLI.
+//! verb calls it. It does not end processes: a VM dies with whoever has it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -156,7 +156,7 @@ pub fn ensure(root: &Path) -> Result<(), RunDirError> {
 }
 
 /// The running VM of this name, or the only one whose name begins so: its name, and its directory.
-pub fn find(root: &Path, word: &str) -> Result<(String, PathBuf), RunDirError> {
+pub fn named(root: &Path, word: &str) -> Result<(String, PathBuf), RunDirError> {
     let mut names = running(root)?;
     names.sort();
     let mut fitting = names.iter().filter(|name| !word.is_empty() && name.starts_with(word));
@@ -376,15 +376,15 @@ mod tests {
     #[test]
     fn running_vms_are_found_by_name_and_by_what_only_one_begins_with() {
         let (_dir, root) = root();
-        let none = find(&root, "web").unwrap_err().to_string();
+        let none = named(&root, "web").unwrap_err().to_string();
         assert!(none.contains("'web'") && none.contains("there is: none"), "{none}");
         let _held: Vec<_> = ["web", "web2", "db"].map(|name| RunDir::create(&root, Some(name)).unwrap()).into();
         fs::create_dir(root.join("dead")).unwrap();
         for (word, name) in [("web", "web"), ("web2", "web2"), ("d", "db")] {
-            assert_eq!(find(&root, word).unwrap(), (name.to_owned(), root.join(name)), "{word}");
+            assert_eq!(named(&root, word).unwrap(), (name.to_owned(), root.join(name)), "{word}");
         }
         for word in ["we", "", "dead", "..", "x/y", "db\n"] {
-            let error = find(&root, word).unwrap_err().to_string();
+            let error = named(&root, word).unwrap_err().to_string();
             assert!(error.contains("db, web, web2") && !error.contains('\n'), "{word}: {error}");
         }
     }

@@ -1,4 +1,4 @@
-//! Signals that end a run before there is a guest to pass them on to.
+//! Signals by name, and those that end a run before there is a guest to pass them on to.
 //!
 //! A thread waits for them. On one it drops what the [`Guard`] keeps (a run directory, a raw terminal) and exits; the
 //! VM's process dies with this one. It does not cover the session, which has handlers of its own, nor SIGKILL, which the
@@ -8,6 +8,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
+
+/// Signals of x86-64, by number from 1, without SIG.
+const NAMES: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+    "PWR", "SYS",
+];
+
+/// The number of a signal that is named as docker takes it: `SIGTERM`, `term`, `15`.
+pub fn number(text: &str) -> Result<u8, String> {
+    let upper = text.trim().to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let by_name = NAMES.iter().position(|known| *known == name).and_then(|at| u8::try_from(at + 1).ok());
+    let by_number = || name.parse::<u8>().ok().filter(|number| usize::from(*number) <= NAMES.len() && *number != 0);
+    by_name.or_else(by_number).ok_or_else(|| format!("invalid signal '{text}'; write it like SIGTERM, TERM or 15"))
+}
 
 /// What to do on a signal.
 enum State<T> {
@@ -77,5 +93,22 @@ impl<T: Send + 'static> Drop for Guard<T> {
     fn drop(&mut self) {
         drop(self.pass());
         self.handle.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_named_as_in_docker() {
+        for (text, want) in
+            [("SIGTERM", 15), ("term", 15), ("sigkill", 9), ("9", 9), ("USR1", 10), ("31", 31), ("sys", 31)]
+        {
+            assert_eq!(number(text), Ok(want), "{text}");
+        }
+        for bad in ["", "SIG", "0", "32", "-1", "TERMINATE", "SIG15x", "ä"] {
+            assert!(number(bad).is_err(), "{bad}");
+        }
     }
 }

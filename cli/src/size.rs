@@ -1,5 +1,8 @@
 //! Memory sizes as container users write them: `128m`, `1g`, `1.5g`, `134217728`.
 
+/// Bytes of a MiB.
+pub const MIB: u64 = 1 << 20;
+
 /// Parses a size into MiB, rounded up. A number without a unit counts bytes, as it does in docker.
 pub fn mib(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();

@@ -9,10 +9,11 @@ use std::str::FromStr;
 
 use anyhow::{Context, anyhow};
 use guest_protocol::Volume;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// One `-v`, as it was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeFlag {
     source: PathBuf,
     target: String,
@@ -39,6 +40,19 @@ impl FromStr for VolumeFlag {
             return Err(format!("there are no named volumes; for the directory, write ./{source}"));
         }
         Ok(VolumeFlag { source: source.into(), target: clean(target)?, read_only })
+    }
+}
+
+impl VolumeFlag {
+    /// Has it mean the same wherever this program is started next.
+    pub fn make_absolute(&mut self) -> std::io::Result<()> {
+        self.source = std::path::absolute(&self.source)?;
+        Ok(())
+    }
+
+    /// As docker shows it: `SRC:DST[:ro]`.
+    pub fn shown(&self) -> String {
+        format!("{}:{}{}", self.source.display(), self.target, if self.read_only { ":ro" } else { "" })
     }
 }
 

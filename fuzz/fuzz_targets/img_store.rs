@@ -9,10 +9,10 @@ fuzz_target!(|data: &[u8]| {
     let Ok(temp) = tempfile::tempdir() else { return };
     let store = Store::open(temp.path()).expect("a new store");
     if *which == b'l' {
-        let keeper = temp.path().join(guest_images::KEEPERS).join("x");
+        let keeper = temp.path().join(guest_images::SNAPSHOTS).join("x");
         std::fs::create_dir_all(&keeper).expect("writable");
         std::fs::write(keeper.join("layers"), bytes).expect("writable");
-        let _ = store.kept("x");
+        let _ = store.kept(guest_images::Keeper::Snapshot("x"));
     } else {
         std::fs::write(temp.path().join("images/x.json"), bytes).expect("writable");
         let _ = store.list();

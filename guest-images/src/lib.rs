@@ -29,7 +29,9 @@ pub use error::ImageError;
 pub use layer::Limits;
 pub use oci::config::ProcessDefaults;
 pub use oci::reference::ImageRef;
-pub use store::{ImageInfo, KEEPERS, KeptLayers, Layer, LayerKey, LayersInUse, PreparedImage, Progress, Store};
+pub use store::{
+    CONTAINERS, ImageInfo, Keeper, KeptLayers, Layer, LayerKey, LayersInUse, PreparedImage, Progress, SNAPSHOTS, Store,
+};
 
 /// The guest's first process, a static executable, built from `guest-images/init` by this crate's build script.
 pub static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));

@@ -2,7 +2,7 @@
 
 mod support;
 
-use guest_images::{ImageError, ImageRef, Store};
+use guest_images::{ImageError, ImageRef, Keeper, Store};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
@@ -82,7 +82,12 @@ fn layers_in_use_stay() {
 }
 
 #[test]
-fn layers_that_a_snapshot_keeps_stay_until_it_goes() {
+fn layers_that_somebody_keeps_stay_until_that_goes() {
+    layers_stay(guest_images::SNAPSHOTS, Keeper::Snapshot("0a"));
+    layers_stay(guest_images::CONTAINERS, Keeper::Container("0a"));
+}
+
+fn layers_stay(kind: &str, who: Keeper<'_>) {
     let temp = tempfile::tempdir().expect("temporary directory");
     let dir = temp.path();
     let path = dir.join("i.tar");
@@ -91,28 +96,28 @@ fn layers_that_a_snapshot_keeps_stay_until_it_goes() {
     let store = open(dir);
     store.load(&path, Some("x"), &mut ()).expect("good");
     let running = store.prepare(&ImageRef::Name("x:latest".into()), &mut ()).expect("loaded");
-    let keeper = dir.join("store").join(guest_images::KEEPERS).join("0a");
+    let keeper = dir.join("store").join(kind).join("0a");
     fs::create_dir_all(&keeper).expect("writable");
-    assert!(store.kept("0a").expect("readable").is_none());
-    store.keep("0a", &running.keys()).expect("new");
-    assert!(store.keep("0a", &running.keys()).is_err(), "twice");
+    assert!(store.kept(who).expect("readable").is_none());
+    store.keep(who, &running.keys()).expect("new");
+    assert!(store.keep(who, &running.keys()).is_err(), "twice");
     let disk: Vec<_> = running.disk().cloned().collect();
     drop(running);
     store.remove("x").expect("loaded");
     assert_eq!(store.prune().expect("works"), 0);
-    let kept = store.kept("0a").expect("readable").expect("a list");
+    let kept = store.kept(who).expect("readable").expect("a list");
     assert_eq!((disk.len(), kept.layers), (3, disk));
 
     // What cannot be read, or leads elsewhere, keeps everything.
     let list = keeper.join("layers");
     for bad in ["sha256-../../etc/passwd", "sha256-00", "/etc/passwd", "md5-00", ""] {
         fs::write(&list, format!("{bad}\n")).expect("writable");
-        assert!(matches!(store.kept("0a"), Err(ImageError::Kept { .. })), "{bad:?}");
+        assert!(matches!(store.kept(who), Err(ImageError::Kept { .. })), "{bad:?}");
         assert!(matches!(store.prune(), Err(ImageError::Kept { .. })), "{bad:?}");
     }
     let gone = format!("sha256-{}\n", "0".repeat(64));
     fs::write(&list, gone).expect("writable");
-    assert!(store.kept("0a").expect_err("gone").to_string().contains("is gone"));
+    assert!(store.kept(who).expect_err("gone").to_string().contains("is gone"));
     fs::remove_dir_all(&keeper).expect("writable");
     drop(kept.lock);
     assert!(store.prune().expect("works") > 0);

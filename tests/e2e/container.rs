@@ -38,7 +38,6 @@ fn the_process_is_as_image_and_flags_say() {
     "#;
     let mut command = lab.bulkhead([
         "run",
-        "--rm",
         "-e",
         "BOTH=flag",
         "-e",

@@ -109,7 +109,8 @@ fn a_killed_monitor_is_told() {
     lab.assert_clean();
 }
 
-fn child_of(parent: u32) -> Option<rustix::process::Pid> {
+/// The first child of a process.
+pub fn child_of(parent: u32) -> Option<rustix::process::Pid> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     rustix::process::Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
 }

@@ -7,6 +7,7 @@
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
 //! | [`frozen`] | clones of a container that is busy |
 //! | [`interactive`] | terminals |
+//! | [`lifecycle`] | containers without their CLI: run -d, ps, logs, stop, start, rm |
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
 //! | [`memory`] | RAM of machines that go on from a snapshot |
 //! | [`net`] | guests on a network |
@@ -30,6 +31,7 @@ mod disk;
 mod ending;
 mod frozen;
 mod interactive;
+mod lifecycle;
 mod load;
 mod many;
 mod memory;

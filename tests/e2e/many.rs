@@ -70,7 +70,19 @@ fn ten_at_once() {
     let start = |n: usize| {
         let script = format!("echo out {n}; echo err {n} >&2; hostname; cat /proc/sys/kernel/random/uuid; exit {n}");
         let name = format!("vm{n}");
-        let mut command = lab.bulkhead(["run", "-m", "96m", "--name", &name, &lab.debian(), "sh", "-c", &script]);
+        let mut command = lab.bulkhead([
+            "run",
+            "-m",
+            "96m",
+            "--name",
+            &name,
+            "--hostname",
+            &name,
+            &lab.debian(),
+            "sh",
+            "-c",
+            &script,
+        ]);
         command.env("N", n.to_string());
         Running::start(command)
     };
@@ -93,14 +105,14 @@ fn a_name_is_used_once_at_a_time() {
     let mut first = Running::start(lab.bulkhead([
         "run",
         "--name",
-        "web",
+        "only-one",
         &lab.debian(),
         "sh",
         "-c",
-        "echo ready; hostname; exec sleep 1000",
+        "echo ready; exec sleep 1000",
     ]));
-    first.wait_for("ready\nweb\n", lab.patience(1));
-    lab.run(["run", "--name", "web", &lab.debian(), "true"]).assert_failed(125, &["web", "in use", "--name"]);
+    first.wait_for("ready\n", lab.patience(1));
+    lab.run(["run", "--name", "only-one", &lab.debian(), "true"]).assert_failed(125, &["only-one", "in use", "--name"]);
     first.signal(rustix::process::Signal::TERM);
     assert_eq!(first.end(lab.patience(1)).code, Some(143));
     lab.assert_clean();

@@ -169,21 +169,22 @@ fn a_container_goes_on_and_back() {
     let lab = lab.own_store();
     done(lab.run(["load", &lab.images("debian-docker.tar").display().to_string()]));
     let script = "n=0; echo ready; while read -r line; do n=$((n+1)); eval \"$line\"; done; echo end $n; exit 5";
-    let mut web = interactive(&lab, &["run", "-i", "--name", "web", "debian", "sh", "-c", script]);
+    let mut web = interactive(&lab, &["run", "-i", "--name", "web", "--hostname", "web", "debian", "sh", "-c", script]);
     web.wait_for("ready\n", patience);
     web.say("echo a$n $(hostname)\n");
     web.wait_for("a1 web\n", patience);
     assert_eq!(done(lab.run(["snapshot", "web", "one"])), "one\n");
     web.say("echo b$n > /file; echo b$n\n");
     web.wait_for("b2\n", patience);
-    assert_eq!(done(lab.run(["snapshot", "w"])), "web-1\n");
+    assert_eq!(done(lab.run(["snapshot", "web"])), "web-1\n");
     let entries = list(&lab);
     assert_eq!((&entries[1]["parent"], &entries[1]["incremental"]), (&"one".into(), &true.into()));
     assert!(entries[1]["bytes"].as_u64() < entries[0]["bytes"].as_u64(), "{entries:?}");
 
     // Neither the parent's name nor the image's is needed.
     done(lab.run(["snapshots", "rm", "one"]));
-    done(lab.run(["rmi", "debian"]));
+    lab.run(["rmi", "debian"]).assert_failed(125, &["conflict", "debian", "must force"]);
+    done(lab.run(["rmi", "-f", "debian"]));
     let pruned = lab.run(["system", "prune", "-f"]);
     assert!(pruned.stderr.contains("1 snapshots"), "{pruned:?}");
     lab.run(["restore", "-t", "web-1"]).assert_failed(125, &["-t", "no terminal"]);
@@ -225,7 +226,8 @@ fn a_container_goes_on_and_back() {
     lab.run(["rollback", "web", "web-1"]).assert_failed(125, &["bulkhead: "]);
     web.say("echo f$n\n");
     web.wait_for("f4\n", patience);
-    let files = std::fs::read_dir(lab.run_dir().join("web")).unwrap().map(|entry| entry.unwrap().file_name());
+    let id = done(lab.run(["ps", "-q"]));
+    let files = std::fs::read_dir(lab.run_dir().join(id.trim())).unwrap().map(|entry| entry.unwrap().file_name());
     let left: Vec<_> = files.filter(|name| name.to_string_lossy().starts_with("next-")).collect();
     assert!(left.is_empty(), "{left:?}");
     web.say_no_more();

@@ -156,8 +156,19 @@ impl Lab {
         path
     }
 
-    /// `bulkhead` with these arguments, this lab's directories, and nothing on stdin.
+    /// `bulkhead` with these arguments, this lab's directories, and nothing on stdin. Containers that `run` makes go with their
+    /// end: the store is everybody's.
     pub fn bulkhead<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut arguments = arguments.into_iter();
+        let verb = arguments.next();
+        let removed = verb.as_ref().filter(|verb| verb.as_ref() == "run").map(|_| "--rm");
+        let mut command = self.keeping::<&std::ffi::OsStr>([]);
+        command.args(verb).args(removed).args(arguments);
+        command
+    }
+
+    /// The same, as it is: containers stay.
+    pub fn keeping<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.site.bin);
         command.args(arguments).env("BULKHEAD_RUN", self.run_dir()).env("BULKHEAD_STORE", &self.store);
         command.env_remove("BULKHEAD_LOG").stdin(std::process::Stdio::null());
@@ -216,6 +227,7 @@ impl Lab {
         left.extend(mounts.lines().filter(|line| line.contains(&*self.run_dir().to_string_lossy())).map(str::to_owned));
         left.extend(names(&self.run_dir()).iter().filter(|path| !kept(path)).map(|p| p.display().to_string()));
         if self.store.starts_with(self.dir.path()) {
+            left.extend(names(&self.store.join("containers/.running")).iter().map(|path| path.display().to_string()));
             left.extend(names(&self.store.join("tmp")).iter().map(|path| path.display().to_string()));
             // What is half done, and what has no record.
             let half = |path: &PathBuf| match path.file_name().and_then(|name| name.to_str()) {

@@ -2,6 +2,13 @@
 
 use std::io;
 
+/// Closes every descriptor but the first three: whatever this process was started with beside them. To be called before it
+/// opens any of its own.
+pub fn close_inherited() {
+    // SAFETY: nothing in this process has any of them yet. A kernel that cannot (before 5.9) leaves them open.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+}
+
 /// Prepares this process: its first three descriptors are open, so that no other file comes to be where output goes, and
 /// writing to a pipe that nobody reads is an error instead of the end. To be called before anything else.
 pub fn prepare() -> io::Result<()> {

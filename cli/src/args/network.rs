@@ -1,9 +1,13 @@
 //! `--network` and `-p`, with docker's syntax where the meaning is docker's.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
+use serde::{Deserialize, Serialize};
+
 /// What a container's interface leads to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Network {
     /// There is none.
     #[default]
@@ -12,6 +16,16 @@ pub enum Network {
     User,
     /// A tap interface of the host.
     Tap(String),
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Network::None => f.write_str("none"),
+            Network::User => f.write_str("user"),
+            Network::Tap(name) => write!(f, "tap={name}"),
+        }
+    }
 }
 
 /// What `--network` says.
@@ -25,7 +39,7 @@ pub fn network(text: &str) -> Result<Network, String> {
 }
 
 /// A port of the host that leads to one of the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publish {
     /// Where the host listens.
     pub host_ip: Ipv4Addr,

@@ -29,6 +29,13 @@ pub enum Order {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
     },
+    /// Send the container's process a signal.
+    Signal {
+        /// Which: 1 to 31.
+        signal: u8,
+    },
+    /// End the VM, whatever its guest says to that.
+    End {},
     /// Go on from a snapshot, in place of what the VM is now.
     Rollback {
         /// Its name, or the beginning of its id.

@@ -6,10 +6,10 @@ use anyhow::anyhow;
 use serde_json::json;
 use vmm::config::{BootSource, MachineConfig, SerialConfig, VmConfig, add_device};
 
-use super::run::{EXIT_PORT, USUAL_CMDLINE};
 use crate::args::{Boot, Talk};
 use crate::bare::Bare;
 use crate::failure::Outcome;
+use crate::life::{EXIT_PORT, USUAL_CMDLINE};
 use crate::net;
 use crate::owner::History;
 use crate::snapshots::What;

@@ -10,9 +10,9 @@ use rustix::fs::{Access, CWD, accessat};
 use serde::Serialize;
 use vmm::host::{self, HostReport};
 
-use super::run::kernel_kind;
 use crate::args::{Doctor, Format};
 use crate::failure::{FAILED, Failure, Outcome};
+use crate::life::kernel_kind;
 use crate::output;
 use crate::paths;
 

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use guest_images::Store;
 use serde_json::json;
 
 use super::snapshots::age;
 use crate::args::{Format, Images, Load, Rmi, Talk};
+use crate::containers::Containers;
 use crate::failure::{Outcome, sanitize};
 use crate::output::{self, Progress};
 use crate::paths;
@@ -70,6 +71,23 @@ fn warm() -> anyhow::Result<Vec<Entry>> {
     Ok(entries.unwrap_or_default().into_iter().filter(|entry| entry.name.is_warm()).collect())
 }
 
+/// An image whose last name is to go must not be what a container was made from.
+fn check_unused(store: &Store, name: &str) -> anyhow::Result<()> {
+    let image = store.image(name)?;
+    let last = store.list()?.iter().filter(|other| other.id == image.id).count() == 1;
+    let containers =
+        Containers::existing(store.dir()).filter(|_| last).map(|containers| containers.list()).transpose()?;
+    let id = image.id.to_string();
+    let user = containers.iter().flatten().find(|container| container.record.image_id == id);
+    user.map_or(Ok(()), |container| {
+        Err(anyhow!(
+            "conflict: unable to remove repository reference \"{name}\" (must force) - container {} is using its referenced image {}",
+            container.record.id.short(),
+            image.id.hex().chars().take(SHORT_ID).collect::<String>()
+        ))
+    })
+}
+
 /// Removes loaded images and prints what they were. Stops at the first that cannot be removed.
 pub fn rmi(args: &Rmi, talk: Talk) -> Outcome {
     let store = Store::open(paths::store())?;
@@ -80,6 +98,9 @@ pub fn rmi(args: &Rmi, talk: Talk) -> Outcome {
                 output::print(&format!("Untagged: {removed}\n"))?;
             }
             continue;
+        }
+        if !args.force {
+            check_unused(&store, name)?;
         }
         let image = store.remove(name)?;
         if !talk.quiet {

@@ -1,9 +1,13 @@
-//! The verbs, one module each (those on images share one).
+//! The verbs, one module each (those on images share one, and those that do something with containers).
 
 pub mod bench;
 pub mod boot;
+pub mod containers;
 pub mod doctor;
 pub mod images;
+pub mod inspect;
+pub mod logs;
+pub mod ps;
 pub mod restore;
 pub mod run;
 pub mod snapshots;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use anyhow::{Context, anyhow};
-use guest_images::Store;
+use guest_images::{Keeper, Store};
 use serde_json::Value;
 use vmm::config::{Paging, SerialConfig, SnapshotSource, VmConfig};
 use vmm::events::monotonic_ns;
@@ -50,6 +50,10 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         (!args.volume.is_empty(), "--volume"),
         (!args.append.is_empty(), "--append"),
         (args.cold, "--cold"),
+        (args.detach, "--detach"),
+        (args.cidfile.is_some(), "--cidfile"),
+        (!args.label.is_empty(), "--label"),
+        (args.stop_signal.is_some(), "--stop-signal"),
         (args.machine.memory.is_some(), "--memory"),
         (args.machine.cpus.is_some(), "--cpus"),
     ];
@@ -86,7 +90,7 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
     let (saved, _) = vmm::snapshot::files::open(held.path())?;
     let network = net::of_clone(saved.config.devices.get(net::SECTION), args.network.as_ref(), &args.publish)
         .with_context(|| format!("snapshot '{}'", args.snapshot))?;
-    let kept = store.kept(&held.record.id.to_string())?;
+    let kept = store.kept(Keeper::Snapshot(&held.record.id.to_string()))?;
     let kept = kept.ok_or_else(|| anyhow!("snapshot '{}': it has no list of layers", args.snapshot))?;
     let holding = guard.hold();
     let directory = RunDir::create(&paths::run(), args.name.as_deref())?;

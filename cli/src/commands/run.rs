@@ -1,203 +1,163 @@
-//! `bulkhead run`: an image in, the command's own output and exit code out.
-//!
-//! ```text
-//! image ready ─► run directory, initramfs, sockets ─► per-VM process ─► session ─► end the VM, remove the directory
-//! └── a signal in here ends it all (signals::Guard) ──────────────────┘└ signals go to the command ┘
-//! ```
+//! `bulkhead run` and `create`: an image in, a container, and for `run` the command's own output and exit code out.
 
-use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use guest_images::kernel::{self, KernelKind};
-use guest_images::{ImageRef, PreparedImage, ProcessDefaults, Store};
-use guest_protocol::{End, Found, Layer, LayerFs, Names, Process, Root, Seed, Start};
-use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
+use guest_images::{ImageRef, Keeper, PreparedImage, ProcessDefaults, Store};
+use guest_protocol::{Found, Process};
 use vmm::events::monotonic_ns;
-use vmm::host::{self, KvmKind};
 
 use super::restore::run_warm;
 use crate::args::{Run, Talk};
-use crate::container::{Place, breakdown, console_tail, devices, end, machine_id};
+use crate::containers::record::{State, now_ns};
+use crate::containers::{Containers, Held, Id, Record};
 use crate::env;
 use crate::failure::Outcome;
-use crate::launch::Launch;
-use crate::net;
-use crate::output::Progress;
-use crate::owner::{Facts, History, Owner};
+use crate::life::{self, Kept, Life};
+use crate::logs::writer::Writer;
+use crate::output::{self, Progress};
 use crate::paths;
-use crate::rundir::RunDir;
-use crate::session::{Io, Session};
-use crate::signals::Guard;
-use crate::snapshots::What;
+use crate::session::Io;
+use crate::signals::{self, Guard};
 use crate::snapshots::name::WARM;
-use crate::templates::Templates;
-use crate::volumes::Volumes;
+use crate::supervisor;
+use crate::volumes::VolumeFlag;
 
-/// Sectors of virtio disks and of layer ranges, in bytes.
-const SECTOR: u64 = 512;
-/// The kernels built here end the machine through this port (docs/interfaces.md).
-pub const EXIT_PORT: &str = "bulkhead.exit=0x600";
-/// For kernels that bring no command line of their own.
-pub const USUAL_CMDLINE: &str = "quiet reboot=k panic=-1";
+/// SIGTERM.
+const USUAL_STOP_SIGNAL: u8 = 15;
 
 /// Runs it; `began` is when this process did.
-pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
+pub fn run(args: Run, talk: Talk, began: u64) -> Outcome {
     if args.image_and_command[0].ends_with(WARM) {
         return run_warm(args, talk, began);
     }
-    let guard: Guard<RunDir> = Guard::new().context("cannot wait for signals")?;
-    let command = args.image_and_command.split_off(1);
-    let image: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
-    let io = Io::inherit(args.interactive, args.tty)?;
-    // First what nothing works without, before anything is read or written.
-    drop(host::open()?);
-    let network = net::connection(args.network.as_ref(), &args.publish)?;
-    let volumes = Volumes::find(&args.volume)?;
-    let mut config = machine(&args)?;
-    config.validate(host::memory_mib())?;
-
-    let store = Store::open(paths::store())?;
-    let prepared = store.prepare(&image, &mut Progress::new(talk))?;
+    let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
+    let io = if args.detach { None } else { Some(Io::inherit(args.interactive, args.tty)?) };
+    life::check(&args)?;
+    let (image, store) = prepare(&args, talk)?;
     let image_ready = monotonic_ns();
-
     let holding = guard.hold();
-    let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
-    let (name, log) = (directory.name().to_owned(), directory.file("console.log"));
-    let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
-    let mut start = start(&args, command, &prepared, &name, network.as_ref())?;
-    start.volumes = volumes.for_guest();
-    let facts = facts(&args, &start.process.args, &prepared, &name);
-    let session = Session::listen(&uds)?;
-    let mut devices = devices(prepared.disk(), &uds)?;
-    if let Some(network) = &network {
-        devices.insert(net::SECTION.into(), network.section.clone());
-    }
-    devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
-    let place = Place {
-        session: &session,
-        control: control.clone(),
-        log: log.clone(),
-        devices: devices.clone(),
-        hostname: start.hostname.clone(),
-        network,
-        verbose: talk.verbose,
+    let (name, held, record) = make(args, &image, &store, io.is_none())?;
+    let Some(mut io) = io else {
+        let waiting = supervisor::spawn(held)?;
+        drop(holding);
+        waiting.wait()?;
+        output::print(&format!("{}\n", record.id))?;
+        return Ok(0);
     };
-    let mut owner = Owner::listen(&directory, facts, History::new()?, place.succession(&directory))?;
-    holding.keep(directory);
-    if let Some(source) = &mut config.boot_source {
-        tracing::info!("kernel {}: {}", source.kernel_image_path.display(), source.boot_args);
-        source.initrd_path = Some(initrd.clone());
+    if !record.flags.rm {
+        io.recorder = Some(Arc::new(Writer::open(&held.dir()).context("log")?));
     }
-    config.serial = SerialConfig::Log { path: log.clone() };
-    config.devices = devices;
-    let templates = if args.cold { None } else { Templates::of(store.dir()).ok() };
-    let launch = Launch { config, templates: templates.as_ref(), control, session: &session, verbose: talk.verbose };
-    let booting = || {
-        fs::write(&initrd, guest_images::initramfs::cpio(guest_images::INIT))
-            .with_context(|| format!("write {}", initrd.display()))
-    };
-    // Kept here from the moment on in which a signal is for the session.
-    let directory = RefCell::new(None);
-    let started = || {
-        if let Some(passed) = guard.pass() {
-            directory.replace(Some(passed));
-        }
-    };
-    let result = launch.run(start, io, &booting, &started, &mut owner)?;
-    let result = place.follow(result, &mut owner)?;
-    let console = if talk.verbose && result.is_err() { console_tail(&log) } else { String::new() };
-    let result = end(result);
-    drop((owner, session, directory, prepared));
-    if talk.verbose {
-        eprint!("{console}");
-        if let Ok(done) = &result {
-            eprint!("{}", breakdown(began, image_ready, done.run_at, &done.outcome.times, done.warm).table());
-        }
-    }
-    result.map(|done| done.outcome.exit_code)
+    let (layers, keys) = (image.disk().cloned().collect(), image.keys());
+    let life = Life { name, record, layers, keys, io, report: None, talk, times: [began, image_ready] };
+    life.live(&guard, holding, held)
 }
 
-/// What others may know of it.
-fn facts(args: &Run, command: &[String], image: &PreparedImage, name: &str) -> Facts {
-    Facts {
-        name: name.to_owned(),
-        what: What::Container {
-            image: args.image_and_command[0].clone(),
-            command: What::shown(command),
-            terminal: args.tty,
-            stdin: args.interactive,
-            hostname: args.hostname.clone(),
-        },
-        vcpus: args.machine.cpus(),
-        memory_mib: args.machine.memory_mib(),
-        layers: image.keys(),
+/// Makes a container that does not run yet, and prints its id.
+pub fn create(args: Run, talk: Talk) -> Outcome {
+    if args.image_and_command[0].ends_with(WARM) {
+        return Err(anyhow!("'{}' is a warm image: it can only be run", args.image_and_command[0]).into());
     }
-}
-
-/// The machine without its devices.
-fn machine(args: &Run) -> anyhow::Result<VmConfig> {
-    let kernel = match &args.kernel {
-        Some(path) => kernel::Kernel { path: path.clone(), cmdline: USUAL_CMDLINE.into() },
-        None => kernel::find(kernel_kind(host::kind()))?,
-    };
-    let words = [kernel.cmdline.as_str(), EXIT_PORT].into_iter().chain(args.append.iter().map(String::as_str));
-    Ok(VmConfig {
-        snapshot: None,
-        boot_source: Some(BootSource {
-            kernel_image_path: kernel.path,
-            initrd_path: None,
-            boot_args: words.collect::<Vec<_>>().join(" "),
-            protocol: BootProtocol::Auto,
-        }),
-        machine: MachineConfig {
-            vcpu_count: args.machine.cpus(),
-            mem_size_mib: args.machine.memory_mib(),
-            track_dirty_pages: false,
-        },
-        serial: SerialConfig::Off,
-        cpuid_cache: None,
-        devices: serde_json::Map::new(),
-    })
-}
-
-/// The kernel flavour that suits a kind of KVM.
-pub fn kernel_kind(kvm: KvmKind) -> KernelKind {
-    match kvm {
-        KvmKind::SoftwareNested => KernelKind::Nested,
-        KvmKind::VtX | KvmKind::AmdV => KernelKind::Hardware,
+    if args.detach {
+        return Err(anyhow!("-d: what is created does not run yet; leave it out").into());
     }
+    let guard: Guard<()> = Guard::new().context("cannot wait for signals")?;
+    life::check(&args)?;
+    let (image, store) = prepare(&args, talk)?;
+    let holding = guard.hold();
+    let (_, held, record) = make(args, &image, &store, true)?;
+    held.created();
+    drop(holding);
+    output::print(&format!("{}\n", record.id))?;
+    Ok(0)
 }
 
-/// What the guest is told.
-fn start(
-    args: &Run,
-    command: Vec<String>,
+fn prepare(args: &Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store)> {
+    args.name.as_deref().map(Containers::check_name).transpose().context("--name")?;
+    let reference: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
+    let store = Store::open(paths::store())?;
+    Ok((store.prepare(&reference, &mut Progress::new(talk))?, store))
+}
+
+/// Makes a container of an image, for others to run, or for this process alone.
+fn make(
+    mut args: Run,
     image: &PreparedImage,
-    name: &str,
-    network: Option<&net::Connection>,
-) -> anyhow::Result<Start> {
-    let own_kernel = args.kernel.is_none();
-    let mut process = process(args, command, &image.config)?;
+    store: &Store,
+    for_others: bool,
+) -> anyhow::Result<(String, Held, Record)> {
+    let command = args.image_and_command.split_off(1);
+    let mut process = process(&args, command, &image.config)?;
     process.found = image.find(&process.user, process.args.first().map_or("", String::as_str), &process.env);
-    Ok(Start {
-        // The session fills in both when it sends this.
-        seed: Seed([0; 32]),
-        wall_clock_ns: 0,
-        machine_id: machine_id()?,
-        hostname: args.hostname.clone().unwrap_or_else(|| name.to_owned()),
-        root: Root { layers: image.disk().take(1).map(layer).collect(), upper_bytes: None, read_only: args.read_only },
-        volumes: Vec::new(),
-        network: network.as_ref().map(|network| network.guest.clone()),
-        names: Names { hosts: Vec::new(), resolv_conf: network.and_then(|network| network.resolv_conf.clone()) },
-        end: if own_kernel { End::PowerOff } else { End::Reset },
+    let stop_signal = match (&args.stop_signal, &image.config.stop_signal) {
+        (Some(signal), _) => *signal,
+        // What an image says is no reason to refuse it.
+        (None, Some(signal)) => signals::number(signal).unwrap_or(USUAL_STOP_SIGNAL),
+        (None, None) => USUAL_STOP_SIGNAL,
+    };
+    let labels = image.config.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
+    let labels = labels.chain(args.label.iter().map(|label| {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        (key.to_owned(), value.to_owned())
+    }));
+    let labels = labels.collect();
+    args.volume.iter_mut().try_for_each(VolumeFlag::make_absolute)?;
+    if let Some(kernel) = &mut args.kernel {
+        *kernel = std::path::absolute(&kernel)?;
+    }
+    let name = args.name.take();
+    let mut id_file = args.cidfile.take().map(IdFile::open).transpose()?;
+    let image_id = image.id.to_string();
+    // This process has the layers in use for as long as it lives.
+    let needless = args.rm && !for_others;
+    let record = |id| Record {
+        id,
+        created_ns: now_ns(),
+        image_id,
+        labels,
+        flags: args,
         process,
-    })
+        stop_signal,
+        state: State::default(),
+    };
+    let keep = |id: &Id| if needless { Ok(()) } else { store.keep(Keeper::Container(id.as_str()), &image.keys()) };
+    let made = Containers::of(store.dir())?.create(name.as_deref(), record, keep)?;
+    if let Some(file) = &mut id_file {
+        file.write(&made.2.id)?;
+    }
+    Ok(made)
 }
 
-/// The file system that the disk begins with.
-fn layer(image: &guest_images::Layer) -> Layer {
-    Layer { start_sector: 0, sectors: image.bytes.div_ceil(SECTOR), fs: LayerFs::Erofs }
+/// The file of `--cidfile`. Removed when dropped, unless there is an id in it.
+struct IdFile {
+    path: PathBuf,
+    file: File,
+    written: bool,
+}
+
+impl IdFile {
+    fn open(path: PathBuf) -> anyhow::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = file.with_context(|| format!("--cidfile {}: a container may have it still", path.display()))?;
+        Ok(IdFile { path, file, written: false })
+    }
+
+    fn write(&mut self, id: &Id) -> anyhow::Result<()> {
+        self.file.write_all(id.as_str().as_bytes()).with_context(|| format!("--cidfile {}", self.path.display()))?;
+        self.written = true;
+        Ok(())
+    }
+}
+
+impl Drop for IdFile {
+    fn drop(&mut self) {
+        if !self.written {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// The process: the image's wishes, changed by the flags, with docker's rules.

@@ -11,7 +11,7 @@ use crate::attend::client::ask;
 use crate::failure::{Outcome, sanitize};
 use crate::output;
 use crate::paths;
-use crate::rundir;
+use crate::running;
 use crate::size::human;
 use crate::snapshots::tree::{Placed, arrange};
 use crate::snapshots::{Name, Snapshots};
@@ -56,7 +56,7 @@ pub fn rollback(args: &Rollback) -> Outcome {
 }
 
 fn order_of(vm: &str, order: &Order) -> anyhow::Result<Value> {
-    let (name, directory) = rundir::find(&paths::run(), vm)?;
+    let (name, directory) = running::find(vm)?;
     Ok(ask(&directory, &name, order, &mut |text| tracing::info!("{text}"))?)
 }
 

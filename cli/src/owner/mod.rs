@@ -8,16 +8,18 @@
 //! It ends no VM but one that it has started itself and that does not work; it talks to the control sockets of those there are.
 //!
 //! - this file: orders;
+//! - [`tracked`]: the container's record, which follows what becomes of the VM;
 //! - [`history`]: where the VM came from, and what the next snapshot can be a change to.
 
 mod history;
+mod tracked;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
-use guest_images::{LayerKey, Store};
+use guest_images::{Keeper, LayerKey, Store};
 use rustix::event::epoll;
 use serde_json::{Value, json};
 
@@ -33,6 +35,7 @@ use crate::snapshots::making::Wanted;
 use crate::snapshots::{Held, Name, Snapshots, What};
 use crate::successor::{Arrived, Step, Succession, Successor};
 pub use history::History;
+pub use tracked::{Shared, Tracked};
 
 /// What is known of a VM as long as its owner lives, whatever it is replaced by.
 #[derive(Debug)]
@@ -56,6 +59,10 @@ pub struct Owner {
     facts: Facts,
     history: History,
     succession: Succession,
+    /// Its record, if it has one.
+    container: Option<Shared>,
+    /// Its process runs.
+    runs: bool,
     job: Option<Job>,
     /// Readable if there is something of clients, or of a VM that is being tried out.
     any: OwnedFd,
@@ -91,7 +98,12 @@ impl Owner {
             Ok((attendance, any))
         };
         let (attendance, any) = listen().with_context(|| format!("attendance socket {}", path.display()))?;
-        Ok(Owner { attendance, facts, history, succession, job: None, any })
+        Ok(Owner { attendance, facts, history, succession, container: None, runs: false, job: None, any })
+    }
+
+    /// From now on a container's record follows what becomes of the VM.
+    pub fn track(&mut self, container: Shared) {
+        self.container = Some(container);
     }
 
     /// The VM's control socket.
@@ -128,9 +140,17 @@ impl Owner {
     }
 
     fn attend(&mut self, order: Order, client: Waiting) -> Option<Wish> {
-        if let Order::About {} = order {
-            client.done(self.about());
-            return None;
+        match order {
+            Order::About {} => {
+                client.done(self.about());
+                return None;
+            }
+            Order::End {} => {
+                client.done(Value::Null);
+                return Some(Wish::End);
+            }
+            Order::Signal { signal } => return self.signal(signal, client),
+            Order::Snapshot { .. } | Order::Rollback { .. } => {}
         }
         if self.job.is_some() {
             client.refuse("the microVM is being snapshotted or rolled back; try again when that is done");
@@ -148,8 +168,22 @@ impl Owner {
                 Ok(successor) => self.judge(successor, client),
                 Err(error) => refuse(client, &error),
             },
-            Order::About {} => None,
+            Order::About {} | Order::End {} | Order::Signal { .. } => None,
         }
+    }
+
+    fn signal(&self, signal: u8, client: Waiting) -> Option<Wish> {
+        let refused = match (&self.facts.what, signal) {
+            (What::Machine { .. }, _) => "it was booted, not run: there is no process to send a signal to",
+            (_, 0 | 32..) => "there is no such signal",
+            _ if !self.runs => "its process does not run yet",
+            _ => {
+                client.done(Value::Null);
+                return Some(Wish::Signal(signal));
+            }
+        };
+        client.refuse(refused);
+        None
     }
 
     /// Starts what the VM may be replaced by.
@@ -230,7 +264,7 @@ impl Owner {
         }
         vmm::snapshot::files::open(held.path())?;
         if !self.facts.layers.is_empty() {
-            Store::open(paths::store())?.kept(&held.record.id.to_string())?;
+            Store::open(paths::store())?.kept(Keeper::Snapshot(&held.record.id.to_string()))?;
         }
         Ok(held)
     }
@@ -251,7 +285,7 @@ impl Owner {
         control.call("PUT", "/snapshot/create", &request).context("snapshot")?;
         let report = control.call("GET", "/bulkhead/v1/metrics", &())?;
         if !self.facts.layers.is_empty() {
-            Store::open(store)?.keep(&making.id().to_string(), &self.facts.layers)?;
+            Store::open(store)?.keep(Keeper::Snapshot(&making.id().to_string()), &self.facts.layers)?;
         }
         let (name, held) = making.finish(record, wanted)?;
         let id = held.record.id;
@@ -295,6 +329,13 @@ impl Attendant for Owner {
             }
         }
         None
+    }
+
+    fn started(&mut self) {
+        self.runs = true;
+        if let Some(container) = &self.container {
+            container.borrow_mut().started();
+        }
     }
 
     fn frozen(&mut self) {

@@ -12,6 +12,10 @@ pub enum Wish {
     GiveUp,
     /// The VM is to be ended or replaced: the conversation ends with [`super::Ended::Left`].
     Leave,
+    /// The process is to get this signal. It is not sent to one that does not run.
+    Signal(u8),
+    /// The VM is to be ended, whatever the process says to that: the conversation ends as by SIGKILL.
+    End,
 }
 
 /// Takes part in a conversation, in its thread. See [`super::Conversation::start`].
@@ -21,6 +25,9 @@ pub trait Attendant {
 
     /// The wish. Called when the event is readable, which it must not stay.
     fn wish(&mut self) -> Option<Wish>;
+
+    /// The process runs, or goes on: called once, before anything of it is passed on to the user.
+    fn started(&mut self) {}
 
     /// The processes stand still until this returns, and the VM's memory can be saved. What they had written has been handed over,
     /// as far as the user takes it, and goes on to the user meanwhile; signals wait.

@@ -1,9 +1,12 @@
 //! The user's side: the three standard streams, and the terminal they may be.
 
 use super::SessionError;
-use guest_protocol::WindowSize;
+use guest_protocol::{StreamKind, WindowSize};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// Where a process's streams lead to.
 #[derive(Debug)]
@@ -16,6 +19,14 @@ pub struct Io {
     pub stderr: OwnedFd,
     /// The process gets a terminal.
     pub terminal: bool,
+    /// Hears all that the process writes, too.
+    pub recorder: Option<Arc<dyn Recorder>>,
+}
+
+/// Hears what a process writes. Each stream has a thread of its own.
+pub trait Recorder: Send + Sync + std::fmt::Debug {
+    /// These bytes come next on a stream. The process waits meanwhile.
+    fn output(&self, stream: StreamKind, bytes: &[u8]);
 }
 
 impl Io {
@@ -37,7 +48,25 @@ impl Io {
             stdout: own(std::io::stdout().as_fd())?,
             stderr: own(std::io::stderr().as_fd())?,
             terminal,
+            recorder: None,
         })
+    }
+
+    /// Streams of a process that nobody is at: what it writes goes nowhere, and what it reads never comes, if it is `interactive`.
+    /// The second part is what would be written to for it to read that.
+    ///
+    /// # Errors
+    /// [`SessionError::Host`].
+    pub fn nobody(interactive: bool, terminal: bool) -> Result<(Self, Option<OwnedFd>), SessionError> {
+        let make = || {
+            let null = File::options().write(true).open("/dev/null")?;
+            // On a terminal nobody types.
+            let pipe = (interactive && !terminal).then(|| pipe_with(PipeFlags::CLOEXEC)).transpose()?;
+            let (stdin, input) = pipe.unzip();
+            let io = Self { stdin, stdout: null.try_clone()?.into(), stderr: null.into(), terminal, recorder: None };
+            Ok((io, input))
+        };
+        make().map_err(|source| SessionError::Host { what: "make streams", source })
     }
 
     /// The size of the terminal that the process's output goes to; a usual one if there is none.

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 pub use arrival::Arrival;
 pub use attend::{Attendant, FreezeError, Wish};
 pub use conversation::Conversation;
-pub use io::Io;
+pub use io::{Io, Recorder};
 pub use times::Times;
 
 /// How a run ended without an exit status.

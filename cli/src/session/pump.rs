@@ -11,17 +11,19 @@ use std::thread::{self, JoinHandle};
 
 const CHUNK: usize = 64 << 10;
 
-/// Passes what comes from the guest on to `sink`; calls `done` at the end.
+/// Passes what comes from the guest on to `sink`, after `record` has heard it; calls `done` at the end.
 ///
 /// When the sink takes no more (a closed pipe), the guest's process is told by a closed stream of its own.
 pub(super) fn output(
     connection: UnixStream,
     sink: OwnedFd,
+    record: impl Fn(&[u8]) + Send + 'static,
     done: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<()> {
     let pump = move || {
         let mut buffer = vec![0; CHUNK];
         while let Ok(count @ 1..) = retry(|| read(&connection, &mut buffer[..])) {
+            record(&buffer[..count]);
             if write_all(&sink, &buffer[..count]).is_err() {
                 break;
             }

@@ -228,7 +228,9 @@ impl<'a> Streams<'a> {
         let sink: &OwnedFd = if kind == StreamKind::Stderr { &self.io.stderr } else { &self.io.stdout };
         let start = || {
             let sender = self.ended_sender.try_clone()?;
-            pump::output(connection, sink.try_clone()?, move || {
+            let recorder = self.io.recorder.clone();
+            let record = move |bytes: &[u8]| recorder.iter().for_each(|recorder| recorder.output(kind, bytes));
+            pump::output(connection, sink.try_clone()?, record, move || {
                 // Whoever listened may be gone; there is room for three bytes.
                 let _ = rustix::io::write(&sender, &[kind as u8]);
             })

@@ -114,7 +114,7 @@ pub struct Entry {
 impl Snapshots {
     /// Those in the directory of a store; their place is made if it is not there.
     pub fn of(store: &Path) -> Result<Self, SnapshotsError> {
-        let dir = store.join(guest_images::KEEPERS);
+        let dir = store.join(guest_images::SNAPSHOTS);
         for dir in [&dir, &dir.join(".names")] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
         }
@@ -123,7 +123,7 @@ impl Snapshots {
 
     /// The same, if there has ever been one.
     pub fn existing(store: &Path) -> Option<Self> {
-        let dir = store.join(guest_images::KEEPERS);
+        let dir = store.join(guest_images::SNAPSHOTS);
         dir.join(".names").is_dir().then_some(Snapshots { dir })
     }
 

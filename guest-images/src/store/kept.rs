@@ -1,8 +1,8 @@
 //! Layers that stay although no loaded image has them and no process uses them: those of snapshots, whose guests have them
-//! mounted and must find these very bytes.
+//! mounted and must find these very bytes, and those of containers, which can be started again.
 //!
-//! `snapshots/ID/layers` names them, one key a line, in the order in which they make up a disk. They stay for as long as
-//! that file does. It is written under the store's lock, which whoever removes layers holds, by a process that has them
+//! `snapshots/ID/layers` or `containers/ID/layers` names them, one key a line, in the order in which they make up a disk. They
+//! stay for as long as that file does. It is written under the store's lock, which whoever removes layers holds, by a process that has them
 //! in use: so there is no moment in which they can go.
 
 use super::layers::{self, Layer, Origin};
@@ -14,15 +14,36 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Where whoever keeps layers has a directory, in the store.
-pub const KEEPERS: &str = "snapshots";
+/// Where snapshots are, in the store.
+pub const SNAPSHOTS: &str = "snapshots";
+/// Where containers are, in the store.
+pub const CONTAINERS: &str = "containers";
 /// The file in it.
 const LIST: &str = "layers";
 /// More is not ours: 1,000 keys.
 const MAX_LIST: u64 = 150 << 10;
+
+/// Who keeps layers: whatever has a directory of this name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper<'a> {
+    /// A snapshot.
+    Snapshot(&'a str),
+    /// A container.
+    Container(&'a str),
+}
+
+impl Keeper<'_> {
+    fn list(self, store: &Path) -> PathBuf {
+        let (kind, name) = match self {
+            Keeper::Snapshot(name) => (SNAPSHOTS, name),
+            Keeper::Container(name) => (CONTAINERS, name),
+        };
+        store.join(kind).join(name).join(LIST)
+    }
+}
 
 /// Names a file of layers within a store: known to be a name that leads nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -78,12 +99,12 @@ impl PreparedImage {
 }
 
 impl Store {
-    /// Has these layers stay for as long as the directory `keeper` below [`KEEPERS`] does. The caller has them in use.
+    /// Has these layers stay for as long as the keeper's directory does. The caller has them in use.
     ///
     /// # Errors
     /// The list cannot be written, or is there already.
-    pub fn keep(&self, keeper: &str, keys: &[LayerKey]) -> Result<(), ImageError> {
-        let path = self.dir.join(KEEPERS).join(keeper).join(LIST);
+    pub fn keep(&self, keeper: Keeper<'_>, keys: &[LayerKey]) -> Result<(), ImageError> {
+        let path = keeper.list(&self.dir);
         let _removals_wait = self.lock()?;
         let text: String = keys.iter().map(|key| format!("{key}\n")).collect();
         let mut file = OpenOptions::new()
@@ -99,8 +120,8 @@ impl Store {
     ///
     /// # Errors
     /// One of them is gone, or the list is none.
-    pub fn kept(&self, keeper: &str) -> Result<Option<KeptLayers>, ImageError> {
-        let path = self.dir.join(KEEPERS).join(keeper).join(LIST);
+    pub fn kept(&self, keeper: Keeper<'_>) -> Result<Option<KeptLayers>, ImageError> {
+        let path = keeper.list(&self.dir);
         let Some(keys) = read_list(&path)? else { return Ok(None) };
         let (mut layers, mut files) = (Vec::new(), Vec::new());
         for key in &keys {
@@ -114,15 +135,16 @@ impl Store {
 
     /// Keys of the files that are kept. A list that cannot be read is an error: what it names must not go.
     pub(super) fn all_kept(&self) -> Result<HashSet<String>, ImageError> {
-        let dir = self.dir.join(KEEPERS);
-        let entries = match fs::read_dir(&dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
-            other => other.map_err(ImageError::io("read", &dir))?,
-        };
         let mut kept = HashSet::new();
-        for entry in entries {
-            let path = entry.map_err(ImageError::io("read", &dir))?.path().join(LIST);
-            kept.extend(read_list(&path)?.into_iter().flatten().map(|key| key.to_string()));
+        for dir in [SNAPSHOTS, CONTAINERS].map(|kind| self.dir.join(kind)) {
+            let entries = match fs::read_dir(&dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(ImageError::io("read", &dir))?,
+            };
+            for entry in entries {
+                let path = entry.map_err(ImageError::io("read", &dir))?.path().join(LIST);
+                kept.extend(read_list(&path)?.into_iter().flatten().map(|key| key.to_string()));
+            }
         }
         Ok(kept)
     }

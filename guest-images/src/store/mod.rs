@@ -6,7 +6,8 @@
 //! layers/KEY.erofs     a converted layer; whoever uses it holds a shared flock on it
 //! merged/KEY.erofs     the metadata of an image with several layers, merged; locked like a layer
 //! images/HASH.json     a loaded image: name, configuration, layers
-//! snapshots/ID/layers  layers that stay for as long as this file does; the rest of the directory is not the store's
+//! snapshots/ID/layers, containers/ID/layers
+//!                      layers that stay for as long as this file does; the rest of the directory is not the store's
 //! tmp/KEY.lock, .tmp   work going on; the lock's holder owns the .tmp; without holder both are rubbish
 //! ```
 //!
@@ -19,7 +20,7 @@ mod lock;
 mod prepare;
 mod records;
 
-pub use kept::{KEEPERS, KeptLayers, LayerKey};
+pub use kept::{CONTAINERS, Keeper, KeptLayers, LayerKey, SNAPSHOTS};
 pub use layers::Layer;
 pub use records::ImageInfo;
 use records::Record;
@@ -193,7 +194,15 @@ impl Store {
         Ok(self.records()?.into_iter().map(ImageInfo::from).collect())
     }
 
-    /// Removes a loaded image and those of its layers that no other image has, no container uses and no snapshot keeps.
+    /// The loaded image of this name.
+    ///
+    /// # Errors
+    /// There is no such image, or several could be meant.
+    pub fn image(&self, name: &str) -> Result<ImageInfo, ImageError> {
+        self.find(name).map(ImageInfo::from)
+    }
+
+    /// Removes a loaded image and those of its layers that no other image has, no container has and no snapshot keeps.
     /// Returns what it was.
     ///
     /// # Errors

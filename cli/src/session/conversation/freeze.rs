@@ -3,12 +3,14 @@
 use super::super::SessionError;
 use super::super::attend::{Attendant, FreezeError, Wish};
 use super::{Conversation, State};
-use guest_protocol::HostMessage;
+use guest_protocol::{HostMessage, MAIN_PROCESS};
 use rustix::event::Timespec;
 use std::time::{Duration, Instant};
 
 /// How long a container may take to start, if it has not, and to stand still. A guest on an emulated processor takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+const SIGKILL: u8 = 9;
 
 /// Where a freeze is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +96,8 @@ impl Conversation<'_> {
                 Ok(())
             }
             Some(Wish::GiveUp) => self.give_up(),
+            Some(Wish::Signal(signal)) => self.tell_guest(&HostMessage::Signal { process: MAIN_PROCESS, signal }),
+            Some(Wish::End) => Err(SessionError::Interrupted(SIGKILL)),
             Some(Wish::Leave) => {
                 self.freezing.leaving = true;
                 self.raw = None;

@@ -1,7 +1,7 @@
 //! The guest's side of a conversation: its connection, what it says, and what that means.
 
 use super::super::SessionError;
-use super::super::attend::FreezeError;
+use super::super::attend::{Attendant, FreezeError, NoAttendant};
 use super::super::control::{Control, Received};
 use super::super::io::RawMode;
 use super::super::streams::Streams;
@@ -30,7 +30,7 @@ impl Conversation<'_> {
     pub(in super::super) fn resume(&mut self, control: Control, hello: GuestMessage) -> Result<(), SessionError> {
         self.control = Some(control);
         self.state = State::Greeting;
-        self.heed(hello)
+        self.heed(hello, &mut NoAttendant)
     }
 
     /// Sends what the guest is to do.
@@ -57,14 +57,14 @@ impl Conversation<'_> {
     }
 
     /// Whatever init has said.
-    pub(super) fn listen_to_guest(&mut self) -> Result<(), SessionError> {
+    pub(super) fn listen_to_guest(&mut self, attendant: &mut dyn Attendant) -> Result<(), SessionError> {
         let Some(control) = &mut self.control else {
             return Ok(());
         };
         control.flush();
         let received = control.receive();
         while let Some(message) = self.control.as_mut().map(Control::take).transpose()?.flatten() {
-            self.heed(message)?;
+            self.heed(message, attendant)?;
         }
         if received == Received::End {
             self.control = None;
@@ -74,7 +74,7 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    fn heed(&mut self, message: GuestMessage) -> Result<(), SessionError> {
+    fn heed(&mut self, message: GuestMessage, attendant: &mut dyn Attendant) -> Result<(), SessionError> {
         match (self.state, message) {
             (State::Greeting, GuestMessage::Hello { version: VERSION, phase, init_ns, now_ns: guest_now }) => {
                 let kernel = placed(0, guest_now);
@@ -102,6 +102,7 @@ impl Conversation<'_> {
                 self.times.root = placed(root_ns, guest_now);
                 self.times.started = now_ns();
                 self.state = State::Running;
+                attendant.started();
                 self.process_runs()
             }
             (State::Preparing | State::Starting, GuestMessage::StartFailed { process: MAIN_PROCESS, kind, detail }) => {
@@ -135,7 +136,7 @@ impl Conversation<'_> {
     }
 
     /// The VM has ended. What it had sent is still there to be read.
-    pub(super) fn vm_ended(&mut self) -> Result<(), SessionError> {
+    pub(super) fn vm_ended(&mut self, attendant: &mut dyn Attendant) -> Result<(), SessionError> {
         self.vm_gone = true;
         if self.control.is_none() && !self.guest_gone {
             self.greet()?;
@@ -143,7 +144,7 @@ impl Conversation<'_> {
         while let Some(control) = &mut self.control {
             let received = control.receive();
             while let Some(message) = self.control.as_mut().map(Control::take).transpose()?.flatten() {
-                self.heed(message)?;
+                self.heed(message, attendant)?;
             }
             if received != Received::Something {
                 self.control = None;

@@ -371,10 +371,10 @@ impl Conversation<'_> {
             streams.step()?;
         }
         if ready.control {
-            self.listen_to_guest()?;
+            self.listen_to_guest(attendant)?;
         }
         if ready.vm {
-            self.vm_ended()?;
+            self.vm_ended(attendant)?;
         }
         if ready.attendant {
             self.attend(attendant)?;

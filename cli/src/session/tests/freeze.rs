@@ -88,8 +88,13 @@ fn with_asker(
     let (done, wait) = channel::<()>();
     let mut asker = Asker { wishes: asked, told: tell, still: Box::new(move || wait.recv().unwrap()) };
     let outside = Outside { path, wishes, told, stdout, stdin, done, _alive: alive };
-    let io =
-        Io { stdin: Some(input.into()), stderr: out.try_clone().unwrap().into(), stdout: out.into(), terminal: false };
+    let io = Io {
+        stdin: Some(input.into()),
+        stderr: out.try_clone().unwrap().into(),
+        stdout: out.into(),
+        terminal: false,
+        recorder: None,
+    };
     thread::scope(|scope| {
         let guest = scope.spawn(|| guest(outside));
         let session = session;

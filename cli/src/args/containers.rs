@@ -1,0 +1,171 @@
+//! The command line of the verbs on containers.
+
+use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
+
+use crate::clock;
+use crate::containers::record::now_ns;
+use crate::signals;
+
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Also those that do not run
+    #[arg(short, long)]
+    pub all: bool,
+    /// Do not cut ids and commands
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Only those that fit: `name=`, `id=`, `status=`, `label=KEY[=VALUE]`, `ancestor=IMAGE`, `exited=CODE`
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = filter)]
+    pub filter: Vec<Filter>,
+    /// How to print: `table`, `json`, or a template such as '{{.ID}} {{.Names}}'
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+}
+
+/// What `ps --filter` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    pub key: String,
+    pub value: String,
+}
+
+/// What can be filtered by.
+const FILTERS: [&str; 6] = ["name", "id", "status", "label", "ancestor", "exited"];
+
+fn filter(text: &str) -> Result<Filter, String> {
+    match text.split_once('=') {
+        Some((key, value)) if FILTERS.contains(&key) => Ok(Filter { key: key.into(), value: value.into() }),
+        _ => Err(format!("it is KEY=VALUE, and KEY one of {}", FILTERS.join(", "))),
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// How to print: `json`, or a template such as '{{.State.Status}}'
+    #[arg(short, long, value_name = "FORMAT", default_value = "json")]
+    pub format: String,
+    /// Containers, by name or the beginning of the id
+    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Rename {
+    /// A container, by name or the beginning of the id
+    #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub container: String,
+    /// Its name from now on
+    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// Kill those that run
+    #[arg(short, long)]
+    pub force: bool,
+    /// Containers, by name or the beginning of the id
+    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Start {
+    /// Have the container here, as `run` does: its output, signals, its exit code
+    #[arg(short, long)]
+    pub attach: bool,
+    /// Connect stdin, too, if the container was created with -i
+    #[arg(short, long, requires = "attach")]
+    pub interactive: bool,
+    /// Containers, by name or the beginning of the id
+    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Send this signal instead of the one that the image or the container asks for
+    #[arg(short, long, value_name = "SIGNAL", value_parser = signals::number)]
+    pub signal: Option<u8>,
+    /// How long to wait before the kill, in seconds; -1: for ever
+    #[arg(
+        short = 't',
+        long = "time",
+        visible_alias = "timeout",
+        value_name = "SECONDS",
+        default_value_t = 10,
+        allow_negative_numbers = true
+    )]
+    pub seconds: i64,
+    /// Containers, by name or the beginning of the id
+    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// Which signal
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = signals::number)]
+    pub signal: u8,
+    /// Containers, by name or the beginning of the id
+    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// Containers, by name or the beginning of the id
+    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Go on with what comes, until the container ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only so many lines, the last ones, or `all`
+    #[arg(short = 'n', long, value_name = "N", default_value = "all", value_parser = tail)]
+    pub tail: Tail,
+    /// Only what was written since then: 2006-01-02T15:04:05Z, seconds since the epoch, or how long ago, as 10m
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub since: Option<u64>,
+    /// Only what was written until then
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub until: Option<u64>,
+    /// Show when each line was written
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// A container, by name or the beginning of the id
+    #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub container: String,
+}
+
+/// How many lines; none: all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tail(pub Option<usize>);
+
+fn tail(text: &str) -> Result<Tail, String> {
+    match text {
+        "all" => Ok(Tail(None)),
+        // As in docker, a negative number is all.
+        number => {
+            number.parse::<i64>().map(|n| Tail(usize::try_from(n).ok())).map_err(|_| "it is a number or all".into())
+        }
+    }
+}
+
+fn moment(text: &str) -> Result<u64, String> {
+    clock::moment(text, now_ns())
+}
+
+#[derive(Debug, Args)]
+pub struct Port {
+    /// A container, by name or the beginning of the id
+    #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub container: String,
+    /// Only this port of the container's
+    #[arg(value_name = "PORT[/PROTOCOL]")]
+    pub port: Option<String>,
+}

@@ -1,0 +1,118 @@
+//! The command line of `run`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::network::{self, Network, Publish};
+use crate::signals;
+use crate::size;
+use crate::volumes::VolumeFlag;
+
+/// Guest RAM where `-m` does not say, MiB. Memory costs the host nothing before the guest touches it, but a guest kernel
+/// prepares each page of it at boot, which is what counts on software-nested KVM.
+const DEFAULT_MEMORY_MIB: u64 = 256;
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(default)]
+#[command(
+    override_usage = "bulkhead run [OPTIONS] IMAGE [COMMAND [ARG]...]",
+    after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], rootfs:DIR, rootfs:TAR, the name of \
+                  a loaded image, or NAME@warm (see `bulkhead commit`). Everything after IMAGE belongs to the command."
+)]
+pub struct Run {
+    /// Connect stdin to the command
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Leave the container to itself and print its id, once it has started
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Remove the container when it ends; without, `ps -a` shows it until `rm`
+    #[arg(long)]
+    pub rm: bool,
+    /// Set an environment variable, or take it over from here
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub env: Vec<String>,
+    /// Set environment variables from a file, one KEY[=VALUE] a line
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Working directory of the command
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User and group of the command, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Run this program instead of the image's entrypoint; "" for none
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// A directory or file of this host in the container, for reading and writing or (ro) for reading only
+    #[arg(short, long, value_name = "SRC:DST[:ro]")]
+    pub volume: Vec<VolumeFlag>,
+    /// Name of the container; one is made up if not given
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Host name of the guest; the beginning of the container's id if not given
+    #[arg(long, value_name = "NAME", value_parser = super::hostname)]
+    pub hostname: Option<String>,
+    /// Write the container's id to this file, which must not be there
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Add to what is known of the container, for `ps --filter` and `inspect`
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub label: Vec<String>,
+    /// Signal that asks the command to stop, instead of the image's
+    #[arg(long, value_name = "SIGNAL", value_parser = signals::number)]
+    pub stop_signal: Option<u8>,
+    /// The container sees its root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// What the container's network is: `none` (the default), `user` (through passt, without privileges), or a tap interface
+    #[arg(long, value_name = "none|user|tap=NAME", value_parser = network::network)]
+    pub network: Option<Network>,
+    /// Have a port of the host lead to one of the container; on 127.0.0.1 if there is no IP. Implies `--network user`
+    #[arg(short, long, value_name = "[IP:]HOST_PORT:PORT[/tcp|/udp]", value_parser = network::publish)]
+    pub publish: Vec<Publish>,
+    #[command(flatten)]
+    pub machine: Machine,
+    /// Boot this kernel instead of the one built for this kind of host
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Add to the kernel's command line, at its end
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    /// Boot, even if there is a template to go on from, and leave none
+    #[arg(long)]
+    pub cold: bool,
+    /// The image, and the command to run in it
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], hide = true)]
+    #[arg(value_parser = clap::builder::StringValueParser::new())]
+    pub image_and_command: Vec<String>,
+}
+
+/// Flags that say how big a microVM is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Machine {
+    /// Guest memory, as 256m (which is the default) or 1g
+    #[arg(short, long, value_name = "SIZE", value_parser = size::mib)]
+    pub memory: Option<u64>,
+    /// Number of vCPUs; 1 if not given
+    #[arg(long, value_name = "N", value_parser = size::cpus)]
+    pub cpus: Option<u8>,
+}
+
+impl Machine {
+    /// Guest RAM, MiB.
+    pub fn memory_mib(&self) -> u64 {
+        self.memory.unwrap_or(DEFAULT_MEMORY_MIB)
+    }
+
+    /// Number of vCPUs.
+    pub fn cpus(&self) -> u8 {
+        self.cpus.unwrap_or(1)
+    }
+}

@@ -1,0 +1,234 @@
+//! The verbs on containers that have been made already: start, stop, kill, wait, remove, rename.
+//!
+//! Each does what it can for each container it is told, says so on stdout, and what it cannot on stderr; the exit code is 1
+//! then, as docker's.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use guest_images::{Keeper, Store};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm::events::monotonic_ns;
+
+use super::inspect::find;
+use crate::args::{Kill, Rename, Rm, Start, Stop, Talk, Wait};
+use crate::attend::Order;
+use crate::attend::client::{AskError, ask};
+use crate::containers::{Containers, ContainersError, Entry, Status};
+use crate::failure::{self, Failure, Outcome};
+use crate::life::{Kept, Life};
+use crate::logs::writer::Writer;
+use crate::output;
+use crate::paths;
+use crate::running;
+use crate::session::Io;
+use crate::signals::Guard;
+use crate::supervisor;
+
+const SIGKILL: u8 = 9;
+/// How long a guest may take to end its processes by SIGKILL before its VM is ended.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Does something for each, and prints what that says.
+fn each(words: &[String], mut work: impl FnMut(&str) -> anyhow::Result<String>) -> Outcome {
+    let mut code = 0;
+    for word in words {
+        match work(word) {
+            Ok(said) => output::print(&format!("{said}\n"))?,
+            Err(error) => code = failure::conclude(Err(Failure::with_code(1, error)), false),
+        }
+    }
+    Ok(code)
+}
+
+/// Starts them, in the background or here.
+pub fn start(args: &Start, talk: Talk, began: u64) -> Outcome {
+    if !args.attach {
+        return each(&args.containers, |word| in_background(word).map(|()| word.to_owned()));
+    }
+    let [word] = args.containers.as_slice() else {
+        return Err(Failure::with_code(1, anyhow!("you cannot start and attach multiple containers at once")));
+    };
+    here(word, args.interactive, talk, began)
+}
+
+/// Starts one, unless it runs.
+fn in_background(word: &str) -> anyhow::Result<()> {
+    let entry = find(word)?;
+    if entry.record.state.status == Status::Running {
+        return Ok(());
+    }
+    let (_, held, _) = Containers::of(&paths::store())?.take(record_word(&entry))?;
+    let started = supervisor::spawn(held)?.wait();
+    started.map_err(|failure| failure.error.unwrap_or_else(|| anyhow!("the container did not start")))
+}
+
+/// An id means the same whatever others rename meanwhile.
+fn record_word(entry: &Entry) -> &str {
+    entry.record.id.as_str()
+}
+
+fn here(word: &str, interactive: bool, talk: Talk, began: u64) -> Outcome {
+    let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
+    let entry = find(word).map_err(|error| Failure::with_code(1, error))?;
+    if entry.record.state.status == Status::Running {
+        let running =
+            anyhow!("container {word} is running, and cannot be attached to; `bulkhead logs -f` shows its output");
+        return Err(Failure::with_code(1, running));
+    }
+    let flags = &entry.record.flags;
+    let mut io = Io::inherit(interactive && flags.interactive, flags.tty)?;
+    let holding = guard.hold();
+    let store = Store::open(paths::store())?;
+    let (name, held, record) = Containers::of(store.dir())?.take(record_word(&entry))?;
+    let kept = store.kept(Keeper::Container(record.id.as_str()))?;
+    let kept = kept.ok_or_else(|| anyhow!("container {name}: it has no list of layers"))?;
+    io.recorder = Some(Arc::new(Writer::open(&held.dir()).context("log")?));
+    let (layers, keys) = (kept.layers, kept.keys);
+    let life = Life { name, record, layers, keys, io, report: None, talk, times: [began, monotonic_ns()] };
+    life.live(&guard, holding, held)
+}
+
+/// Asks them to stop, and kills those that do not.
+pub fn stop(args: &Stop) -> Outcome {
+    each(&args.containers, |word| stop_one(word, args).map(|()| word.to_owned()))
+}
+
+/// Stops them and starts them again.
+pub fn restart(args: &Stop) -> Outcome {
+    each(&args.containers, |word| stop_one(word, args).and_then(|()| in_background(word)).map(|()| word.to_owned()))
+}
+
+fn stop_one(word: &str, args: &Stop) -> anyhow::Result<()> {
+    let entry = find(word)?;
+    let Some(running) = Running::of(&entry)? else { return Ok(()) };
+    running.signal(args.signal.unwrap_or(entry.record.stop_signal))?;
+    let patience = u64::try_from(args.seconds).ok().map(Duration::from_secs);
+    if running.ends_within(patience)? { Ok(()) } else { running.kill() }
+}
+
+/// Sends them a signal.
+pub fn kill(args: &Kill) -> Outcome {
+    each(&args.containers, |word| {
+        let running = Running::of(&find(word)?)?;
+        let running = running.ok_or_else(|| anyhow!("cannot kill container: {word}: it is not running"))?;
+        if args.signal == SIGKILL {
+            running.kill()?
+        } else {
+            running.signal(args.signal)?
+        }
+        Ok(word.to_owned())
+    })
+}
+
+/// Waits for them to end, and prints their exit codes.
+pub fn wait(args: &Wait) -> Outcome {
+    each(&args.containers, |word| {
+        let entry = find(word)?;
+        let Some(running) = Running::of(&entry)? else { return Ok(entry.record.state.exit_code.to_string()) };
+        running.ends_within(None)?;
+        let containers = Containers::of(&paths::store())?;
+        // If it was killed, it is said so here.
+        containers.sweep()?;
+        match containers.find(record_word(&entry)) {
+            Ok(entry) => Ok(entry.record.state.exit_code.to_string()),
+            Err(ContainersError::NotFound(_)) => {
+                Err(anyhow!("container {word} is gone, and its exit code with it (--rm)"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+/// Removes them.
+pub fn rm(args: &Rm) -> Outcome {
+    each(&args.containers, |word| {
+        let entry = match find(word) {
+            Err(error @ ContainersError::NotFound(_)) if args.force => {
+                // As docker: that it is gone is what was wanted.
+                failure::conclude(Err(Failure::with_code(0, error)), false);
+                return Ok(word.to_owned());
+            }
+            other => other?,
+        };
+        if let Some(running) = Running::of(&entry)? {
+            if !args.force {
+                return Err(anyhow!(
+                    "cannot remove container \"{}\": it is running: stop it before, or remove it with -f",
+                    entry.name
+                ));
+            }
+            running.end()?;
+        }
+        match Containers::of(&paths::store())?.remove(record_word(&entry)) {
+            // It was to go with its end.
+            Ok(_) | Err(ContainersError::NotFound(_)) => Ok(word.to_owned()),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+/// Gives one another name.
+pub fn rename(args: &Rename) -> Outcome {
+    let rename = || Containers::of(&paths::store())?.rename(&args.container, &args.name);
+    rename().map(|_| 0).map_err(|error| Failure::with_code(1, error))
+}
+
+/// A container that runs.
+struct Running {
+    entry: Entry,
+    owner: OwnedFd,
+}
+
+impl Running {
+    fn of(entry: &Entry) -> anyhow::Result<Option<Self>> {
+        if entry.record.state.status != Status::Running {
+            return Ok(None);
+        }
+        let owner = running::owner(&Containers::of(&paths::store())?, entry)?;
+        Ok(owner.map(|owner| Running { entry: entry.clone(), owner }))
+    }
+
+    /// Waits for its end; says whether that came in time.
+    fn ends_within(&self, patience: Option<Duration>) -> anyhow::Result<bool> {
+        let deadline = patience.map(|patience| std::time::Instant::now() + patience);
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(std::time::Instant::now()));
+            let left = left.map(|left| Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            match poll(&mut [PollFd::new(&self.owner, PollFlags::IN)], left.as_ref()) {
+                Ok(ready) => return Ok(ready != 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("cannot wait for the container"),
+            }
+        }
+    }
+
+    /// Sends its process a signal. One that has ended meanwhile needs none.
+    fn signal(&self, signal: u8) -> anyhow::Result<()> {
+        self.order(&Order::Signal { signal })
+    }
+
+    /// Kills its processes; its VM, if that does not help.
+    fn kill(&self) -> anyhow::Result<()> {
+        self.signal(SIGKILL)?;
+        if self.ends_within(Some(GRACE))? { Ok(()) } else { self.end() }
+    }
+
+    /// Ends its VM.
+    fn end(&self) -> anyhow::Result<()> {
+        self.order(&Order::End {})?;
+        self.ends_within(None).map(drop)
+    }
+
+    fn order(&self, order: &Order) -> anyhow::Result<()> {
+        match ask(&running::directory(&self.entry), &self.entry.name, order, &mut |_| {}) {
+            Ok(_) | Err(AskError::Gone(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

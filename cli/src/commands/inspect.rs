@@ -1,0 +1,114 @@
+//! `bulkhead inspect` and `port`: what is known of containers, in docker's shape.
+
+use anyhow::anyhow;
+use serde_json::{Value, json};
+
+use crate::args::{Inspect, Port, Publish};
+use crate::clock;
+use crate::containers::{Containers, ContainersError, Entry, Record, Status};
+use crate::failure::{Failure, Outcome};
+use crate::output;
+use crate::paths;
+use crate::size::MIB;
+use crate::template::Template;
+
+/// Prints all that is known of containers. Those that there are, even if others are not.
+pub fn inspect(args: &Inspect) -> Outcome {
+    let wrong = |problem| Failure::with_code(1, anyhow!("--format: {problem}"));
+    let template = (args.format != "json").then(|| Template::parse(&args.format)).transpose().map_err(wrong)?;
+    let (found, missing): (Vec<_>, Vec<_>) = args.containers.iter().map(|word| find(word)).partition(Result::is_ok);
+    let found: Vec<Value> = found.into_iter().flatten().map(|entry| describe(&entry)).collect();
+    match template {
+        None => output::json(&found)?,
+        Some(template) => {
+            for value in &found {
+                output::print(&(template.render(value).map_err(wrong)? + "\n"))?;
+            }
+        }
+    }
+    match missing.into_iter().find_map(Result::err) {
+        Some(error) => Err(Failure::with_code(1, error)),
+        None => Ok(0),
+    }
+}
+
+/// Prints the ports of the host that lead to a container's.
+pub fn port(args: &Port) -> Outcome {
+    let entry = find(&args.container).map_err(|error| Failure::with_code(1, error))?;
+    let running = entry.record.state.status == Status::Running;
+    let ports = entry.record.flags.publish.iter().filter(|_| running);
+    let lines = match &args.port {
+        None => {
+            ports.map(|port| format!("{} -> {}:{}\n", inside(port), port.host_ip, port.host_port)).collect::<String>()
+        }
+        Some(wanted) => {
+            let wanted = if wanted.contains('/') { wanted.clone() } else { format!("{wanted}/tcp") };
+            let lines: String = ports
+                .filter(|port| inside(port) == wanted)
+                .map(|port| format!("{}:{}\n", port.host_ip, port.host_port))
+                .collect();
+            if lines.is_empty() {
+                return Err(Failure::with_code(
+                    1,
+                    anyhow!("no public port '{wanted}' published for {}", args.container),
+                ));
+            }
+            lines
+        }
+    };
+    output::print(&lines)?;
+    Ok(0)
+}
+
+/// A container, whether it runs or not.
+pub fn find(word: &str) -> Result<Entry, ContainersError> {
+    match Containers::existing(&paths::store()) {
+        Some(containers) => containers.find(word),
+        None => Err(ContainersError::NotFound(crate::failure::sanitize(word))),
+    }
+}
+
+fn inside(port: &Publish) -> String {
+    format!("{}/{}", port.guest_port, if port.udp { "udp" } else { "tcp" })
+}
+
+fn describe(entry: &Entry) -> Value {
+    let Record { id, created_ns, image_id, labels, flags, process, stop_signal, state } = &entry.record;
+    let (program, arguments) = process.args.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let bindings: serde_json::Map<String, Value> = flags
+        .publish
+        .iter()
+        .map(|port| (inside(port), json!([{ "HostIp": port.host_ip, "HostPort": port.host_port.to_string() }])))
+        .collect();
+    let running = state.status == Status::Running;
+    json!({
+        "Id": id,
+        "Created": clock::rfc3339(*created_ns),
+        "Path": program,
+        "Args": arguments,
+        "State": {
+            "Status": state.status.word(), "Running": running, "Paused": false, "Restarting": false, "Dead": false,
+            "Pid": state.pid, "ExitCode": state.exit_code, "Error": state.error,
+            "StartedAt": clock::rfc3339(state.started_ns), "FinishedAt": clock::rfc3339(state.finished_ns),
+        },
+        "Image": image_id,
+        "LogPath": entry.dir.join("log.json"),
+        "Name": format!("/{}", entry.name),
+        "HostConfig": {
+            "AutoRemove": flags.rm,
+            "Binds": flags.volume.iter().map(|volume| volume.shown()).collect::<Vec<_>>(),
+            "Memory": flags.machine.memory_mib() * MIB,
+            "NanoCpus": u64::from(flags.machine.cpus()) * 1_000_000_000,
+            "NetworkMode": flags.network.as_ref().map_or("none".into(), ToString::to_string),
+            "PortBindings": bindings,
+            "ReadonlyRootfs": flags.read_only,
+        },
+        "Config": {
+            "Hostname": flags.hostname.as_deref().unwrap_or(id.short()),
+            "User": process.user, "Env": process.env, "Cmd": process.args, "Image": entry.record.image(),
+            "WorkingDir": process.cwd, "Labels": labels, "Tty": flags.tty, "OpenStdin": flags.interactive,
+            "StopSignal": stop_signal.to_string(),
+        },
+        "NetworkSettings": { "Ports": if running { bindings.clone() } else { serde_json::Map::new() } },
+    })
+}

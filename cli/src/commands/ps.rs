@@ -1,0 +1,198 @@
+//! `bulkhead ps`: the containers, from their records alone. Nothing is started, and nobody asked.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use serde_json::{Value, json};
+
+use crate::args::{Filter, Ps, Publish, Talk};
+use crate::clock;
+use crate::containers::record::now_ns;
+use crate::containers::{Containers, Entry, Record, Status};
+use crate::failure::{Failure, Outcome, sanitize};
+use crate::output;
+use crate::paths;
+use crate::template::Template;
+
+/// Characters of a command that are shown, its quotes and the mark of the cut included.
+const COMMAND: usize = 22;
+const HEAD: [&str; 7] = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"];
+
+/// Lists them.
+pub fn ps(args: &Ps, talk: Talk) -> Outcome {
+    let entries = match Containers::existing(&paths::store()) {
+        Some(containers) => containers.list()?,
+        None => Vec::new(),
+    };
+    // A filter by state is about those that do not run, too.
+    let all = args.all || args.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
+    let shown = entries.iter().filter(|entry| all || entry.record.state.status == Status::Running);
+    let shown = shown.filter(|entry| fits(entry, &args.filter));
+    let now = now_ns();
+    let rows = shown.map(|entry| row(entry, now, args.no_trunc));
+    if talk.quiet {
+        output::print(&rows.map(|row| format!("{}\n", text(&row, "ID"))).collect::<String>())?;
+        return Ok(0);
+    }
+    match args.format.as_str() {
+        "table" => output::table(HEAD, rows.map(|row| FIELDS.map(|field| text(&row, field))))?,
+        // As docker: an object a line.
+        "json" => output::print(&rows.map(|row| format!("{row}\n")).collect::<String>())?,
+        format => {
+            let wrong = |problem| Failure::with_code(1, anyhow!("--format: {problem}"));
+            let (head, template) = match format.strip_prefix("table ") {
+                Some(template) => (true, template),
+                None => (false, format),
+            };
+            let template = Template::parse(template).map_err(wrong)?;
+            let mut lines: String = if head { template.head() + "\n" } else { String::new() };
+            for row in rows {
+                lines += &(template.render(&row).map_err(wrong)? + "\n");
+            }
+            output::print(&lines)?;
+        }
+    }
+    Ok(0)
+}
+
+const FIELDS: [&str; 7] = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
+
+fn text(row: &Value, field: &str) -> String {
+    row[field].as_str().unwrap_or_default().to_owned()
+}
+
+/// What is shown of one, under docker's names.
+fn row(entry: &Entry, now_ns: u64, whole: bool) -> Value {
+    let record = &entry.record;
+    let command = sanitize(&record.process.args.join(" "));
+    let command = match command.char_indices().nth(COMMAND - 3) {
+        Some((end, _)) if !whole => format!("\"{}…\"", &command[..end]),
+        _ => format!("\"{command}\""),
+    };
+    let labels = record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+    json!({
+        "ID": if whole { record.id.as_str() } else { record.id.short() },
+        "Image": sanitize(record.image()),
+        "Command": command,
+        "CreatedAt": clock::rfc3339(record.created_ns),
+        "RunningFor": format!("{} ago", since(record.created_ns, now_ns)),
+        "State": record.state.status.word(),
+        "Status": status(record, now_ns),
+        "Ports": ports(record).join(", "),
+        "Labels": sanitize(&labels),
+        "Mounts": record.flags.volume.iter().map(|volume| sanitize(&volume.shown())).collect::<Vec<_>>().join(","),
+        "Names": entry.name,
+    })
+}
+
+fn since(then_ns: u64, now_ns: u64) -> String {
+    clock::human(Duration::from_nanos(now_ns.saturating_sub(then_ns)))
+}
+
+fn status(record: &Record, now_ns: u64) -> String {
+    let state = &record.state;
+    match state.status {
+        Status::Created => "Created".into(),
+        Status::Running => format!("Up {}", since(state.started_ns, now_ns)),
+        Status::Exited => format!("Exited ({}) {} ago", state.exit_code, since(state.finished_ns, now_ns)),
+    }
+}
+
+/// The ports of the host that lead to it, while it runs.
+fn ports(record: &Record) -> Vec<String> {
+    let running = record.state.status == Status::Running;
+    record.flags.publish.iter().filter(|_| running).map(shown_port).collect()
+}
+
+fn shown_port(port: &Publish) -> String {
+    let Publish { host_ip, host_port, guest_port, udp } = port;
+    format!("{host_ip}:{host_port}->{guest_port}/{}", if *udp { "udp" } else { "tcp" })
+}
+
+/// Values of the same key are alternatives, different keys conditions; but each label is a condition of its own.
+fn fits(entry: &Entry, filters: &[Filter]) -> bool {
+    let fits = |filter: &Filter| fits_one(entry, &filter.key, &filter.value);
+    filters.iter().all(|filter| match filter.key.as_str() {
+        "label" => fits(filter),
+        key => filters.iter().filter(|other| other.key == key).any(fits),
+    })
+}
+
+fn fits_one(entry: &Entry, key: &str, value: &str) -> bool {
+    let record = &entry.record;
+    match key {
+        "name" => entry.name.contains(value.trim_start_matches('^').trim_start_matches('/').trim_end_matches('$')),
+        "id" => record.id.as_str().starts_with(value),
+        "status" => record.state.status.word() == value,
+        "exited" => record.state.status == Status::Exited && value.parse() == Ok(record.state.exit_code),
+        "ancestor" => {
+            let id = record.image_id.trim_start_matches("sha256:");
+            let named = record.image().trim_end_matches(":latest") == value.trim_end_matches(":latest");
+            named || (value.len() >= 4 && id.starts_with(value.trim_start_matches("sha256:")))
+        }
+        "label" => match value.split_once('=') {
+            Some((key, value)) => record.labels.get(key).is_some_and(|found| found == value),
+            None => record.labels.contains_key(value),
+        },
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containers::Id;
+    use crate::containers::record::tests::record;
+
+    fn entry() -> Entry {
+        let mut record = record(&Id::random().unwrap());
+        record.labels.insert("tier".into(), "web".into());
+        record.process.args = ["sh", "-c", "echo a long command\x1b[31m of several words"].map(str::to_owned).to_vec();
+        record.flags.publish = vec!["8080:80".parse_publish()];
+        Entry { name: "brave_hopper".into(), record, dir: "/x".into() }
+    }
+
+    trait ParsePublish {
+        fn parse_publish(&self) -> Publish;
+    }
+
+    impl ParsePublish for str {
+        fn parse_publish(&self) -> Publish {
+            crate::args::publish(self).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_row_is_dockers() {
+        let mut entry = entry();
+        let now = entry.record.created_ns + 61_000_000_000;
+        let cells = |entry: &Entry| FIELDS.map(|field| text(&row(entry, now, false), field));
+        let id = entry.record.id.short().to_owned();
+        let want = [&id, "debian", "\"sh -c echo a long c…\"", "About a minute ago", "Created", "", "brave_hopper"];
+        assert_eq!(cells(&entry), want);
+        assert!(!text(&row(&entry, now, true), "Command").contains('\x1b'));
+        entry.record.start();
+        entry.record.state.started_ns = now - 5_000_000_000;
+        assert_eq!(cells(&entry)[4..6], ["Up 5 seconds", "127.0.0.1:8080->80/tcp"]);
+        entry.record.end(3, String::new());
+        entry.record.state.finished_ns = now - 1_000_000_000;
+        assert_eq!(cells(&entry)[4..6], ["Exited (3) 1 second ago", ""]);
+    }
+
+    #[test]
+    fn filters_of_a_key_are_alternatives() {
+        let entry = entry();
+        let fit = |list: &[&str]| {
+            let parse = |text: &&str| {
+                let (key, value) = text.split_once('=').unwrap();
+                Filter { key: key.into(), value: value.into() }
+            };
+            fits(&entry, &list.iter().map(parse).collect::<Vec<_>>())
+        };
+        assert!(fit(&[]) && fit(&["name=hopper"]) && fit(&["name=x", "name=brave"]) && fit(&["status=created"]));
+        assert!(!fit(&["name=hopper", "status=running"]) && !fit(&["name=x"]) && !fit(&["exited=0"]));
+        assert!(fit(&["label=tier"]) && fit(&["label=tier=web"]) && !fit(&["label=tier", "label=other"]));
+        assert!(fit(&["ancestor=debian"]) && fit(&["ancestor=debian:latest"]) && !fit(&["ancestor=deb"]));
+        assert!(fit(&[&format!("id={}", entry.record.id.short())]));
+    }
+}

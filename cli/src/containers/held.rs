@@ -1,0 +1,211 @@
+//! A container that is somebody's: of whoever makes it, runs it or removes it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock, fstat};
+
+use super::{Containers, ContainersError, Id, Record, io_error, names};
+
+/// How often a name is made up before one gets a number.
+const TRIES: usize = 8;
+
+/// Nobody else has it for as long as this lives. The kernel gives it up with the last process that has the lock.
+#[derive(Debug)]
+pub struct Held {
+    containers: Containers,
+    id: Id,
+    lock: File,
+    fate: Fate,
+}
+
+/// What becomes of a container when it is nobody's any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    Goes,
+    /// It is another process's.
+    PassedOn,
+}
+
+impl Fate {
+    fn of(record: &Record) -> Self {
+        if record.flags.rm { Fate::Goes } else { Fate::Stays }
+    }
+}
+
+impl Containers {
+    /// Makes a container, whose record is made by `record` from its id, of this name, or one that is made up. `keep` has its
+    /// layers stay.
+    pub fn create(
+        &self,
+        name: Option<&str>,
+        record: impl FnOnce(Id) -> Record,
+        keep: impl FnOnce(&Id) -> Result<(), guest_images::ImageError>,
+    ) -> anyhow::Result<(String, Held, Record)> {
+        name.map(names::check).transpose()?;
+        let id = Id::random().map_err(io_error(&self.dir))?;
+        let record = record(id.clone());
+        let path = self.path(&id);
+        let guard = self.lock()?;
+        // Said before anything costly is done; the lock keeps it true.
+        if let Some(id) = name.and_then(|name| super::whose(&self.name_path(name))) {
+            return Err(ContainersError::InUse { name: name.unwrap_or_default().into(), id }.into());
+        }
+        DirBuilder::new().mode(0o700).create(&path).map_err(io_error(&path))?;
+        let lock = take(&path)?.ok_or_else(|| ContainersError::Busy(id.short().into()))?;
+        let mut held = Held { containers: self.clone(), id, lock, fate: Fate::Goes };
+        drop(guard);
+        let durable = !record.flags.rm;
+        keep(&held.id)?;
+        record.write(&path, durable).map_err(io_error(&path))?;
+        held.mark()?;
+        let _guard = self.lock()?;
+        let name = match name {
+            Some(name) => self.christen(name, &held.id).map(|()| name.to_owned())?,
+            None => self.christen_somehow(&held.id)?,
+        };
+        if durable {
+            self.sync_names()?;
+        }
+        held.fate = Fate::of(&record);
+        Ok((name, held, record))
+    }
+
+    /// The caller has the lock.
+    fn christen_somehow(&self, id: &Id) -> Result<String, ContainersError> {
+        let mut tries = 0;
+        loop {
+            let name = names::random(tries >= TRIES).map_err(io_error(&self.dir))?;
+            match self.christen(&name, id) {
+                Err(ContainersError::InUse { .. }) => tries += 1,
+                other => return other.map(|()| name),
+            }
+        }
+    }
+
+    /// Takes a container that nobody has, to run it.
+    pub fn take(&self, word: &str) -> Result<(String, Held, Record), ContainersError> {
+        let _guard = self.lock()?;
+        let (name, id) = self.resolve(word)?;
+        let path = self.path(&id);
+        let lock = take(&path)?.ok_or_else(|| ContainersError::Busy(name.clone()))?;
+        let mut held = Held { containers: self.clone(), id, lock, fate: Fate::Stays };
+        let record = held.record()?;
+        held.fate = Fate::of(&record);
+        held.mark()?;
+        Ok((name, held, record))
+    }
+
+    /// Takes over a container that another process has taken, and whose lock it has shared with this one.
+    pub fn take_over(&self, id: &Id, lock: File) -> Result<(Held, Record), ContainersError> {
+        let path = self.path(id);
+        let same = || {
+            let (this, that) = (fstat(&lock)?, path.symlink_metadata()?);
+            Ok((this.st_dev, this.st_ino) == (that.dev(), that.ino()))
+        };
+        // Locked already, through the very descriptor, it is locked again without effect.
+        let ours = same().map_err(io_error(&path))? && flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if !ours {
+            return Err(ContainersError::Busy(id.short().into()));
+        }
+        let mut held = Held { containers: self.clone(), id: id.clone(), lock, fate: Fate::Stays };
+        let record = held.record()?;
+        held.fate = Fate::of(&record);
+        Ok((held, record))
+    }
+
+    /// Whether somebody has it.
+    pub fn is_held(&self, id: &Id) -> Result<bool, ContainersError> {
+        let _guard = self.lock()?;
+        let path = self.path(id);
+        Ok(path.exists() && take(&path)?.is_none())
+    }
+
+    /// Removes a container that nobody has. Returns its name.
+    pub fn remove(&self, word: &str) -> Result<String, ContainersError> {
+        let guard = self.lock()?;
+        let (name, id) = self.resolve(word)?;
+        let lock = take(&self.path(&id))?.ok_or_else(|| ContainersError::Busy(name.clone()))?;
+        self.remove_under(&guard, &id)?;
+        drop(lock);
+        Ok(name)
+    }
+
+    /// `_guard` is the lock on removals; the caller has the container's, too.
+    pub(super) fn remove_under(&self, _guard: &File, id: &Id) -> Result<(), ContainersError> {
+        // Without a name it is rubbish, should this process not live to do the rest.
+        for (name, _) in self.names()?.iter().filter(|(_, whose)| whose == id) {
+            let path = self.name_path(name);
+            fs::remove_file(&path).map_err(io_error(&path))?;
+        }
+        self.unmark(id);
+        let path = self.path(id);
+        fs::remove_dir_all(&path).map_err(io_error(&path))
+    }
+
+    pub(super) fn unmark(&self, id: &Id) {
+        // One that stays is looked at once more by the next command.
+        let _ = fs::remove_file(self.mark_path(id));
+    }
+}
+
+impl Held {
+    /// Its id.
+    pub fn id(&self) -> &Id {
+        &self.id
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> PathBuf {
+        self.containers.path(&self.id)
+    }
+
+    /// The lock, to be shared with a process that [takes it over](Containers::take_over).
+    pub fn share(&self) -> io::Result<File> {
+        self.lock.try_clone()
+    }
+
+    /// It does not run for now, and stays even if it is to go with its end.
+    pub fn created(mut self) {
+        self.fate = Fate::Stays;
+    }
+
+    /// It is another process's now.
+    pub fn passed_on(mut self) {
+        self.fate = Fate::PassedOn;
+    }
+
+    fn record(&self) -> Result<Record, ContainersError> {
+        let record = Record::read(&self.dir(), &self.id);
+        record.map_err(|source| ContainersError::Record { id: self.id.clone(), source })
+    }
+
+    fn mark(&self) -> Result<(), ContainersError> {
+        let path = self.containers.mark_path(&self.id);
+        File::create(&path).map(drop).map_err(io_error(&path))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        match self.fate {
+            Fate::PassedOn => {}
+            Fate::Stays => self.containers.unmark(&self.id),
+            // What cannot be removed now is the next command's.
+            Fate::Goes => drop(self.containers.lock().and_then(|guard| self.containers.remove_under(&guard, &self.id))),
+        }
+    }
+}
+
+/// The lock of a container that nobody has.
+pub(super) fn take(path: &Path) -> Result<Option<File>, ContainersError> {
+    let lock = File::open(path).map_err(io_error(path))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(lock)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(io_error(path)(e.into())),
+    }
+}

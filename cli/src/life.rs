@@ -1,0 +1,254 @@
+//! One life of a container: from its record to its end, whoever looks after it.
+//!
+//! ```text
+//! record, layers ─► run directory, initramfs, sockets ─► per-VM process ─► session ─► end the VM, say so in the record
+//!     └── a signal in here ends it all (signals::Guard) ──────────────────┘└ signals go to the process ┘
+//! ```
+
+use std::cell::RefCell;
+use std::fs;
+use std::rc::Rc;
+
+use anyhow::Context;
+use guest_images::kernel;
+use guest_images::{Layer, LayerKey};
+use guest_protocol::{End, Layer as DiskLayer, LayerFs, Names, Root, Seed, Start};
+use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
+use vmm::host::{self, KvmKind};
+
+use crate::args::{Run, Talk};
+use crate::container::{Done, Place, breakdown, console_tail, devices, end, machine_id};
+use crate::containers::record::KILLED;
+use crate::containers::{Held, Record};
+use crate::failure::{Failure, Outcome, one_line};
+use crate::launch::Launch;
+use crate::monitor::MonitorError;
+use crate::net;
+use crate::owner::{Facts, History, Owner, Shared, Tracked};
+use crate::paths;
+use crate::rundir::RunDir;
+use crate::session::{Io, Session};
+use crate::signals::{Guard, Holding};
+use crate::snapshots::What;
+use crate::supervisor::Report;
+use crate::templates::Templates;
+use crate::volumes::Volumes;
+
+/// Sectors of virtio disks and of layer ranges, in bytes.
+const SECTOR: u64 = 512;
+/// The kernels built here end the machine through this port (docs/interfaces.md).
+pub const EXIT_PORT: &str = "bulkhead.exit=0x600";
+/// For kernels that bring no command line of their own.
+pub const USUAL_CMDLINE: &str = "quiet reboot=k panic=-1";
+
+/// What a signal takes away before there is a process that could have it.
+pub type Kept = (RunDir, Held);
+
+/// A container that is to run.
+pub struct Life {
+    /// What it is called.
+    pub name: String,
+    /// Its record.
+    pub record: Record,
+    /// What its disk is made of, held in the store by the caller.
+    pub layers: Vec<Layer>,
+    /// The names of those.
+    pub keys: Vec<LayerKey>,
+    /// Where its streams lead to.
+    pub io: Io,
+    /// Who is to hear that the process has started.
+    pub report: Option<Report>,
+    /// How much to say.
+    pub talk: Talk,
+    /// When this program began, and when the image was ready (CLOCK_MONOTONIC, ns).
+    pub times: [u64; 2],
+}
+
+/// What nothing works without, looked at before anything is made.
+pub fn check(flags: &Run) -> anyhow::Result<()> {
+    drop(host::open()?);
+    net::connection(flags.network.as_ref(), &flags.publish)?;
+    Volumes::find(&flags.volume)?;
+    machine(flags)?.validate(host::memory_mib())?;
+    Ok(())
+}
+
+impl Life {
+    /// Runs it to its end. The outcome is the process's, or says why there is none.
+    pub fn live(self, guard: &Guard<Kept>, holding: Holding<'_, Kept>, held: Held) -> Outcome {
+        let mut this = self;
+        let tracked = Tracked { record: this.record.clone(), dir: held.dir(), report: this.report.take() };
+        let tracked: Shared = Rc::new(RefCell::new(tracked));
+        let (mut held, kept) = (Some(held), RefCell::new(None));
+        let (talk, [began, image_ready]) = (this.talk, this.times);
+        let result = this.run(guard, holding, &mut held, &kept, &tracked);
+        let kept: Option<Kept> = guard.pass().or_else(|| kept.take());
+        let held = kept.map(|(_, held)| held).or(held);
+        let (code, error) = match &result {
+            Ok(done) => (done.outcome.exit_code, String::new()),
+            Err(failure) => (code(failure), failure.error.as_ref().map(one_line).unwrap_or_default()),
+        };
+        // One that goes takes its record with it.
+        tracked.borrow_mut().ended(code, error);
+        drop(held);
+        let report = tracked.borrow_mut().report.take();
+        let done = result.inspect_err(|failure| report.into_iter().for_each(|report| report.failed(failure)))?;
+        if talk.verbose {
+            eprint!("{}", breakdown(began, image_ready, done.run_at, &done.outcome.times, done.warm).table());
+        }
+        Ok(done.outcome.exit_code)
+    }
+
+    fn run(
+        self,
+        guard: &Guard<Kept>,
+        holding: Holding<'_, Kept>,
+        held: &mut Option<Held>,
+        kept: &RefCell<Option<Kept>>,
+        tracked: &Shared,
+    ) -> Result<Done, Failure> {
+        let flags = &self.record.flags;
+        let network = net::connection(flags.network.as_ref(), &flags.publish)?;
+        let volumes = Volumes::find(&flags.volume)?;
+        let mut config = machine(flags)?;
+        config.validate(host::memory_mib())?;
+        let directory = RunDir::create(&paths::run(), Some(self.record.id.short()))?;
+        let log = directory.file("console.log");
+        let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
+        let mut start = start(&self.record, &self.layers, network.as_ref())?;
+        start.volumes = volumes.for_guest();
+        let session = Session::listen(&uds)?;
+        let mut devices = devices(self.layers.iter(), &uds)?;
+        if let Some(network) = &network {
+            devices.insert(net::SECTION.into(), network.section.clone());
+        }
+        devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
+        let place = Place {
+            session: &session,
+            control: control.clone(),
+            log: log.clone(),
+            devices: devices.clone(),
+            hostname: start.hostname.clone(),
+            network,
+            verbose: self.talk.verbose,
+        };
+        let facts = facts(&self.name, &self.record, self.keys);
+        let mut owner = Owner::listen(&directory, facts, History::new()?, place.succession(&directory))?;
+        owner.track(tracked.clone());
+        if let Some(held) = held.take() {
+            holding.keep((directory, held));
+        }
+        if let Some(source) = &mut config.boot_source {
+            tracing::info!("kernel {}: {}", source.kernel_image_path.display(), source.boot_args);
+            source.initrd_path = Some(initrd.clone());
+        }
+        config.serial = SerialConfig::Log { path: log.clone() };
+        config.devices = devices;
+        let templates = if flags.cold { None } else { Templates::of(&paths::store()).ok() };
+        let launch =
+            Launch { config, templates: templates.as_ref(), control, session: &session, verbose: self.talk.verbose };
+        let booting = || {
+            fs::write(&initrd, guest_images::initramfs::cpio(guest_images::INIT))
+                .with_context(|| format!("write {}", initrd.display()))
+        };
+        // Kept here from the moment on in which a signal is for the session.
+        let started = || {
+            if let Some(passed) = guard.pass() {
+                kept.replace(Some(passed));
+            }
+        };
+        let result = launch.run(start, self.io, &booting, &started, &mut owner)?;
+        let result = place.follow(result, &mut owner)?;
+        let console = if self.talk.verbose && result.is_err() { console_tail(&log) } else { String::new() };
+        let result = end(result);
+        eprint!("{console}");
+        result
+    }
+}
+
+/// What a container's record says of an end without an outcome.
+fn code(failure: &Failure) -> u8 {
+    match failure.error.as_ref().and_then(|error| error.downcast_ref()) {
+        Some(MonitorError::Lost(_)) => KILLED,
+        _ => failure.code,
+    }
+}
+
+/// What others may know of it.
+fn facts(name: &str, record: &Record, layers: Vec<LayerKey>) -> Facts {
+    let flags = &record.flags;
+    Facts {
+        name: name.to_owned(),
+        what: What::Container {
+            image: record.image().to_owned(),
+            command: What::shown(&record.process.args),
+            terminal: flags.tty,
+            stdin: flags.interactive,
+            hostname: flags.hostname.clone(),
+        },
+        vcpus: flags.machine.cpus(),
+        memory_mib: flags.machine.memory_mib(),
+        layers,
+    }
+}
+
+/// The machine without its devices.
+fn machine(flags: &Run) -> anyhow::Result<VmConfig> {
+    let kernel = match &flags.kernel {
+        Some(path) => kernel::Kernel { path: path.clone(), cmdline: USUAL_CMDLINE.into() },
+        None => kernel::find(kernel_kind(host::kind()))?,
+    };
+    let words = [kernel.cmdline.as_str(), EXIT_PORT].into_iter().chain(flags.append.iter().map(String::as_str));
+    Ok(VmConfig {
+        snapshot: None,
+        boot_source: Some(BootSource {
+            kernel_image_path: kernel.path,
+            initrd_path: None,
+            boot_args: words.collect::<Vec<_>>().join(" "),
+            protocol: BootProtocol::Auto,
+        }),
+        machine: MachineConfig {
+            vcpu_count: flags.machine.cpus(),
+            mem_size_mib: flags.machine.memory_mib(),
+            track_dirty_pages: false,
+        },
+        serial: SerialConfig::Off,
+        cpuid_cache: None,
+        devices: serde_json::Map::new(),
+    })
+}
+
+/// The kernel flavour that suits a kind of KVM.
+pub fn kernel_kind(kvm: KvmKind) -> kernel::KernelKind {
+    match kvm {
+        KvmKind::SoftwareNested => kernel::KernelKind::Nested,
+        KvmKind::VtX | KvmKind::AmdV => kernel::KernelKind::Hardware,
+    }
+}
+
+/// What the guest is told.
+fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -> anyhow::Result<Start> {
+    let flags = &record.flags;
+    Ok(Start {
+        // The session fills in both when it sends this.
+        seed: Seed([0; 32]),
+        wall_clock_ns: 0,
+        machine_id: machine_id()?,
+        hostname: flags.hostname.clone().unwrap_or_else(|| record.id.short().to_owned()),
+        root: Root {
+            layers: layers.iter().take(1).map(layer).collect(),
+            upper_bytes: None,
+            read_only: flags.read_only,
+        },
+        volumes: Vec::new(),
+        network: network.as_ref().map(|network| network.guest.clone()),
+        names: Names { hosts: Vec::new(), resolv_conf: network.and_then(|network| network.resolv_conf.clone()) },
+        end: if flags.kernel.is_none() { End::PowerOff } else { End::Reset },
+        process: record.process.clone(),
+    })
+}
+
+/// The file system that the disk begins with.
+fn layer(image: &Layer) -> DiskLayer {
+    DiskLayer { start_sector: 0, sectors: image.bytes.div_ceil(SECTOR), fs: LayerFs::Erofs }
+}

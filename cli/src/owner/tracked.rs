@@ -1,0 +1,51 @@
+//! A container's record while somebody has the container.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use crate::containers::Record;
+use crate::supervisor::Report;
+
+/// Whoever runs a container and whoever attends to its clients have it together.
+pub type Shared = Rc<RefCell<Tracked>>;
+
+/// The record, and who waits for it.
+#[derive(Debug)]
+pub struct Tracked {
+    /// What is known.
+    pub record: Record,
+    /// The container's directory.
+    pub dir: PathBuf,
+    /// Who is to hear that the process has started.
+    pub report: Option<Report>,
+}
+
+impl Tracked {
+    /// Its process runs. A replacement of the VM there was goes on with the same process.
+    pub fn started(&mut self) {
+        if self.record.state.pid == std::process::id() {
+            return;
+        }
+        self.record.start();
+        self.write();
+        if let Some(report) = self.report.take() {
+            report.started();
+        }
+    }
+
+    /// Its process has ended with this code, or could not be started.
+    pub fn ended(&mut self, code: u8, error: String) {
+        self.record.end(code, error);
+        self.write();
+    }
+
+    /// What cannot be written now will be missing later, which is no reason to end what works.
+    fn write(&self) {
+        // That it runs is not true any more after a crash of the host.
+        let durable = self.record.state.pid == 0 && !self.record.flags.rm;
+        if let Err(error) = self.record.write(&self.dir, durable) {
+            tracing::warn!("container {}: its record cannot be written: {error}", self.record.id.short());
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Whoever looks after a container that runs in the background: this program once more, in a session of its own.
+//!
+//! ```text
+//! run -d, start:  make or take the container ─► spawn ─ lock as stdin, pipe as stdout ─► wait: its first line ─► id, or the error
+//! supervise:      new session, takes the container over, /dev/null ─► its life ─► says in the pipe how it started, ends with it
+//! ```
+//!
+//! It has the container's lock from the very start: whoever started it may be killed at any moment, and so may it. What it has
+//! inherited is given up before anything else: it has no terminal and no descriptors but its own.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use guest_images::{Keeper, Store};
+use serde::{Deserialize, Serialize};
+use vmm::events::monotonic_ns;
+
+use crate::args::Talk;
+use crate::containers::{Containers, Held, Id};
+use crate::failure::{Failure, Outcome, one_line};
+use crate::life::{Kept, Life};
+use crate::logs::writer::Writer;
+use crate::paths;
+use crate::session::Io;
+use crate::signals::Guard;
+
+/// The verb that starts it, which is for no one else.
+pub const VERB: &str = "supervise";
+/// Longest first line.
+const MAX_LINE: u64 = 64 << 10;
+
+/// How a container has started.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Start {
+    /// Its process runs.
+    Started,
+    /// It does not.
+    Failed {
+        /// Exit code that tells why.
+        code: u8,
+        /// One line.
+        error: String,
+    },
+}
+
+/// Where a supervisor says how its container has started, once.
+#[derive(Debug)]
+pub struct Report(File);
+
+impl Report {
+    /// Its process runs.
+    pub fn started(self) {
+        self.say(&Start::Started);
+    }
+
+    /// Its process does not run, and this is why.
+    pub fn failed(self, failure: &Failure) {
+        let error = failure.error.as_ref().map(one_line).unwrap_or_default();
+        self.say(&Start::Failed { code: failure.code, error });
+    }
+
+    fn say(mut self, start: &Start) {
+        // Whoever has started it may be gone.
+        if let Ok(line) = serde_json::to_string(start) {
+            let _ = self.0.write_all(format!("{line}\n").as_bytes());
+        }
+    }
+}
+
+/// A supervisor whose container is being started.
+pub struct Waiting(Child);
+
+/// Starts one for a container, which is its own from now on.
+pub fn spawn(held: Held) -> anyhow::Result<Waiting> {
+    let lock = held.share().context("cannot share the container's lock")?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("bulkhead").args([VERB, held.id().as_str()]);
+    // It works in no directory of the user's.
+    command.current_dir("/").env("BULKHEAD_STORE", std::path::absolute(paths::store())?);
+    command.env("BULKHEAD_RUN", std::path::absolute(paths::run())?);
+    if let Some(cache) = std::env::var_os("BULKHEAD_CACHE").filter(|cache| !cache.is_empty()) {
+        command.env("BULKHEAD_CACHE", std::path::absolute(cache)?);
+    }
+    command.stdin(Stdio::from(lock)).stdout(Stdio::piped()).stderr(Stdio::null());
+    let child = command.spawn().context("cannot start the container's supervisor")?;
+    held.passed_on();
+    Ok(Waiting(child))
+}
+
+impl Waiting {
+    /// Waits for the container's process to run.
+    pub fn wait(mut self) -> Result<(), Failure> {
+        let mut line = Vec::new();
+        if let Some(pipe) = self.0.stdout.take() {
+            BufReader::new(pipe).take(MAX_LINE).read_until(b'\n', &mut line)?;
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Start::Started) => Ok(()),
+            Ok(Start::Failed { code, error }) if error.is_empty() => Err(Failure::silent(code)),
+            Ok(Start::Failed { code, error }) => Err(Failure::with_code(code, anyhow!(error))),
+            Err(_) => Err(anyhow!("the container's supervisor ended before the container ran").into()),
+        }
+    }
+}
+
+/// Looks after the container `id`, whose lock is on stdin, until its end. The first thing that its process does.
+pub fn supervise(id: &str) -> Outcome {
+    let began = monotonic_ns();
+    // A process that leads a group already, which none does that was started as above, has its session.
+    let _ = rustix::process::setsid();
+    let (lock, pipe) = take_streams().context("supervisor: standard streams")?;
+    let report = Report(pipe);
+    match live(id, lock, report, began) {
+        Ok(code) => Ok(code),
+        // Nobody would read it: it is in the record, and has been said to whoever waits.
+        Err(failure) => Err(Failure::silent(failure.code)),
+    }
+}
+
+/// What came as stdin and stdout, which are /dev/null from now on.
+fn take_streams() -> std::io::Result<(File, File)> {
+    let lock = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let pipe = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok((lock, pipe))
+}
+
+fn live(id: &str, lock: File, report: Report, began: u64) -> Outcome {
+    let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
+    let holding = guard.hold();
+    let begin = || {
+        let id: Id = id.parse().map_err(|()| anyhow!("'{id}' is not an id of a container"))?;
+        let store = Store::open(paths::store())?;
+        let (held, record) = Containers::of(store.dir())?.take_over(&id, lock)?;
+        let name = Containers::of(store.dir())?.name_of(&id).unwrap_or_else(|| id.short().to_owned());
+        let kept = store.kept(Keeper::Container(id.as_str()))?;
+        let kept = kept.ok_or_else(|| anyhow!("container {name}: it has no list of layers"))?;
+        let recorder = Arc::new(Writer::open(&held.dir()).context("log")?);
+        let (mut io, input) = Io::nobody(record.flags.interactive, record.flags.tty)?;
+        io.recorder = Some(recorder);
+        anyhow::Ok((name, held, record, kept, io, input))
+    };
+    let (name, held, record, kept, io, _input) = match begin() {
+        Ok(begun) => begun,
+        Err(error) => {
+            let failure = error.into();
+            report.failed(&failure);
+            return Err(failure);
+        }
+    };
+    let (layers, keys, times) = (kept.layers, kept.keys, [began, monotonic_ns()]);
+    let life = Life { name, record, layers, keys, io, report: Some(report), talk: Talk::default(), times };
+    life.live(&guard, holding, held)
+}
