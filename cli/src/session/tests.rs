@@ -335,7 +335,7 @@ fn a_guest_that_breaks_the_protocol_is_named() {
     };
     let text =
         refused(|guest| guest.send(&GuestMessage::Hello { version: 1, phase: Phase::Booted, init_ns: 0, now_ns: 0 }));
-    assert_eq!(text, "the guest speaks protocol version 1, this program 6");
+    assert_eq!(text, format!("the guest speaks protocol version 1, this program {VERSION}"));
     let text = refused(|guest| guest.started());
     assert_eq!(text, "the guest broke the protocol: unexpected Started");
     let text = refused(|guest| guest.control.write_all(&[0xff; 8]).unwrap());
