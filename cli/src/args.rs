@@ -17,9 +17,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
 pub use self::containers::{Filter, Inspect, Kill, Logs, Port, Ps, Rename, Rm, Start, Stop, Wait};
+pub use self::network::{Destination, Network, Publish};
 #[cfg(test)]
-pub use self::network::publish;
-pub use self::network::{Network, Publish};
+pub use self::network::{egress, publish};
 pub use self::run::{Machine, Run};
 pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
 pub use self::vmm::Vmm;
@@ -120,11 +120,11 @@ pub struct Boot {
     /// How to enter the kernel: `auto` and `linux64` by its 64-bit entry, `pvh` by the entry of its PVH note
     #[arg(long, value_name = "PROTOCOL", default_value = "auto", value_parser = protocol)]
     pub protocol: BootProtocol,
-    /// Disk; the first is /dev/vda in the guest. It is raw unless it is named *.qcow2, or the option says otherwise
-    #[arg(long, value_name = "FILE[,ro][,raw|qcow2]")]
-    pub disk: Vec<String>,
-    /// Network interface: `user` needs passt and no privileges, `tap=NAME` is one of the host's
-    #[arg(long, value_name = "user|tap=NAME[,mac=MAC]")]
+    /// Disk, raw; the first is /dev/vda in the guest
+    #[arg(long, value_name = "FILE[,ro]", value_parser = disk)]
+    pub disk: Vec<Disk>,
+    /// Network interface: `user` needs passt and no privileges, `tap=NAME` is one of the host's, `tap` a new one
+    #[arg(long, value_name = "user|tap[=NAME][,mac=MAC]")]
     pub net: Vec<String>,
     /// Balloon that takes so much memory from the guest; `oom`: not its last; `reporting`: and what the guest does not use
     #[arg(long, value_name = "MIB[,oom][,reporting][,stats=SECONDS]")]
@@ -149,6 +149,13 @@ fn protocol(text: &str) -> Result<BootProtocol, String> {
         "pvh" => Ok(BootProtocol::Pvh),
         _ => Err("neither auto nor linux64 nor pvh".into()),
     }
+}
+
+/// A disk of `boot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    pub path: PathBuf,
+    pub read_only: bool,
 }
 
 #[derive(Debug, Args)]
@@ -213,6 +220,18 @@ pub enum Format {
     #[default]
     Table,
     Json,
+}
+
+fn disk(text: &str) -> Result<Disk, String> {
+    let (path, read_only) = match text.rsplit_once(',') {
+        Some((path, "ro")) => (path, true),
+        Some((path, "rw")) => (path, false),
+        Some((_, option)) if !option.contains('/') && !std::path::Path::new(text).exists() => {
+            return Err(format!("'{option}' is not a disk option; there are ro and rw"));
+        }
+        _ => (text, false),
+    };
+    if path.is_empty() { Err("the file is missing".into()) } else { Ok(Disk { path: path.into(), read_only }) }
 }
 
 /// What Linux takes, and every resolver understands.
@@ -336,6 +355,14 @@ mod tests {
         assert!(usage(&["snapshots", "rm"]).contains("NAME"));
         assert!(usage(&["commit", "vm", "name"]).contains("--memory"));
         assert!(usage(&["snapshot", ""]).contains("VM"));
+    }
+
+    #[test]
+    fn disks_have_one_option() {
+        assert_eq!(disk("/a,b/c"), Ok(Disk { path: "/a,b/c".into(), read_only: false }));
+        assert_eq!(disk("/a,ro"), Ok(Disk { path: "/a".into(), read_only: true }));
+        assert!(disk("/a,rx").unwrap_err().contains("rx"));
+        assert!(disk(",ro").is_err());
     }
 
     #[test]

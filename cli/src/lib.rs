@@ -22,6 +22,7 @@
 //! | [`control`] | a client of a microVM's control socket |
 //! | [`templates`] | snapshots that later runs go on from |
 //! | [`signals`] | signals by name, and before there is a guest |
+//! | [`net`], [`egress`] | what a microVM's interfaces lead to, and where its packets may go |
 //! | [`volumes`] | directories of this host in a container |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`failure`] | exit codes and one-line errors |
@@ -40,6 +41,7 @@ mod commands;
 mod container;
 mod containers;
 mod control;
+mod egress;
 mod env;
 mod failure;
 #[cfg(feature = "testing")]

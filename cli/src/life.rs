@@ -67,7 +67,7 @@ pub struct Life {
 /// What nothing works without, looked at before anything is made.
 pub fn check(flags: &Run) -> anyhow::Result<()> {
     drop(host::open()?);
-    net::connection(flags.network.as_ref(), &flags.publish)?;
+    net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
     Volumes::find(&flags.volume)?;
     machine(flags)?.validate(host::memory_mib())?;
     Ok(())
@@ -108,7 +108,7 @@ impl Life {
         tracked: &Shared,
     ) -> Result<Done, Failure> {
         let flags = &self.record.flags;
-        let network = net::connection(flags.network.as_ref(), &flags.publish)?;
+        let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
         let volumes = Volumes::find(&flags.volume)?;
         let mut config = machine(flags)?;
         config.validate(host::memory_mib())?;

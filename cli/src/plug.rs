@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::control::{Control, ControlError};
 
 /// The members of an interface that say what is behind it.
-pub const BEHIND: [&str; 3] = ["host_dev_name", "user", "unplugged"];
+pub const BEHIND: [&str; 4] = ["host_dev_name", "new_tap", "user", "unplugged"];
 
 /// A section of interfaces with nothing behind any of them.
 pub fn unplugged(section: &Value) -> Value {

@@ -4,10 +4,14 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+use tests::control::Control;
 use tests::{Kvm, Lab, Running, cpio};
 
 use crate::bare::own_kernel;
+use crate::ending::wait_for_the_orphan;
 use crate::lab;
 
 /// Bytes that are sent each way. Where guest kernels are emulated, each costs them 0.2 us.
@@ -68,6 +72,12 @@ pub(crate) fn make_tap(name: &str, address: &str) {
     ip(&["link", "set", name, "up"]);
 }
 
+/// How many taps of microVMs' own there are in this thread's network.
+fn own_taps() -> usize {
+    let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    interfaces.lines().filter(|line| line.trim_start().starts_with("bulkhead")).count()
+}
+
 /// `boot` of a guest that fetches from `server` and powers off.
 fn fetching(lab: &Lab, net: &str, address: &str, server: SocketAddr) -> Command {
     let initrd = lab.path("initrd");
@@ -107,6 +117,56 @@ fn a_guest_fetches_through_a_tap() {
     let ended = lab.run(["boot", "--kernel", &own_kernel(&lab), "--net", "tap=bh1"]);
     assert_eq!(ended.code, Some(125), "{ended:?}");
     assert!(ended.stderr.contains("tap 'bh1': there is no such interface"), "{ended:?}");
+    lab.assert_clean();
+}
+
+/// At taps of their own, from where a container reaches what it may, and nothing else; of which nothing is left, also if it is killed.
+#[test]
+fn a_container_at_a_tap_of_its_own_reaches_what_it_may() {
+    const TEST: &str = "a_container_at_a_tap_of_its_own_reaches_what_it_may";
+    let lab = lab!(TEST);
+    let patience = lab.patience(4);
+    if !own_network(TEST) {
+        return;
+    }
+    make_tap("bh0", "192.0.2.1/24");
+    let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+    let server = serve(&listener, bytes(&lab));
+    let (address, count) = (listener.local_addr().unwrap().to_string(), bytes(&lab).to_string());
+    let run = |egress: &str, more: &[&str]| {
+        let image = lab.probe_image();
+        let words = ["run", "--network", "tap", "--egress", egress];
+        lab.bulkhead([&words[..], more, &[&image, "/probe", "fetch", &address, &count]].concat())
+    };
+    let ended = Running::start(run(&address, &[])).end(patience);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(server.join().unwrap());
+    assert_eq!(own_taps(), 0);
+
+    let running = Running::start(run("192.0.2.1:9", &["--name", "denied"]));
+    let control = Control::of(&running, lab.run_dir().join("denied/api"), patience);
+    let deadline = Instant::now() + patience;
+    let denied = || {
+        let metrics = control.get("/bulkhead/v1/metrics");
+        let mut devices = metrics["devices"].as_array().into_iter().flatten();
+        devices.find(|device| device["kind"] == "net").map_or(0, |net| net["queues"][1]["denied"].as_u64().unwrap())
+    };
+    while denied() == 0 {
+        assert!(Instant::now() < deadline, "none of its packets was denied");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(own_taps(), 1);
+    running.signal(Signal::KILL);
+    while own_taps() > 0 {
+        assert!(Instant::now() < deadline, "its tap is there after it");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(running.end(patience).code, None);
+    wait_for_the_orphan(&lab);
+    // None of them got through, and the next command finds nothing else.
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(lab.run(["images", "-q"]).code, Some(0));
     lab.assert_clean();
 }
 

@@ -45,5 +45,6 @@ pub mod vcpu;
 
 pub use config::VmConfig;
 pub use devices::virtio::net::passt as user_network;
+pub use devices::virtio::net::{egress, tap};
 pub use events::{Event, ExitReason};
 pub use machine::{Console, Handle, Machine, VmmError};

@@ -1,9 +1,10 @@
-//! `--network` and `-p`, with docker's syntax where the meaning is docker's.
+//! `--network`, `-p` and `--egress`, with docker's syntax where the meaning is docker's.
 
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use vmm::egress::Rule;
 
 /// What a container's interface leads to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,8 @@ pub enum Network {
     User,
     /// A tap interface of the host.
     Tap(String),
+    /// A tap interface of its own, which goes with the microVM.
+    NewTap,
 }
 
 impl fmt::Display for Network {
@@ -24,6 +27,7 @@ impl fmt::Display for Network {
             Network::None => f.write_str("none"),
             Network::User => f.write_str("user"),
             Network::Tap(name) => write!(f, "tap={name}"),
+            Network::NewTap => f.write_str("tap"),
         }
     }
 }
@@ -33,8 +37,9 @@ pub fn network(text: &str) -> Result<Network, String> {
     match text.split_once('=') {
         None if text == "none" => Ok(Network::None),
         None if text == "user" => Ok(Network::User),
+        None if text == "tap" => Ok(Network::NewTap),
         Some(("tap", name)) if !name.is_empty() => Ok(Network::Tap(name.to_owned())),
-        _ => Err("it is none, user or tap=NAME".into()),
+        _ => Err("it is none, user, tap or tap=NAME".into()),
     }
 }
 
@@ -71,6 +76,43 @@ pub fn publish(text: &str) -> Result<Publish, String> {
     Ok(Publish { host_ip, host_port: port(host_port)?, guest_port: port(guest_port)?, udp })
 }
 
+/// Where packets may go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Destination {
+    /// A network or an address, and a port or all of them.
+    Rule(Rule),
+    /// A name, whatever its addresses are when the microVM starts.
+    Name {
+        /// The name.
+        host: String,
+        /// None: all of them.
+        port: Option<u16>,
+    },
+}
+
+/// What `--egress` says: `CIDR`, `IP`, `HOST`, each with a port or without.
+pub fn egress(text: &str) -> Result<Destination, String> {
+    let not_a_rule = match text.parse() {
+        Ok(rule) => return Ok(Destination::Rule(rule)),
+        Err(error) => error,
+    };
+    let (host, port) = match text.split_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let is_name = host.bytes().all(letter) && host.bytes().any(|byte| byte.is_ascii_alphabetic());
+    if !is_name || host.starts_with('-') {
+        return Err(format!("{not_a_rule}, nor is it HOST[:PORT]"));
+    }
+    let number = |word: &str| match word.parse::<u16>() {
+        Ok(port @ 1..) if word.bytes().all(|byte| byte.is_ascii_digit()) => Ok(port),
+        _ => Err(format!("'{word}' is not a port; ports are 1 to 65535")),
+    };
+    Ok(Destination::Name { host: host.to_owned(), port: port.map(number).transpose()? })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,8 +122,35 @@ mod tests {
         assert_eq!(network("none"), Ok(Network::None));
         assert_eq!(network("user"), Ok(Network::User));
         assert_eq!(network("tap=t0"), Ok(Network::Tap("t0".into())));
-        for bad in ["", "tap", "tap=", "host", "user=x"] {
+        assert_eq!(network("tap"), Ok(Network::NewTap));
+        for bad in ["", "tap=", "host", "user=x"] {
             assert!(network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn destinations_are_networks_addresses_and_names() {
+        let rule = |text: &str| Ok(Destination::Rule(text.parse().unwrap()));
+        let name = |host: &str, port| Ok(Destination::Name { host: host.into(), port });
+        assert_eq!((egress("10.0.0.0/8"), egress("192.0.2.1:443")), (rule("10.0.0.0/8"), rule("192.0.2.1:443")));
+        assert_eq!(egress("example.org:443"), name("example.org", Some(443)));
+        assert_eq!(egress("a-host"), name("a-host", None));
+        for bad in [
+            "",
+            "10.0.0.1/8",
+            "1.2.3",
+            "1.2.3.4.5",
+            "a b",
+            "-x",
+            "host:",
+            "host:0",
+            "host:+1",
+            "host:1:2",
+            "::1",
+            "[::1]:80",
+            "host/8",
+        ] {
+            assert!(egress(bad).is_err(), "{bad}");
         }
     }
 

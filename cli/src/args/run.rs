@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::network::{self, Network, Publish};
+use super::network::{self, Destination, Network, Publish};
 use crate::signals;
 use crate::size;
 use crate::volumes::VolumeFlag;
@@ -70,12 +70,17 @@ pub struct Run {
     /// The container sees its root file system read-only
     #[arg(long)]
     pub read_only: bool,
-    /// What the container's network is: `none` (the default), `user` (through passt, without privileges), or a tap interface
-    #[arg(long, value_name = "none|user|tap=NAME", value_parser = network::network)]
+    /// What the container's network is: `none` (the default), `user` (through passt, without privileges), or a tap interface: the
+    /// host's `NAME`, or one of its own
+    #[arg(long, value_name = "none|user|tap[=NAME]", value_parser = network::network)]
     pub network: Option<Network>,
     /// Have a port of the host lead to one of the container; on 127.0.0.1 if there is no IP. Implies `--network user`
     #[arg(short, long, value_name = "[IP:]HOST_PORT:PORT[/tcp|/udp]", value_parser = network::publish)]
     pub publish: Vec<Publish>,
+    /// Let the container reach only these, over IPv4, instead of everything; may be repeated. Names are looked up on this host when
+    /// it starts
+    #[arg(long, value_name = "CIDR|HOST[:PORT]", value_parser = network::egress)]
+    pub egress: Vec<Destination>,
     #[command(flatten)]
     pub machine: Machine,
     /// Boot this kernel instead of the one built for this kind of host

@@ -3,7 +3,7 @@
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 
-use super::network::{self, Network, Publish};
+use super::network::{self, Destination, Network, Publish};
 use super::{Format, hostname};
 
 #[derive(Debug, Args)]
@@ -72,11 +72,14 @@ pub struct Restore {
     #[arg(long, value_name = "NAME", value_parser = hostname)]
     pub hostname: Option<String>,
     /// What its interface leads to, if it has one: if not given, what that of the original does, without published ports of a container
-    #[arg(long, value_name = "none|user|tap=NAME", value_parser = network::network)]
+    #[arg(long, value_name = "none|user|tap[=NAME]", value_parser = network::network)]
     pub network: Option<Network>,
     /// Have a port of the host lead to one of the container; on 127.0.0.1 if there is no IP. Implies `--network user`
     #[arg(short, long, value_name = "[IP:]HOST_PORT:PORT[/tcp|/udp]", value_parser = network::publish)]
     pub publish: Vec<Publish>,
+    /// Let the container reach only these, over IPv4, instead of what the original could; may be repeated. Names are looked up now, on this host
+    #[arg(long, value_name = "CIDR|HOST[:PORT]", value_parser = network::egress)]
+    pub egress: Vec<Destination>,
 }
 
 #[derive(Debug, Args)]

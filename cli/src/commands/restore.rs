@@ -71,6 +71,7 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         hostname: args.hostname,
         network: args.network,
         publish: args.publish,
+        egress: args.egress,
     };
     restore(args, talk, began)
 }
@@ -88,8 +89,9 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
     }
     let io = Io::inherit(args.interactive, args.tty)?;
     let (saved, _) = vmm::snapshot::files::open(held.path())?;
-    let network = net::of_clone(saved.config.devices.get(net::SECTION), args.network.as_ref(), &args.publish)
-        .with_context(|| format!("snapshot '{}'", args.snapshot))?;
+    let network =
+        net::of_clone(saved.config.devices.get(net::SECTION), args.network.as_ref(), &args.publish, &args.egress)
+            .with_context(|| format!("snapshot '{}'", args.snapshot))?;
     let kept = store.kept(Keeper::Snapshot(&held.record.id.to_string()))?;
     let kept = kept.ok_or_else(|| anyhow!("snapshot '{}': it has no list of layers", args.snapshot))?;
     let holding = guard.hold();
@@ -153,7 +155,7 @@ fn machine(args: Restore, held: Held, talk: Talk) -> Outcome {
     let mut devices = saved.config.devices;
     devices.remove("drives");
     let interfaces = devices.get(net::SECTION).unwrap_or(&Value::Null);
-    let interfaces = net::of_bare_clone(interfaces, args.network.as_ref(), &args.publish)
+    let interfaces = net::of_bare_clone(interfaces, args.network.as_ref(), &args.publish, &args.egress)
         .with_context(|| format!("snapshot '{}'", args.snapshot))?;
     if !interfaces.is_null() {
         devices.insert(net::SECTION.into(), interfaces);

@@ -36,6 +36,8 @@ pub struct QueueMetrics {
     bytes_to_guest: Counter,
     /// Requests that were given back with an error, or dropped.
     pub(super) errors: Counter,
+    /// Packets that may not leave.
+    pub(super) denied: Counter,
     /// Times that a request was found that has to wait for the device's limits.
     pub(super) throttled: Counter,
     /// Notifications of the driver's.
@@ -78,6 +80,8 @@ pub struct QueueReading {
     pub bytes_to_guest: u64,
     /// Requests that the device refused or the host failed, and packets that were dropped.
     pub errors: u64,
+    /// Packets of the guest's that may not leave.
+    pub denied: u64,
     /// Times that a request was found that has to wait for the device's limits.
     pub throttled: u64,
     /// Notifications of the driver's.
@@ -115,6 +119,7 @@ impl QueueMetrics {
             bytes_from_guest: self.bytes_from_guest.get(),
             bytes_to_guest: self.bytes_to_guest.get(),
             errors: self.errors.get(),
+            denied: self.denied.get(),
             throttled: self.throttled.get(),
             kicks: self.kicks.get(),
             interrupts: self.interrupts.get(),

@@ -124,6 +124,11 @@ impl VirtQueue {
         self.metrics().errors.add(1);
     }
 
+    /// Counts a packet that may not leave.
+    pub fn count_denied(&self) {
+        self.metrics().denied.add(1);
+    }
+
     /// Counts a request that has to wait for the device's limits.
     pub fn count_wait(&self) {
         self.metrics().throttled.add(1);

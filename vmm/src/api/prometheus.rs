@@ -50,9 +50,10 @@ pub fn text(vm: &str, metrics: &Metrics, devices: &[DeviceReport]) -> String {
 type Value = fn(&QueueReading) -> u64;
 
 /// A queue's numbers that are one sample each.
-const QUEUE: [(&str, &str, Value); 5] = [
+const QUEUE: [(&str, &str, Value); 6] = [
     ("bulkhead_queue_operations_total", "Requests given back.", |queue| queue.operations),
     ("bulkhead_queue_errors_total", "Requests that failed, and packets that were dropped.", |queue| queue.errors),
+    ("bulkhead_queue_denied_total", "Packets of the guest's that may not leave.", |queue| queue.denied),
     ("bulkhead_queue_throttled_total", "Times that a request had to wait for a limit.", |queue| queue.throttled),
     ("bulkhead_queue_kicks_total", "Notifications of the driver's.", |queue| queue.kicks),
     ("bulkhead_queue_interrupts_total", "Batches that the driver wanted an interrupt for.", |queue| queue.interrupts),

@@ -81,8 +81,13 @@ impl MmioTransport {
         if state.version != STATE_VERSION {
             return Err(wrong(format!("version {} is not {STATE_VERSION}", state.version)));
         }
-        if state.device_id != self.info.id || state.queues.len() != self.queues.len() {
+        if state.device_id != self.info.id {
             return Err(wrong("it is another device's".into()));
+        }
+        let (saved, here) = (state.queues.len(), self.queues.len());
+        if saved != here {
+            let why = "it is of another version of this program, or of a device with another configuration";
+            return Err(wrong(format!("it has {saved} queues, and here there are {here}: {why}")));
         }
         let status =
             Status::restore(state.status).ok_or_else(|| wrong(format!("status {:#x} is impossible", state.status)))?;

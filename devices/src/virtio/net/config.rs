@@ -6,11 +6,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Net;
 use super::backend::Backend;
+use super::egress::{Egress, MOST_RULES, Rule};
 use super::passt::User;
 use super::stream::Stream;
-use super::tap::{NAME_MOST, Tap};
+use super::tap::{NAME_MOST, NewTap, Tap};
+use super::{MOST_PAIRS, Net, Offer};
 use crate::virtio::VirtioDevice;
 use crate::virtio::limit::{Direction, RateLimiter, Scope};
 use crate::virtio::table::{DeviceError, DeviceKind};
@@ -22,11 +23,11 @@ pub const KIND: DeviceKind = DeviceKind {
     name: "net",
     config_key: SECTION,
     flag: "net",
-    flag_syntax: "user|tap=NAME[,mac=MAC]",
-    help: "a network interface as eth0, eth1, ... in the order given; user: through passt, without privileges; tap: one of the host's",
+    flag_syntax: "user|tap[=NAME][,mac=MAC]",
+    help: "a network interface as eth0, eth1, ... in the order given; user: through passt, without privileges; tap: one of the host's, or a new one",
     parse_flag,
     id_key: Some("iface_id"),
-    swappable: &["host_dev_name", "user", "unplugged"],
+    swappable: &["host_dev_name", "new_tap", "user", "unplugged"],
     limiters: &[
         ("rx_rate_limiter", Scope::Only(Direction::ToGuest)),
         ("tx_rate_limiter", Scope::Only(Direction::FromGuest)),
@@ -38,10 +39,12 @@ pub const KIND: DeviceKind = DeviceKind {
     kernel_args: |_| None,
     syscalls: &[
         libc::SYS_read,
+        libc::SYS_readv,
         libc::SYS_writev,
         libc::SYS_recvfrom,
         libc::SYS_sendto,
         libc::SYS_ioctl,
+        libc::SYS_socket,
         libc::SYS_epoll_wait,
     ],
     #[cfg(any(test, feature = "testing"))]
@@ -49,7 +52,7 @@ pub const KIND: DeviceKind = DeviceKind {
 };
 
 /// One interface, as in the configuration.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Interface {
     iface_id: String,
@@ -59,9 +62,21 @@ struct Interface {
     /// A tap interface of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     host_dev_name: Option<String>,
+    /// Ours: a tap interface that goes with the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    new_tap: Option<NewTap>,
     /// Ours: user mode, through passt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<User>,
+    /// Bytes of the largest IP packet, for the driver to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mtu: Option<u16>,
+    /// Ours: pairs of queues, 1 if it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    num_queue_pairs: Option<u16>,
+    /// Ours: where packets of the guest's may go; everywhere if it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    egress: Option<Vec<Rule>>,
     /// Ours: nothing is at the other end of the cable yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unplugged: bool,
@@ -114,23 +129,14 @@ fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
         None => (value, None),
     };
     let mut interfaces = if section.is_null() { Vec::new() } else { parse(section)? };
-    let (host_dev_name, user) = match kind.split_once('=') {
-        None if kind == "user" => (None, Some(User::default())),
-        Some(("tap", name)) => (Some(name.to_owned()), None),
-        _ => return Err(wrong(format!("'{value}' is neither user nor tap=NAME, with ,mac=MAC or without"))),
+    let (host_dev_name, new_tap, user) = match kind.split_once('=') {
+        None if kind == "user" => (None, None, Some(User::default())),
+        None if kind == "tap" => (None, Some(NewTap::default()), None),
+        Some(("tap", name)) => (Some(name.to_owned()), None, None),
+        _ => return Err(wrong(format!("'{value}' is neither user nor tap nor tap=NAME, with ,mac=MAC or without"))),
     };
     let iface_id = format!("eth{}", interfaces.len());
-    let (rx_rate_limiter, tx_rate_limiter) = (None, None);
-    let unplugged = false;
-    interfaces.push(Interface {
-        iface_id,
-        guest_mac: mac,
-        host_dev_name,
-        user,
-        unplugged,
-        rx_rate_limiter,
-        tx_rate_limiter,
-    });
+    interfaces.push(Interface { iface_id, guest_mac: mac, host_dev_name, new_tap, user, ..Interface::default() });
     check(&interfaces)?;
     *section = serde_json::to_value(interfaces).map_err(DeviceError::section(SECTION))?;
     Ok(())
@@ -139,17 +145,30 @@ fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
 /// What can be told without opening anything.
 fn check(interfaces: &[Interface]) -> Result<(), DeviceError> {
     for (index, interface) in interfaces.iter().enumerate() {
-        let Interface { iface_id: id, host_dev_name, user, unplugged, .. } = interface;
+        let Interface { iface_id: id, host_dev_name, new_tap, user, unplugged, .. } = interface;
         if interfaces[..index].iter().any(|other| other.iface_id == *id) {
             return Err(invalid(format!("two interfaces have the iface_id '{id}'")));
         }
-        if usize::from(host_dev_name.is_some()) + usize::from(user.is_some()) + usize::from(*unplugged) != 1 {
-            return Err(invalid(format!("interface '{id}' needs one of host_dev_name, user and unplugged")));
+        let behind = [host_dev_name.is_some(), new_tap.is_some(), user.is_some(), *unplugged];
+        if behind.iter().filter(|there| **there).count() != 1 {
+            return Err(invalid(format!("interface '{id}' needs one of host_dev_name, new_tap, user and unplugged")));
         }
         if let Some(name) = host_dev_name.as_deref().filter(|name| !is_name(name)) {
             return Err(invalid(format!("interface '{id}': '{name}' is not the name of an interface")));
         }
-        user.as_ref().map_or(Ok(()), User::check).map_err(|why| invalid(format!("interface '{id}': {why}")))?;
+        // 68 bytes is what every host must take (RFC 791).
+        if interface.mtu.is_some_and(|mtu| mtu < 68) {
+            return Err(invalid(format!("interface '{id}': an mtu is 68 bytes at least")));
+        }
+        let pairs = interface.num_queue_pairs.unwrap_or(1);
+        if !(1..=MOST_PAIRS).contains(&pairs.into()) {
+            return Err(invalid(format!("interface '{id}': num_queue_pairs is 1 to {MOST_PAIRS}")));
+        }
+        if interface.egress.as_ref().is_some_and(|rules| rules.len() > MOST_RULES) {
+            return Err(invalid(format!("interface '{id}': egress has {MOST_RULES} rules at most")));
+        }
+        let sound = user.as_ref().map_or(Ok(()), User::check).and(new_tap.as_ref().map_or(Ok(()), NewTap::check));
+        sound.map_err(|why| invalid(format!("interface '{id}': {why}")))?;
     }
     Ok(())
 }
@@ -169,19 +188,25 @@ fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
 
 fn open(interface: &Interface) -> Result<Net, DeviceError> {
     let mut backend: Option<Box<dyn Backend>> = None;
+    let pairs = interface.num_queue_pairs.unwrap_or(1);
     if let Some(name) = &interface.host_dev_name {
-        backend = Some(Box::new(Tap::open(name).map_err(DeviceError::host(SECTION, format!("tap '{name}'")))?));
+        backend =
+            Some(Box::new(Tap::open(name, pairs.into()).map_err(DeviceError::host(SECTION, format!("tap '{name}'")))?));
+    } else if let Some(new) = &interface.new_tap {
+        let tap = new.make(pairs.into(), interface.mtu);
+        backend = Some(Box::new(tap.map_err(DeviceError::host(SECTION, "a tap of its own".into()))?));
     } else if let Some(user) = &interface.user {
         let stream = user.start().and_then(Stream::to_process).map_err(DeviceError::host(SECTION, "passt".into()))?;
         backend = Some(Box::new(stream));
     }
-    let mac = interface.guest_mac.map(|Mac(bytes)| bytes);
-    Net::new(mac, backend).map_err(DeviceError::host(SECTION, "watch the packets' source".into()))
+    let offer = Offer { mac: interface.guest_mac.map(|Mac(bytes)| bytes), mtu: interface.mtu, pairs };
+    let egress = interface.egress.clone().map(Egress::new);
+    Net::new(offer, backend, egress).map_err(DeviceError::host(SECTION, "watch the packets' source".into()))
 }
 
 #[cfg(any(test, feature = "testing"))]
 fn sample(_: &Path) -> Value {
-    serde_json::json!([{ "iface_id": "eth0", "guest_mac": "02:00:00:00:00:01", "unplugged": true }])
+    serde_json::json!([{ "iface_id": "eth0", "guest_mac": "02:00:00:00:00:01", "unplugged": true, "num_queue_pairs": 2, "mtu": 1500 }])
 }
 
 #[cfg(test)]
@@ -198,10 +223,12 @@ mod tests {
         let mut section = Value::Null;
         parse_flag("user", &mut section).unwrap();
         parse_flag("tap=tap0,mac=02:00:00:00:00:Fe", &mut section).unwrap();
+        parse_flag("tap", &mut section).unwrap();
         let wanted = json!([{ "iface_id": "eth0", "user": {} },
-                            { "iface_id": "eth1", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:fe" }]);
+                            { "iface_id": "eth1", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:fe" },
+                            { "iface_id": "eth2", "new_tap": {} }]);
         assert_eq!(section, wanted);
-        for bad in ["", "tap", "tap=", "user=x", "tap=a/b", "tap=%d", "tap=a,mac=1", "vhost", "tap=sixteen-letters-"] {
+        for bad in ["", "tap=", "user=x", "tap=a/b", "tap=%d", "tap=a,mac=1", "vhost", "tap=sixteen-letters-"] {
             let said = parse_flag(bad, &mut Value::Null).unwrap_err().to_string();
             assert!(!said.contains('\n'), "{said}");
         }
@@ -216,8 +243,10 @@ mod tests {
         };
         let port = |port: u16| json!({ "protocol": "tcp", "host_ip": "127.0.0.1", "host_port": port, "guest_port": 1 });
         for (section, words) in [
-            (one(json!({})), "one of host_dev_name, user and unplugged"),
+            (one(json!({})), "one of host_dev_name, new_tap, user and unplugged"),
             (one(json!({ "user": {}, "host_dev_name": "tap0" })), "one of"),
+            (one(json!({ "new_tap": { "host_ip": "10.0.0.1" } })), "or neither"),
+            (one(json!({ "new_tap": { "host_ip": "10.0.0.1", "prefix_len": 31 } })), "1 to 30"),
             (one(json!({ "host_dev_name": "a b" })), "'a b' is not the name"),
             (one(json!({ "host_dev_name": "bulkhead-none" })), "there is no such interface"),
             (one(json!({ "unplugged": true, "guest_mac": "02:00:00:00:00" })), "is not a MAC address"),
@@ -225,6 +254,12 @@ mod tests {
             (one(json!({ "unplugged": true, "guest_mac": "01:00:00:00:00:00" })), "of one interface"),
             (one(json!({ "unplugged": true, "rx_rate_limiter": { "ops": { "size": -1 } } })), "-1"),
             (one(json!({ "unplugged": true, "rate_limiter": {} })), "rate_limiter"),
+            (one(json!({ "unplugged": true, "mtu": 67 })), "68 bytes"),
+            (one(json!({ "unplugged": true, "mtu": 65536 })), "65536"),
+            (one(json!({ "unplugged": true, "num_queue_pairs": 0 })), "1 to 8"),
+            (one(json!({ "unplugged": true, "num_queue_pairs": 9 })), "1 to 8"),
+            (one(json!({ "unplugged": true, "egress": ["10.0.0.1/8"] })), "'10.0.0.1/8' is not IP"),
+            (one(json!({ "unplugged": true, "egress": vec!["10.0.0.1"; 1025] })), "1024 rules at most"),
             (one(json!({ "user": { "publish": [port(0)] } })), "port 0"),
             (one(json!({ "user": { "publish": [{ "protocol": "sctp" }] } })), "sctp"),
         ] {

@@ -10,11 +10,12 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
+use vm_memory::VolatileSlice;
+use vmm_sys_util::epoll::EventSet;
 
 use super::F_GUEST_CSUM;
-use super::backend::{Backend, HEADER, MOST};
+use super::backend::{Backend, HEADER, MOST, Packet};
 use super::checksum;
-use crate::virtio::chain::Buffers;
 
 /// Bytes of a frame's length.
 const PREFIX: usize = 4;
@@ -33,6 +34,7 @@ pub struct Stream {
     input: Box<[u8]>,
     /// Bytes of `output` that the other end has not taken: from, to.
     owed: (usize, usize),
+    /// A packet's header, of which the end becomes the frame's length, and the frame.
     output: Box<[u8]>,
     /// The driver takes our word for checksums.
     vouch: bool,
@@ -54,7 +56,7 @@ impl Stream {
             have: (0, 0),
             input: vec![0; INPUT].into_boxed_slice(),
             owed: (0, 0),
-            output: vec![0; PREFIX + FRAME].into_boxed_slice(),
+            output: vec![0; MOST].into_boxed_slice(),
             vouch: false,
             over: false,
             patient: false,
@@ -135,8 +137,12 @@ impl Stream {
 }
 
 impl Backend for Stream {
-    fn fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+    fn fds(&self) -> Vec<RawFd> {
+        vec![self.socket.as_raw_fd()]
+    }
+
+    fn interest(&self) -> EventSet {
+        EventSet::OUT
     }
 
     fn accept(&mut self, features: u64) -> io::Result<()> {
@@ -144,15 +150,23 @@ impl Backend for Stream {
         Ok(())
     }
 
-    fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>> {
-        if self.over {
+    fn receive(&mut self, pair: usize, room: &[VolatileSlice]) -> io::Result<Option<usize>> {
+        if self.over || pair > 0 {
             return Ok(None);
         }
         let Some((start, end)) = self.next_frame().inspect_err(|_| self.over = true)? else { return Ok(None) };
-        let (header, frame) = packet.split_at_mut(HEADER);
-        header.fill(0);
+        let mut header = [0; HEADER];
         header[0] = if self.vouch { DATA_VALID } else { 0 };
-        frame[..end - start].copy_from_slice(&self.input[start..end]);
+        let mut parts = [&header[..], &self.input[start..end]];
+        for slice in room {
+            let mut filled = 0;
+            for part in &mut parts {
+                let (now, later) = part.split_at(part.len().min(slice.len() - filled));
+                slice.offset(filled).map_err(io::Error::other)?.copy_from(now);
+                filled += now.len();
+                *part = later;
+            }
+        }
         Ok(Some(HEADER + end - start))
     }
 
@@ -161,19 +175,20 @@ impl Backend for Stream {
         self.over || self.flush().is_err() || self.owed.0 == self.owed.1
     }
 
-    fn send(&mut self, packet: Buffers) -> io::Result<()> {
+    fn send(&mut self, _: usize, packet: Packet) -> io::Result<()> {
         if self.over {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let mut header = [0; HEADER];
-        let (first, rest) = packet.split_at(HEADER);
-        first.read(&mut header);
-        let len = rest.read(&mut self.output[PREFIX..]);
-        if !checksum::complete(&header, &mut self.output[PREFIX..PREFIX + len]) {
+        let end = packet.read(&mut self.output);
+        let Some((header, frame)) = self.output[..end].split_first_chunk_mut::<HEADER>() else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if !checksum::complete(header, frame) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "its checksum is outside of it"));
         }
-        self.output[..PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
-        self.owed = (0, PREFIX + len);
+        let len = frame.len() as u32;
+        header[HEADER - PREFIX..].copy_from_slice(&len.to_be_bytes());
+        self.owed = (HEADER - PREFIX, end);
         self.flush()
     }
 }

@@ -3,15 +3,23 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use super::backend::{HEADER, MOST};
 use super::*;
 use crate::virtio::limit::Limits;
 use crate::virtio::testing::{Driver, Part, RUNNING};
+
+fn offer(pairs: u16) -> Offer {
+    Offer { mac: Some([2, 0, 0, 0, 0, 1]), mtu: None, pairs }
+}
+
+const RX: usize = 0;
+const TX: usize = 1;
 
 /// A device and the other end of its stream.
 fn machine() -> (Driver, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let stream = Stream::new(ours).unwrap();
-    let device = Net::new(Some([2, 0, 0, 0, 0, 1]), Some(Box::new(stream))).unwrap();
+    let device = Net::new(offer(1), Some(Box::new(stream)), None).unwrap();
     (Driver::new(Box::new(device)), theirs)
 }
 
@@ -239,7 +247,7 @@ fn the_address_is_offered_if_there_is_one() {
     let mut bytes = [0; 6];
     crate::BusDevice::read(&mut *driver.lock(), 0, 0x100, &mut bytes);
     assert_eq!(bytes, [2, 0, 0, 0, 0, 1]);
-    let driver = Driver::new(Box::new(Net::new(None, None).unwrap()));
+    let driver = Driver::new(Box::new(Net::new(Offer::default(), None, None).unwrap()));
     assert_eq!(driver.offered() & F_MAC, 0);
 }
 
@@ -259,4 +267,168 @@ fn a_process_at_the_other_end_is_gone_with_the_stream() {
     drop(stream);
     std::net::TcpListener::bind(address).unwrap();
     process.join().unwrap();
+}
+
+/// The control queue's answer to a command.
+fn command(driver: &mut Driver, queue: usize, bytes: &[u8]) -> u8 {
+    driver.request(queue, &[Part::Read(&bytes[..2]), Part::Read(&bytes[2..]), Part::Write(1)]).data[0]
+}
+
+#[test]
+fn the_driver_says_its_address_until_it_is_reset() {
+    let (mut driver, _theirs) = started(u64::MAX);
+    let address = |driver: &Driver| {
+        let mut bytes = [0; 6];
+        crate::BusDevice::read(&mut *driver.lock(), 0, 0x100, &mut bytes);
+        bytes
+    };
+    assert_eq!(command(&mut driver, 2, &[1, 1, 2, 0, 0, 0, 0, 9]), control::OK);
+    assert_eq!(address(&driver), [2, 0, 0, 0, 0, 9]);
+    let state = driver.lock().save().unwrap();
+    let other = Driver::new(Box::new(Net::new(offer(1), None, None).unwrap()));
+    other.lock().load(&state).unwrap();
+    assert_eq!(address(&other), [2, 0, 0, 0, 0, 9]);
+    for bad in [&[1, 1, 2, 0, 0, 0, 0][..], &[1, 1, 2, 0, 0, 0, 0, 9, 9], &[0, 0, 1], &[4, 0, 1, 0], &[9, 9, 9]] {
+        assert_eq!(command(&mut driver, 2, bad), control::ERR, "{bad:?}");
+    }
+    // Nowhere to put an answer.
+    assert_eq!(driver.request(2, &[Part::Read(&[1, 1, 2, 0, 0, 0, 0, 8])]).written, 0);
+    assert_eq!(dropped(&driver, 2), 6);
+    driver.reset();
+    assert_eq!(address(&driver), [2, 0, 0, 0, 0, 1]);
+}
+
+/// A backend with a way for each pair.
+struct Ways(Vec<Stream>, std::sync::Arc<std::sync::Mutex<Vec<usize>>>);
+
+impl Backend for Ways {
+    fn fds(&self) -> Vec<RawFd> {
+        self.0.iter().flat_map(Stream::fds).collect()
+    }
+
+    fn interest(&self) -> EventSet {
+        EventSet::OUT
+    }
+
+    fn accept(&mut self, features: u64) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|way| way.accept(features))
+    }
+
+    fn use_pairs(&mut self, pairs: usize) -> io::Result<()> {
+        self.1.lock().unwrap().push(pairs);
+        if pairs == 3 { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+    }
+
+    fn receive(&mut self, pair: usize, room: &[VolatileSlice]) -> io::Result<Option<usize>> {
+        self.0[pair].receive(0, room)
+    }
+
+    fn ready(&mut self) -> bool {
+        self.0.iter_mut().all(Stream::ready)
+    }
+
+    fn send(&mut self, pair: usize, packet: Packet) -> io::Result<()> {
+        self.0[pair].send(0, packet)
+    }
+}
+
+fn several(pairs: u16) -> (Driver, Vec<UnixStream>, std::sync::Arc<std::sync::Mutex<Vec<usize>>>) {
+    let (ours, theirs): (Vec<_>, Vec<_>) = (0..pairs).map(|_| UnixStream::pair().unwrap()).unzip();
+    let told = std::sync::Arc::<std::sync::Mutex<Vec<usize>>>::default();
+    let ways = Ways(ours.into_iter().map(|way| Stream::new(way).unwrap()).collect(), told.clone());
+    let device = Net::new(Offer { mtu: Some(9000), ..offer(pairs) }, Some(Box::new(ways)), None).unwrap();
+    (Driver::new(Box::new(device)), theirs, told)
+}
+
+#[test]
+fn pairs_of_queues_are_used_when_the_driver_says_so() {
+    let (mut driver, mut theirs, told) = several(4);
+    driver.bring_up(u64::MAX);
+    let mut config = [0; 12];
+    crate::BusDevice::read(&mut *driver.lock(), 0, 0x100, &mut config);
+    assert_eq!(config[8..], [4, 0, 0x28, 0x23]);
+    // Out by any of them; in by the first alone.
+    for (pair, end) in theirs.iter_mut().enumerate() {
+        driver.request(2 * pair + 1, &[Part::Read(&[0; HEADER]), Part::Read(b"out")]);
+        assert_eq!(heard(end), b"out");
+        driver.add(2 * pair, &[Part::Write(1526)]).unwrap();
+        driver.kick(2 * pair);
+        say(end, b"in");
+    }
+    driver.wait(|driver| driver.used(0).is_some());
+    assert!(driver.settle() && (1..4).all(|pair| driver.used(2 * pair).is_none()));
+    for bad in [0u16, 5, 3, u16::MAX] {
+        let [low, high] = bad.to_le_bytes();
+        assert_eq!(command(&mut driver, 8, &[4, 0, low, high]), control::ERR, "{bad}");
+    }
+    assert_eq!(command(&mut driver, 8, &[4, 0, 4, 0]), control::OK);
+    assert_eq!(*told.lock().unwrap(), [1, 3, 4]);
+    for (pair, end) in theirs.iter_mut().enumerate().skip(1) {
+        say(end, b"again");
+        // What came before the driver used it is first.
+        driver.wait(|driver| driver.used(2 * pair).is_some());
+    }
+    // It is saved, and forgotten with a reset.
+    let state = driver.lock().save().unwrap();
+    let (other, _ends, told) = several(4);
+    other.lock().load(&state).unwrap();
+    assert_eq!((other.lock().save().unwrap(), told.lock().unwrap().clone()), (state.clone(), vec![4]));
+    driver.reset();
+    driver.bring_up(u64::MAX);
+    driver.add(2, &[Part::Write(1526)]).unwrap();
+    driver.kick(2);
+    assert!(driver.settle() && driver.used(2).is_none());
+    let refused = several(2).0.lock().load(&state).unwrap_err().to_string();
+    assert!(refused.contains("it has 9 queues, and here there are 5"), "{refused}");
+}
+
+#[test]
+fn a_driver_that_knows_of_one_pair_has_its_control_queue_behind_that() {
+    let (mut driver, mut theirs, _) = several(2);
+    driver.bring_up(!F_MQ);
+    assert_eq!(command(&mut driver, 2, &[1, 1, 2, 0, 0, 0, 0, 9]), control::OK);
+    assert_eq!(command(&mut driver, 2, &[4, 0, 2, 0]), control::ERR);
+    driver.request(TX, &[Part::Read(&[0; HEADER]), Part::Read(b"out")]);
+    assert_eq!(heard(&mut theirs[0]), b"out");
+    assert!(driver.settle() && driver.status() == RUNNING);
+}
+
+#[test]
+fn a_packet_that_may_not_leave_is_counted_and_goes_nowhere() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let egress = Egress::new(vec!["192.0.2.1:80".parse().unwrap()]);
+    let device = Net::new(offer(1), Some(Box::new(Stream::new(ours).unwrap())), Some(egress)).unwrap();
+    let mut driver = Driver::start(Box::new(device));
+    let packet = |to: u8, data: usize| {
+        let mut frame = vec![0; 14 + 20 + 20 + data];
+        frame[12..18].copy_from_slice(&[8, 0, 0x45, 0, 0, 0]);
+        frame[16..18].copy_from_slice(&((40 + data) as u16).to_be_bytes());
+        frame[23] = 6;
+        frame[30..34].copy_from_slice(&[192, 0, 2, to]);
+        frame[37] = 80;
+        frame
+    };
+    for data in [0, 10_000] {
+        for (to, parts) in [(2, 1), (1, 3)] {
+            let frame = packet(to, data);
+            let (first, second) = frame.split_at(frame.len() / parts);
+            driver.request(TX, &[Part::Read(&[0; HEADER]), Part::Read(first), Part::Read(second)]);
+        }
+        assert_eq!(heard(&mut theirs), packet(1, data));
+    }
+    let metrics = driver.lock().metrics().read();
+    assert_eq!((metrics.queues[TX].denied, metrics.queues[TX].errors), (2, 0));
+    // One that calls is answered.
+    let mut call = packet(1, 0);
+    call[26..34].copy_from_slice(&[203, 0, 113, 5, 10, 0, 2, 15]);
+    call[47] = 2;
+    driver.add(RX, &[Part::Write(1526)]).unwrap();
+    driver.kick(RX);
+    say(&mut theirs, &call);
+    driver.wait(|driver| driver.used(RX).is_some());
+    let mut answer = call.clone();
+    answer[30..34].copy_from_slice(&call[26..30]);
+    (answer[35], answer[37]) = (80, 0);
+    driver.request(TX, &[Part::Read(&[0; HEADER]), Part::Read(&answer)]);
+    assert_eq!(heard(&mut theirs), answer);
 }
