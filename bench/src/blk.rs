@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bench_guest::disk::BLOCK;
 use serde::Serialize;
@@ -20,9 +20,12 @@ use crate::machine::{Bell, with_machine};
 use crate::place::Place;
 use crate::process::{BenchError, io_error};
 use crate::stats::median;
+use crate::threads;
 
 /// Most requests under way at a time.
 pub const MOST: usize = bench_guest::disk::MOST;
+/// What threads are called that do a disk's work.
+const THREADS: &[&str] = &["events", "disk", "iou-"];
 /// Bytes of the file.
 const FILE: usize = 256 << 20;
 
@@ -140,26 +143,12 @@ fn sample(kernel: &Path, disk: &Path, depth: usize, requests: u64) -> Result<Sam
     let (bell, output) = Bell::new();
     with_machine(&config, Console { input: None, output }, |_| {
         bell.wait()?;
-        let (began, before) = (Instant::now(), device_time()?);
+        let (began, before) = (Instant::now(), threads::time(THREADS)?);
         bell.wait()?;
-        let (took, used) = (began.elapsed(), device_time()?.saturating_sub(before));
+        let (took, used) = (began.elapsed(), threads::time(THREADS)?.saturating_sub(before));
         let requests = requests as f64;
         Ok(Sample { rate: requests / took.as_secs_f64(), cost: used.as_nanos() as f64 / requests })
     })
-}
-
-/// Processor time so far of this process's threads that do a device's work.
-fn device_time() -> Result<Duration, BenchError> {
-    let mut sum = 0;
-    for task in fs::read_dir("/proc/self/task").map_err(io_error("own threads"))?.flatten() {
-        // One that ends meanwhile has no files any more.
-        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        if ["events", "disk", "iou-"].iter().any(|ours| name.starts_with(ours)) {
-            let times = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            sum += times.split_ascii_whitespace().next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-        }
-    }
-    Ok(Duration::from_nanos(sum))
 }
 
 /// A run of fio; `None` if there is none.

@@ -7,7 +7,9 @@
 //! | [`clones`] | many machines from one snapshot, all running at once |
 //! | [`snapshot`] | taking a snapshot, beside a plain write of the same bytes |
 //! | [`blk`] | a disk's random reads, beside fio |
+//! | [`net`] | TCP through a tap interface, beside the same without a device |
 //! | [`run`] | `bulkhead run`, booting and from a template |
+//! | `threads` | what this process's own threads have used |
 //! | `place` | a directory for files that does not outlive it for long |
 //! | [`process`] | monitor processes, started and timed |
 //! | [`machine`] | machines in this process, to be saved or measured |
@@ -27,6 +29,7 @@ pub mod container;
 pub mod guest;
 pub mod machine;
 pub mod memory;
+pub mod net;
 pub mod null;
 mod place;
 pub mod process;
@@ -34,3 +37,4 @@ pub mod restore;
 pub mod run;
 pub mod snapshot;
 pub mod stats;
+mod threads;

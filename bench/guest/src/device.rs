@@ -19,7 +19,7 @@ pub(crate) mod register {
 
 /// ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK, each with those before it.
 const STEPS: [u32; 4] = [1, 3, 11, 15];
-/// VIRTIO_F_VERSION_1, in the upper half of the features. No others are wanted.
+/// VIRTIO_F_VERSION_1, in the upper half of the features.
 const VERSION_1: u32 = 1;
 
 /// A device's window.
@@ -52,16 +52,16 @@ impl Device {
         half(at) | half(at + 4) << 32
     }
 
-    /// Brings it up with queues of `size` entries whose descriptor tables, available and used rings are at these (physical)
+    /// Brings it up with these of the first 32 features and queues of `size` entries whose descriptor tables, available and used rings are at these (physical)
     /// addresses. False if it is not of the kind `id`, or does not come up.
-    pub fn bring_up(&mut self, id: u32, size: usize, queues: &[[u64; 3]]) -> bool {
+    pub fn bring_up(&mut self, id: u32, features: u32, size: usize, queues: &[[u64; 3]]) -> bool {
         if self.get(register::DEVICE_ID) != id {
             return false;
         }
         self.set(register::STATUS, 0);
         self.set(register::STATUS, STEPS[0]);
         self.set(register::STATUS, STEPS[1]);
-        for (half, features) in [0, VERSION_1].into_iter().enumerate() {
+        for (half, features) in [features, VERSION_1].into_iter().enumerate() {
             self.set(register::DRIVER_FEATURES_SEL, half as u32);
             self.set(register::DRIVER_FEATURES, features);
         }

@@ -26,11 +26,11 @@ const QUIET: u16 = 1;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+pub(crate) struct Descriptor {
+    pub address: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub next: u16,
 }
 
 #[derive(Clone, Copy)]
@@ -124,7 +124,7 @@ impl Disk {
         let mut device = unsafe { Device::new(registers) };
         memory.available[0] = QUIET;
         let areas = [&raw const memory.table as u64, &raw const memory.available as u64, &raw const memory.used as u64];
-        if !device.bring_up(DISK, SIZE, &[areas]) {
+        if !device.bring_up(DISK, 0, SIZE, &[areas]) {
             return None;
         }
         let blocks = device.config(0) / SECTORS;

@@ -1,15 +1,18 @@
-//! The benchmark's guest, but for its entry: drivers for virtio-vsock and virtio disks that need no operating system.
+//! The benchmark's guest, but for its entry: drivers for virtio-vsock, disks and networks that need no operating system.
 //!
 //! - [`device`]: a device's registers;
 //! - [`queue`]: a virtqueue with a buffer for each descriptor;
 //! - [`socket`]: one stream to the host;
-//! - [`disk`]: load for a disk.
+//! - [`disk`]: load for a disk;
+//! - [`net`]: packets through a network device; [`peer`]: the other end of a TCP connection, on that or on any wire.
 //!
 //! They are written for devices of one maker, Bulkhead's own, and trust them. They must run at any address that is its physical one.
 #![no_std]
 
 pub mod device;
 pub mod disk;
+pub mod net;
+pub mod peer;
 pub mod queue;
 pub mod socket;
 

@@ -1,6 +1,7 @@
 //! The benchmark's guest: a process in ring 3, on as little of a kernel as that takes (crate `ring3`).
 //!
-//! With a disk it reads from that as fast as it can ([`bench_guest::disk`]), between two bytes on the serial port. With a
+//! With a disk it reads from that as fast as it can ([`bench_guest::disk`]), between two bytes on the serial port. With a network it
+//! takes and gives data over TCP ([`bench_guest::peer`]), from a byte on the serial port on. With a
 //! vsock it connects to the host, and sends each question back, inverted. Saved while it waits for one, it goes on elsewhere: the device
 //! says that the connection is gone, and it connects again. Whoever closes the connection, or does not take it, ends it.
 #![no_std]
@@ -10,6 +11,8 @@ use core::arch::global_asm;
 
 use bench_guest::PORT;
 use bench_guest::disk::{self, Disk};
+use bench_guest::net::{self, Net};
+use bench_guest::peer::Peer;
 use bench_guest::socket::{Event, Memory, Socket};
 use ring3::{End, SERIAL, WINDOWS, end, out8, wait};
 
@@ -17,6 +20,8 @@ global_asm!(include_str!("../../../guest-images/ring3/entry.s"));
 
 static mut MEMORY: Memory = Memory::new();
 static mut DISK: disk::Memory = disk::Memory::new();
+/// Memory behind the program, for a network's rings and packets: nobody else uses it, and it is zeros as it comes.
+const PACKETS: usize = 4 << 20;
 
 #[unsafe(no_mangle)]
 extern "C" fn ring3() -> ! {
@@ -31,7 +36,17 @@ extern "C" fn ring3() -> ! {
             wait();
         }
     }
-    // SAFETY: as above; nothing else drives the device, which is no disk.
+    // SAFETY: as above; nothing else drives the device, which is no disk. A machine with a network has memory there.
+    let net = unsafe { Net::new(WINDOWS as *mut u32, &mut *(PACKETS as *mut net::Memory)) };
+    if let Some(net) = net {
+        let mut peer = Peer::new(net);
+        out8(SERIAL, b'b');
+        loop {
+            peer.turn();
+            core::hint::spin_loop();
+        }
+    }
+    // SAFETY: as above; it is no network either.
     let socket = unsafe { Socket::new(WINDOWS as *mut u32, &mut *(&raw mut MEMORY)) };
     let Some(mut socket) = socket else { end(End::Panic) };
     socket.connect(PORT);

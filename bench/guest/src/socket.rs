@@ -78,7 +78,7 @@ impl Socket {
         let queues = memory.0.each_mut().map(Queue::new);
         // SAFETY: the caller's promise.
         let mut device = unsafe { Device::new(registers) };
-        if !device.bring_up(VSOCK, SIZE, &queues.each_ref().map(Queue::addresses)) {
+        if !device.bring_up(VSOCK, 0, SIZE, &queues.each_ref().map(Queue::addresses)) {
             return None;
         }
         let mut socket = Socket {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::args::{Bench, BenchWhat, Format};
 use crate::failure::Outcome;
-use crate::{monitor, output, paths, rundir};
+use crate::{monitor, net, output, paths, rundir};
 
 /// Measures, and prints the report.
 pub fn bench(args: &Bench) -> Outcome {
@@ -47,6 +47,11 @@ pub fn bench(args: &Bench) -> Outcome {
             let what = blk::What { dir: &dir, depths: &depths, requests: u64::from(*requests) };
             let report = blk::run(what, *runs as usize)?;
             show(*format, &report, print_blk)?;
+        }
+        &BenchWhat::Net { runs, size, format } => {
+            let what = bench::net::What { network: net::free_network()?, bytes: size << 20 };
+            let report = bench::net::run(what, runs as usize)?;
+            show(format, &report, print_net)?;
         }
         BenchWhat::Run { runs, format, image_and_command } => {
             let what = run::What { bulkhead: Path::new("/proc/self/exe"), arguments: image_and_command };
@@ -149,6 +154,33 @@ fn print_blk(report: &blk::Report) -> io::Result<()> {
     output::table(["AT A TIME", "GUEST/S", "FIO/S", "RATIO", "MONITOR NS EACH", "FIO NS EACH"], rows)?;
     let beside = if report.rows.iter().any(|row| row.fio.is_none()) { "; fio is not installed" } else { "" };
     output::print(&format!("medians of {} runs of {} requests{beside}\n", report.runs, report.requests))
+}
+
+fn print_net(report: &bench::net::Report) -> io::Result<()> {
+    let rows = report.rows.iter().map(|row| {
+        let rates = [row.guest, row.floor].map(|rate| format!("{rate:.1}"));
+        let [monitor, floor, packet] = [row.monitor_ns, row.floor_ns, row.packet].map(|value| format!("{value:.0}"));
+        let [kicks, calls] = [row.kicks, row.calls].map(|count| format!("{count:.3}"));
+        let [guest, beside] = rates;
+        [row.way.to_owned(), guest, beside, format!("{:.2}", row.ratio), packet, monitor, floor, kicks, calls]
+    });
+    let head = [
+        "TCP",
+        "GUEST GB/S",
+        "FLOOR GB/S",
+        "RATIO",
+        "BYTES EACH",
+        "MONITOR NS EACH",
+        "FLOOR NS EACH",
+        "KICKS",
+        "CALLS",
+    ];
+    output::table(head, rows)?;
+    let mib = report.bytes >> 20;
+    output::print(&format!(
+        "medians of {} runs of {mib} MiB; \"each\" is a packet, acknowledgements too\n",
+        report.runs
+    ))
 }
 
 fn print_null(report: &null::Report) -> io::Result<()> {
