@@ -29,15 +29,8 @@ pub fn boot(args: &Boot, talk: Talk) -> Outcome {
 
 fn config(args: &Boot) -> anyhow::Result<VmConfig> {
     let mut devices = serde_json::Map::new();
-    let mut drives = Vec::new();
-    for (index, disk) in args.disk.iter().enumerate() {
-        let path = text(&disk.path)?;
-        drives.push(json!({
-            "drive_id": format!("disk{index}"), "path_on_host": path, "is_root_device": false, "is_read_only": disk.read_only,
-        }));
-    }
-    if !drives.is_empty() {
-        devices.insert("drives".into(), drives.into());
+    for disk in &args.disk {
+        add_device(&mut devices, "disk", disk)?;
     }
     if let Some(socket) = &args.vsock {
         devices.insert("vsock".into(), json!({ "guest_cid": 3, "uds_path": text(socket)? }));
@@ -79,14 +72,15 @@ mod tests {
 
     #[test]
     fn flags_become_a_machine_and_the_users_words_come_last() {
-        let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b --append loglevel=7 --append init=/x -m 64m --cpus 2 --net user --balloon 8,oom";
+        let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b.qcow2 --append loglevel=7 --append init=/x -m 64m --cpus 2 --net user --balloon 8,oom";
         let Verb::Boot(args) = Cli::parse_from(line.split(' ')).verb else { panic!("not boot") };
         let config = config(&args).unwrap();
         let boot_args = &config.boot_source.as_ref().unwrap().boot_args;
         assert!(boot_args.ends_with(" loglevel=7 init=/x") && boot_args.starts_with("console=ttyS0 quiet"));
         assert_eq!((config.machine.mem_size_mib, config.machine.vcpu_count), (64, 2));
         assert_eq!(config.devices["drives"][0]["is_read_only"], true);
-        assert_eq!(config.devices["drives"][1]["path_on_host"], "/b");
+        assert_eq!(config.devices["drives"][1]["path_on_host"], "/b.qcow2");
+        assert_eq!(config.devices["drives"][1]["format"], "qcow2");
         assert!(!config.devices.contains_key("vsock"));
         assert!(config.devices["network-interfaces"][0]["guest_mac"].is_string());
         assert_eq!(

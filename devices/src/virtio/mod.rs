@@ -11,6 +11,7 @@
 //! A device is one file (or directory) and one line in the table. It sees queues and memory through [`Io`] and owns
 //! requests; it does not know its transport, its address or its interrupt.
 
+mod backing;
 pub mod balloon;
 pub mod blk;
 pub mod chain;

@@ -1,8 +1,7 @@
 //! The `drives` section and the `--disk` flag, and how they become open files.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -10,10 +9,11 @@ use serde_json::Value;
 
 use super::disk::Disk;
 use super::engine::Choice;
+use super::qcow2::Image;
 use super::{Blk, Options, QUEUE_SIZES, SECTOR};
-use crate::virtio::VirtioDevice;
 use crate::virtio::limit::{Direction, RateLimiter, Scope};
 use crate::virtio::table::{DeviceError, DeviceKind};
+use crate::virtio::{VirtioDevice, backing};
 
 const SECTION: &str = "drives";
 
@@ -22,8 +22,8 @@ pub const KIND: DeviceKind = DeviceKind {
     name: "blk",
     config_key: SECTION,
     flag: "disk",
-    flag_syntax: "FILE[,ro]",
-    help: "a raw disk image as /dev/vda, /dev/vdb, ... in the order given; ro: read-only",
+    flag_syntax: "FILE[,ro][,raw|qcow2]",
+    help: "a disk image as /dev/vda, /dev/vdb, ... in the order given; ro: read-only; raw unless it is named .qcow2",
     parse_flag,
     id_key: Some("drive_id"),
     swappable: &["path_on_host", "extents"],
@@ -61,6 +61,9 @@ struct Drive {
     /// A raw file or block device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path_on_host: Option<PathBuf>,
+    /// What is in `path_on_host`. It is never guessed from what is there: a guest could write anything into a raw disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    format: Option<Format>,
     /// Files that make up one read-only disk, instead of `path_on_host`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     extents: Vec<PathBuf>,
@@ -98,6 +101,13 @@ enum CacheType {
     Writethrough,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    Raw,
+    Qcow2,
+}
+
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 enum IoEngine {
     Sync,
@@ -112,20 +122,38 @@ fn parse(section: &Value) -> Result<Vec<Drive>, DeviceError> {
     serde_json::from_value(section.clone()).map_err(DeviceError::section(SECTION))
 }
 
+/// The file name decides on the format unless an option does: it is the host's choice, as the file's content may not be.
 fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
-    let (path, read_only) = match value.strip_suffix(",ro") {
-        Some(path) => (path, true),
-        None => (value, false),
-    };
-    if path.is_empty() {
-        return Err(DeviceError::Invalid { section: "--disk", reason: "no file; write FILE or FILE,ro".into() });
+    let (mut path, mut read_only, mut format) = (value, false, None);
+    while let Some((before, option)) = path.rsplit_once(',') {
+        match option {
+            "ro" => read_only = true,
+            "rw" => read_only = false,
+            "raw" => format = Some("raw"),
+            "qcow2" => format = Some("qcow2"),
+            _ if option.contains('/') || Path::new(path).exists() => break,
+            _ => {
+                return Err(flag_error(format!(
+                    "'{option}' is not an option of a disk; there are ro, rw, raw and qcow2"
+                )));
+            }
+        }
+        path = before;
     }
+    if path.is_empty() {
+        return Err(flag_error("no file; write FILE, FILE,ro or FILE,qcow2".into()));
+    }
+    let named = Path::new(path).extension().is_some_and(|extension| extension == "qcow2").then_some("qcow2");
     let mut drives = if section.is_null() { Vec::new() } else { parse(section)? };
     let drive = serde_json::json!({ "drive_id": format!("disk{}", drives.len()), "path_on_host": path,
-                                    "is_read_only": read_only, "is_root_device": false });
+                                    "format": format.or(named), "is_read_only": read_only, "is_root_device": false });
     drives.extend(parse(&Value::Array(vec![drive]))?);
     *section = serde_json::to_value(drives).map_err(DeviceError::section(SECTION))?;
     Ok(())
+}
+
+fn flag_error(reason: String) -> DeviceError {
+    DeviceError::Invalid { section: "--disk", reason }
 }
 
 fn writable_files(section: &mut Value) -> Vec<&mut Value> {
@@ -155,6 +183,9 @@ fn check(drives: &[Drive]) -> Result<(), DeviceError> {
         if drive.path_on_host.is_some() == has_extents {
             return Err(invalid(format!("drive '{id}' needs either path_on_host or extents")));
         }
+        if has_extents && drive.format == Some(Format::Qcow2) {
+            return Err(invalid(format!("drive '{id}' has extents, which are raw")));
+        }
         if let Some(capacity) = drive.capacity.filter(|capacity| capacity % SECTOR != 0) {
             return Err(invalid(format!("drive '{id}': the capacity of {capacity} bytes is not whole sectors")));
         }
@@ -176,11 +207,16 @@ fn open(drive: &Drive) -> Result<Blk, DeviceError> {
     let (disk, read_only) = match &drive.path_on_host {
         Some(path) => {
             let read_only = drive.is_read_only.unwrap_or(false);
-            let (file, len) = open_file(path, !read_only)?;
-            if len % SECTOR != 0 {
-                tracing::warn!("drive '{id}': the last {} bytes are not a whole sector", len % SECTOR);
+            let (file, len) = backing::open(SECTION, path, !read_only)?;
+            let disk = match drive.format {
+                None | Some(Format::Raw) => Disk::raw(file, len),
+                Some(Format::Qcow2) => Disk::of_image(open_image(file, path, !read_only)?),
+            };
+            let odd = disk.bytes() % SECTOR;
+            if odd != 0 {
+                tracing::warn!("drive '{id}': the last {odd} bytes are not a whole sector");
             }
-            (Disk::raw(file, len), read_only)
+            (disk, read_only)
         }
         None => (open_extents(drive)?, true),
     };
@@ -196,29 +232,27 @@ fn open(drive: &Drive) -> Result<Blk, DeviceError> {
     Blk::new(disk, options, id).map_err(DeviceError::host(SECTION, format!("an event for drive '{id}'")))
 }
 
+/// A qcow2 image, which leads to no other file.
+fn open_image(file: File, path: &Path, writable: bool) -> Result<Image, DeviceError> {
+    let path = path.display();
+    Image::new(file, writable).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let way = "qemu-img convert -O qcow2 makes one that stands alone";
+            invalid(format!("{path}: a qcow2 image that leads to other files is not opened; {way}"))
+        }
+        _ => invalid(format!("{path}: not a qcow2 image that can be used: {error}")),
+    })
+}
+
 /// The files of a read-only disk, and the zeros after them.
 fn open_extents(drive: &Drive) -> Result<Disk, DeviceError> {
     let id = &drive.drive_id;
-    let files = drive.extents.iter().map(|path| open_file(path, false)).collect::<Result<_, _>>()?;
+    let files = drive.extents.iter().map(|path| backing::open(SECTION, path, false)).collect::<Result<_, _>>()?;
     let disk = Disk::of_extents(files).ok_or_else(|| invalid(format!("drive '{id}' is too large")))?;
     let Some(capacity) = drive.capacity else { return Ok(disk) };
     let bytes = disk.bytes();
     disk.padded_to(capacity)
         .ok_or_else(|| invalid(format!("drive '{id}': {bytes} bytes do not fit its capacity of {capacity}")))
-}
-
-/// Opens a regular file or block device, and finds its length in bytes. Anything else could block or lie.
-fn open_file(path: &Path, writable: bool) -> Result<(File, u64), DeviceError> {
-    let host = || DeviceError::host(SECTION, path.display().to_string());
-    // Without O_NONBLOCK a FIFO would block here; on files and block devices it does nothing.
-    let options = OpenOptions::new().read(true).write(writable).custom_flags(libc::O_NONBLOCK).open(path);
-    let mut file = options.map_err(host())?;
-    let kind = file.metadata().map_err(host())?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(invalid(format!("{} is not a regular file or block device", path.display())));
-    }
-    let len = file.seek(SeekFrom::End(0)).map_err(host())?;
-    Ok((file, len))
 }
 
 /// `root=` for the drive that is the root device.
@@ -257,7 +291,27 @@ mod tests {
         assert_eq!((drives[0].is_read_only, drives[1].is_read_only), (Some(false), Some(true)));
         assert_eq!(drives[1].path_on_host.as_deref(), Some(Path::new("/b")));
         assert_ne!(drives[0].drive_id, drives[1].drive_id);
-        assert!(parse_flag(",ro", &mut section).is_err());
+        for bad in [",ro", "", "/a,rx", "/a,ro,vmdk"] {
+            assert!(parse_flag(bad, &mut section).unwrap_err().to_string().starts_with("--disk: "), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_flags_name_or_option_says_what_the_format_is() {
+        for (flag, path, read_only, format) in [
+            ("/a.img", "/a.img", false, None),
+            ("/a.qcow2", "/a.qcow2", false, Some(Format::Qcow2)),
+            ("/a.qcow2,ro", "/a.qcow2", true, Some(Format::Qcow2)),
+            ("/a.qcow2,raw", "/a.qcow2", false, Some(Format::Raw)),
+            ("/a,qcow2,ro", "/a", true, Some(Format::Qcow2)),
+            ("/a,b/c", "/a,b/c", false, None),
+        ] {
+            let mut section = Value::Null;
+            parse_flag(flag, &mut section).unwrap();
+            let drive = parse(&section).unwrap().remove(0);
+            assert_eq!((drive.path_on_host, drive.is_read_only), (Some(path.into()), Some(read_only)), "{flag}");
+            assert_eq!(drive.format, format, "{flag}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where a disk's bytes are: in one file, or in read-only files one after the other.
+//! Where a disk's bytes are: in one file, in read-only files one after the other, or in an image of a format.
 //!
 //! A run of bytes that one file has goes to an [`engine`](super::engine); the others (where files meet, or zeros are) are
 //! read right here. A read of bytes that are gone (a file truncated beneath) is an error, never zeros.
@@ -8,8 +8,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::super::chain::Buffers;
 use super::super::iovec::{Direction, Target, transfer};
+use super::engine::{self, Choice, Engine, Files, Pool};
+use super::qcow2::Image;
 
 /// Each extent starts at a multiple of this.
 pub const EXTENT_ALIGN: u64 = 4096;
@@ -18,6 +22,8 @@ pub const EXTENT_ALIGN: u64 = 4096;
 pub struct Disk {
     /// In order.
     extents: Vec<Extent>,
+    /// What has all of it, instead.
+    image: Option<Arc<Image>>,
     len: u64,
 }
 
@@ -32,7 +38,7 @@ struct Extent {
 /// A byte of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Which of [`Disk::files`].
+    /// Which of the disk's files.
     pub file: u32,
     /// Bytes from the file's start.
     pub offset: u64,
@@ -41,7 +47,12 @@ pub struct Place {
 impl Disk {
     /// A raw file or block device of `len` bytes.
     pub fn raw(file: File, len: u64) -> Self {
-        Disk { extents: vec![Extent { file: Arc::new(file), start: 0, bytes: len }], len }
+        Disk { extents: vec![Extent { file: Arc::new(file), start: 0, bytes: len }], image: None, len }
+    }
+
+    /// A disk in an image.
+    pub fn of_image(image: Image) -> Self {
+        Disk { extents: Vec::new(), len: image.bytes(), image: Some(Arc::new(image)) }
     }
 
     /// Files with their lengths in bytes, each padded with zeros to [`EXTENT_ALIGN`]; none if the sum is beyond counting.
@@ -52,7 +63,7 @@ impl Disk {
             extents.push(Extent { file: Arc::new(file), start: len, bytes });
             len = len.checked_add(bytes.checked_next_multiple_of(EXTENT_ALIGN)?)?;
         }
-        Some(Disk { extents, len })
+        Some(Disk { extents, image: None, len })
     }
 
     /// The same with zeros up to `len` bytes; none if it is longer already.
@@ -65,9 +76,17 @@ impl Disk {
         self.len
     }
 
-    /// The files, in order.
-    pub fn files(&self) -> Vec<Arc<File>> {
-        self.extents.iter().map(|extent| extent.file.clone()).collect()
+    /// The image that has all of it, if there is one.
+    pub fn image(&self) -> Option<&Arc<Image>> {
+        self.image.as_ref()
+    }
+
+    /// Who carries out what is asked of it, and signals `event`.
+    pub fn engine(&self, choice: Choice, event: Arc<EventFd>) -> Box<dyn Engine> {
+        match &self.image {
+            Some(image) => Box::new(Pool::new(image.clone(), event)),
+            None => engine::open(choice, Files(self.extents.iter().map(|extent| extent.file.clone()).collect()), event),
+        }
     }
 
     /// Where `offset` is, none for zeros, and how many bytes are there.
@@ -87,6 +106,10 @@ impl Disk {
 
     /// Where the `len` bytes from `offset` are, if one file has them all.
     pub fn place(&self, offset: u64, len: u64) -> Option<Place> {
+        if self.image.is_some() {
+            return Some(Place { file: 0, offset })
+                .filter(|_| offset.checked_add(len).is_some_and(|end| end <= self.len));
+        }
         let (place, there) = self.find(offset);
         place.filter(|_| len <= there)
     }

@@ -1,7 +1,7 @@
-//! The block device (virtio 1.3, 5.2) on raw files.
+//! The block device (virtio 1.3, 5.2) on raw files and qcow2 images.
 //!
 //! - [`config`]: the `drives` section, the `--disk` flag, opening files;
-//! - [`disk`]: which bytes are in which file;
+//! - [`disk`]: which bytes are in which file; [`qcow2`]: those of an image;
 //! - [`request`]: what a request asks for, as a pure function;
 //! - [`flight`]: requests under way, and [`engine`]: who carries them out;
 //! - [`space`]: the configuration space;
@@ -15,6 +15,7 @@ mod config;
 mod disk;
 mod engine;
 mod flight;
+mod qcow2;
 mod request;
 mod space;
 
@@ -86,6 +87,8 @@ struct Blk {
     starved: bool,
     /// Requests that the host failed.
     failures: u64,
+    /// Why the file does not have all that finished requests have written.
+    unsettled: Option<io::Error>,
 }
 
 /// What becomes of a chain.
@@ -116,6 +119,7 @@ impl Blk {
             done: Arc::new(EventFd::new(EFD_NONBLOCK)?),
             starved: false,
             failures: 0,
+            unsettled: None,
         })
     }
 
@@ -179,7 +183,7 @@ impl Blk {
         let changes = matches!(action, Action::Write | Action::Zero { .. });
         let order = Order { queue, chain, action, data, status, place, durable: changes && self.write_through };
         let flight = self.flight.get_or_insert_with(|| {
-            let engine = engine::open(self.options.engine, self.disk.files(), self.done.clone());
+            let engine = self.disk.engine(self.options.engine, self.done.clone());
             Flight::new(engine, io.mem.clone())
         });
         flight.take(&order);
@@ -288,7 +292,7 @@ impl VirtioDevice for Blk {
         features |= if write_through { 0 } else { F_FLUSH };
         features |= if queues > 1 { F_MQ } else { 0 };
         let queue_sizes = QUEUE_SIZES.get(..usize::from(queues)).unwrap_or(&QUEUE_SIZES);
-        DeviceInfo { name: "blk", id: 2, features, queue_sizes, prompt: read_only }
+        DeviceInfo { name: "blk", id: 2, features, queue_sizes, prompt: read_only && self.disk.image().is_none() }
     }
 
     fn config(&self) -> &[u8] {
@@ -320,6 +324,8 @@ impl VirtioDevice for Blk {
             flight.wait();
             result = result.and(self.give_back(io));
         }
+        // For whoever copies the file now, or opens it again.
+        self.unsettled = self.disk.image().and_then(|image| image.settle().err());
         self.starved &= !forget;
         if self.starved {
             // Nothing is in flight whose end would have the queues looked at again. Only a full counter fails.
@@ -329,6 +335,10 @@ impl VirtioDevice for Blk {
     }
 
     fn save(&self) -> Result<Value, StateError> {
+        if let Some(error) = &self.unsettled {
+            let reason = format!("what has been written cannot be brought into the disk's file: {error}");
+            return Err(StateError { device: "blk", reason });
+        }
         Ok(
             serde_json::json!({ "version": STATE_VERSION, "sectors": self.sectors, "read_only": self.options.read_only }),
         )

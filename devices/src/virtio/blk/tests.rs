@@ -10,8 +10,8 @@ use crate::virtio::testing::{Done, Driver, NEEDS_RESET, Part, RUNNING};
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
-const DISCARD: u32 = 11;
-const WRITE_ZEROES: u32 = 13;
+pub const DISCARD: u32 = 11;
+pub const WRITE_ZEROES: u32 = 13;
 
 fn drive(section: Value) -> Driver {
     let device = (KIND.build)(&section).unwrap().remove(0);
@@ -30,20 +30,20 @@ fn header(kind: u32, sector: u64) -> [u8; 16] {
     bytes
 }
 
-fn read(driver: &mut Driver, sector: u64, len: u32) -> Done {
+pub fn read(driver: &mut Driver, sector: u64, len: u32) -> Done {
     driver.request(0, &[Part::Read(&header(IN, sector)), Part::Write(len), Part::Write(1)])
 }
 
-fn write(driver: &mut Driver, sector: u64, data: &[u8]) -> Done {
+pub fn write(driver: &mut Driver, sector: u64, data: &[u8]) -> Done {
     driver.request(0, &[Part::Read(&header(OUT, sector)), Part::Read(data), Part::Write(1)])
 }
 
-fn flush(driver: &mut Driver) -> Done {
+pub fn flush(driver: &mut Driver) -> Done {
     driver.request(0, &[Part::Read(&header(FLUSH, 0)), Part::Write(1)])
 }
 
 /// A discard or a write of zeros.
-fn segment(driver: &mut Driver, kind: u32, (sector, count): (u64, u32), flags: u32) -> u8 {
+pub fn segment(driver: &mut Driver, kind: u32, (sector, count): (u64, u32), flags: u32) -> u8 {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&sector.to_le_bytes());
     bytes[8..12].copy_from_slice(&count.to_le_bytes());
@@ -51,7 +51,7 @@ fn segment(driver: &mut Driver, kind: u32, (sector, count): (u64, u32), flags: u
     status(&driver.request(0, &[Part::Read(&header(kind, 0)), Part::Read(&bytes), Part::Write(1)]))
 }
 
-fn status(done: &Done) -> u8 {
+pub fn status(done: &Done) -> u8 {
     *done.data.last().unwrap()
 }
 
@@ -60,7 +60,7 @@ fn errors(driver: &Driver) -> u64 {
     metrics.read().queues[0].errors
 }
 
-fn pattern(len: usize) -> Vec<u8> {
+pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n / 512 + n) as u8).collect()
 }
 

@@ -1,19 +1,21 @@
 //! Who carries out what a disk's requests ask of its files, while the event loop goes on.
 //!
 //! - [`uring`]: the kernel, through an io_uring: one system call for any number of jobs;
-//! - [`pool`]: a few threads, where io_uring is refused (seccomp, `kernel.io_uring_disabled`, an old kernel).
+//! - [`pool`]: a few threads, where io_uring is refused (seccomp, `kernel.io_uring_disabled`, an old kernel), or where what is to
+//!   be done is more than a system call ([`Store`]); [`files`]: where it is one.
 //!
 //! Both signal an eventfd when something is done. Jobs are done in any order.
 
+mod files;
 mod pool;
 mod uring;
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub use files::Files;
 pub use pool::Pool;
 pub use uring::Uring;
 
@@ -91,6 +93,16 @@ pub trait Engine: Send {
     fn next(&mut self) -> Option<Done>;
 }
 
+/// Does jobs on the thread that asks.
+pub trait Store: Send + Sync {
+    /// What a system call would return: how many bytes were moved, an error as its negative number.
+    ///
+    /// # Safety
+    /// The job's list, and the memory its entries name, stay where they are until this returns. Others may read and write that
+    /// memory.
+    unsafe fn carry_out(&self, job: &Job) -> i32;
+}
+
 /// Which engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
@@ -101,18 +113,19 @@ pub enum Choice {
 }
 
 /// An engine for jobs on `files`, that signals `event`.
-pub fn open(choice: Choice, files: Vec<Arc<File>>, event: Arc<EventFd>) -> Box<dyn Engine> {
+pub fn open(choice: Choice, files: Files, event: Arc<EventFd>) -> Box<dyn Engine> {
     if choice == Choice::Uring {
-        match Uring::new(&files, event.clone()) {
+        match Uring::new(&files.0, event.clone()) {
             Ok(uring) => return Box::new(uring),
             Err(e) => tracing::info!("no io_uring ({e}), so threads do the disk's work"),
         }
     }
-    Box::new(Pool::new(files, event))
+    Box::new(Pool::new(Arc::new(files), event))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
 
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
@@ -126,7 +139,7 @@ mod tests {
             file.write_all(b"0123456789").unwrap();
             let file = Arc::new(file);
             let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-            test(open(choice, vec![file.clone()], event.clone()).as_mut(), &file, &event);
+            test(open(choice, Files(vec![file.clone()]), event.clone()).as_mut(), &file, &event);
         }
     }
 

@@ -1,15 +1,13 @@
 //! Jobs for a few threads, which begin when there is something to do.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Done, Engine, Job, List, Work};
+use super::{Done, Engine, Job, Store};
 
 /// Most threads of a disk.
 const THREADS: usize = 4;
@@ -25,7 +23,7 @@ pub struct Pool {
 }
 
 struct Shared {
-    files: Vec<Arc<File>>,
+    store: Arc<dyn Store>,
     event: Arc<EventFd>,
     /// The one lock. Nothing else is locked, and no job done, while it is held.
     state: Mutex<State>,
@@ -46,9 +44,9 @@ struct State {
 
 impl Pool {
     /// Without threads yet.
-    pub fn new(files: Vec<Arc<File>>, event: Arc<EventFd>) -> Self {
+    pub fn new(store: Arc<dyn Store>, event: Arc<EventFd>) -> Self {
         let (state, work, result) = Default::default();
-        let shared = Arc::new(Shared { files, event, state, work, result });
+        let shared = Arc::new(Shared { store, event, state, work, result });
         Pool { shared, threads: Vec::new(), taken: Vec::new(), done: VecDeque::new() }
     }
 
@@ -101,31 +99,8 @@ impl Shared {
     }
 
     fn execute(&self, job: &Job) -> Done {
-        let Some(file) = self.files.get(job.file as usize) else {
-            return Done { tag: job.tag, result: -libc::EBADF };
-        };
-        let fd = file.as_raw_fd();
-        let offset = job.offset as libc::off_t;
-        let result = loop {
-            // SAFETY: a list and its memory stay until the result is out, says who started the job; the kernel checks the
-            // rest, and the descriptor is open as long as `file`.
-            let result = unsafe {
-                match job.work {
-                    Work::Read(List { first, count }) => libc::preadv(fd, first, count as libc::c_int, offset),
-                    Work::Write(List { first, count }) => libc::pwritev(fd, first, count as libc::c_int, offset),
-                    Work::Sync => libc::fdatasync(fd) as isize,
-                    Work::Allocate { mode, len } => libc::fallocate(fd, mode, offset, len as libc::off_t) as isize,
-                }
-            };
-            match result {
-                -1 => match io::Error::last_os_error().raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    error => break -error.unwrap_or(libc::EIO),
-                },
-                moved => break moved as i32,
-            }
-        };
-        Done { tag: job.tag, result }
+        // SAFETY: a list and its memory stay until the result is out, says who started the job.
+        Done { tag: job.tag, result: unsafe { self.store.carry_out(job) } }
     }
 }
 
