@@ -8,6 +8,7 @@
 //! | [`snapshot`] | taking a snapshot, beside a plain write of the same bytes |
 //! | [`blk`] | a disk's random reads, beside fio |
 //! | [`net`] | TCP through a tap interface, beside the same without a device |
+//! | [`vsock`] | bytes through a vsock, each way, beside those from process to process |
 //! | [`run`] | `bulkhead run`, booting and from a template |
 //! | `threads` | what this process's own threads have used |
 //! | `place` | a directory for files that does not outlive it for long |
@@ -38,3 +39,4 @@ pub mod run;
 pub mod snapshot;
 pub mod stats;
 mod threads;
+pub mod vsock;

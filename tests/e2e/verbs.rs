@@ -149,6 +149,23 @@ fn the_disk_benchmark_measures() {
     lab.assert_clean();
 }
 
+/// The vsock benchmark works: every byte gets through, both ways; its rates are for an idle machine to judge.
+#[test]
+fn the_vsock_benchmark_measures() {
+    let lab = lab!("the_vsock_benchmark_measures");
+    if !can_poll("the_vsock_benchmark_measures") {
+        return;
+    }
+    let ended = lab.run(["bench", "vsock", "-n", "1", "--size", "8m", "--format", "json"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{report}");
+    assert!(rows.iter().all(|row| row["gbits"].as_f64().unwrap() > 0.0), "{report}");
+    assert!(report["floor"].as_f64().unwrap() > 0.0, "{report}");
+    lab.assert_clean();
+}
+
 /// The restore benchmark works, and each size has its snapshot; its times are for an idle machine to judge.
 #[test]
 fn the_restore_benchmark_measures() {

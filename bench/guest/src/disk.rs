@@ -93,12 +93,7 @@ pub struct Load {
 impl Load {
     /// From an identity string.
     pub fn parse(identity: &[u8]) -> Option<Self> {
-        let mut words = identity.split(|byte| *byte == b' ' || *byte == 0).map(|word| {
-            word.iter().try_fold(0u64, |sum, byte| {
-                let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
-                sum.checked_mul(10)?.checked_add(digit.into())
-            })
-        });
+        let mut words = identity.split(|byte| *byte == b' ' || *byte == 0).map(crate::decimal);
         let (depth, requests) = (words.next()?? as usize, words.next()??);
         ((1..=MOST).contains(&depth) && requests > 0).then_some(Load { depth, requests })
     }

@@ -1,8 +1,9 @@
 //! The benchmark's guest: a process in ring 3, on as little of a kernel as that takes (crate `ring3`).
 //!
 //! With a disk it reads from that as fast as it can ([`bench_guest::disk`]), between two bytes on the serial port. With a network it
-//! takes and gives data over TCP ([`bench_guest::peer`]), from a byte on the serial port on. With a
-//! vsock it connects to the host, and sends each question back, inverted. Saved while it waits for one, it goes on elsewhere: the device
+//! takes and gives data over TCP ([`bench_guest::peer`]), from a byte on the serial port on. With a vsock and a load on its command line it
+//! moves that ([`bench_guest::stream`]), like the disk's. Without, it connects to the host, and sends each question back, inverted. Saved
+//! while it waits for one, it goes on elsewhere: the device
 //! says that the connection is gone, and it connects again. Whoever closes the connection, or does not take it, ends it.
 #![no_std]
 #![no_main]
@@ -14,9 +15,16 @@ use bench_guest::disk::{self, Disk};
 use bench_guest::net::{self, Net};
 use bench_guest::peer::Peer;
 use bench_guest::socket::{Event, Memory, Socket};
+use bench_guest::stream::{self, Load, Stream};
 use ring3::{End, SERIAL, WINDOWS, end, out8, wait};
 
 global_asm!(include_str!("../../../guest-images/ring3/entry.s"));
+
+/// Where the kernel's command line is, and its most bytes.
+const COMMAND_LINE: *const u8 = 0x2_0000 as *const u8;
+const LINE_MOST: usize = 1024;
+/// Behind the program.
+const STREAM: *mut stream::Memory = 0x20_0000 as *mut stream::Memory;
 
 static mut MEMORY: Memory = Memory::new();
 static mut DISK: disk::Memory = disk::Memory::new();
@@ -46,7 +54,17 @@ extern "C" fn ring3() -> ! {
             core::hint::spin_loop();
         }
     }
-    // SAFETY: as above; it is no network either.
+    if let Some(load) = load() {
+        // SAFETY: as above; the machine has 16 MiB, of which those behind the program are zeros, and nobody's.
+        let stream = unsafe { Stream::new(WINDOWS as *mut u32, &mut *STREAM, PORT) };
+        if stream.and_then(|stream| move_bytes(stream, load)).is_none() {
+            end(End::Panic);
+        }
+        loop {
+            wait();
+        }
+    }
+    // SAFETY: as above; nothing else drives the device, which is no disk and no network.
     let socket = unsafe { Socket::new(WINDOWS as *mut u32, &mut *(&raw mut MEMORY)) };
     let Some(mut socket) = socket else { end(End::Panic) };
     socket.connect(PORT);
@@ -58,6 +76,19 @@ extern "C" fn ring3() -> ! {
             Event::Question(question) => socket.send(!question),
         }
     }
+}
+
+/// What the command line says.
+fn load() -> Option<Load> {
+    // SAFETY: RAM that nobody writes to.
+    Load::parse(&core::array::from_fn::<_, LINE_MOST, _>(|at| unsafe { COMMAND_LINE.add(at).read_volatile() }))
+}
+
+fn move_bytes(mut stream: Stream, load: Load) -> Option<()> {
+    out8(SERIAL, b'b');
+    stream.run(load)?;
+    out8(SERIAL, b'e');
+    Some(())
 }
 
 fn read(mut disk: Disk) -> Option<()> {

@@ -2,11 +2,8 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-/// Entries, and buffers.
-pub const SIZE: usize = 8;
-/// Bytes of a buffer.
-pub const BUFFER: usize = 128;
-
+/// Of the available ring: no interrupt is wanted (2.7.7).
+const NO_INTERRUPT: u16 = 1;
 /// Descriptor flag: the device writes to it (2.7.5).
 const WRITE: u16 = 2;
 /// Flag of the used ring: no kick is wanted (2.7.10).
@@ -22,7 +19,7 @@ struct Descriptor {
 }
 
 #[repr(C, align(2))]
-struct Available {
+struct Available<const SIZE: usize> {
     flags: u16,
     index: u16,
     ring: [u16; SIZE],
@@ -38,23 +35,23 @@ struct UsedEntry {
 }
 
 #[repr(C, align(4))]
-struct Used {
+struct Used<const SIZE: usize> {
     flags: u16,
     index: u16,
     ring: [UsedEntry; SIZE],
     event: u16,
 }
 
-/// What a queue and the device share.
+/// What a queue and the device share: `SIZE` entries, and as many buffers of `BUFFER` bytes.
 #[repr(C, align(16))]
-pub struct Memory {
+pub struct Memory<const SIZE: usize, const BUFFER: usize> {
     table: [Descriptor; SIZE],
-    available: Available,
-    used: Used,
+    available: Available<SIZE>,
+    used: Used<SIZE>,
     buffers: [[u8; BUFFER]; SIZE],
 }
 
-impl Memory {
+impl<const SIZE: usize, const BUFFER: usize> Memory<SIZE, BUFFER> {
     /// All zeros.
     pub const fn new() -> Self {
         Memory {
@@ -66,23 +63,29 @@ impl Memory {
     }
 }
 
-impl Default for Memory {
+impl<const SIZE: usize, const BUFFER: usize> Default for Memory<SIZE, BUFFER> {
     fn default() -> Self {
         Self::new()
     }
 }
 
 /// The driver's side. Every access to the shared memory is volatile: the device changes it at any time.
-pub struct Queue {
-    memory: *mut Memory,
+pub struct Queue<const SIZE: usize, const BUFFER: usize> {
+    memory: *mut Memory<SIZE, BUFFER>,
     given: u16,
     taken: u16,
 }
 
-impl Queue {
+impl<const SIZE: usize, const BUFFER: usize> Queue<SIZE, BUFFER> {
     /// A queue in `memory`, which must be the device's from now on and for ever.
-    pub fn new(memory: &'static mut Memory) -> Self {
+    pub fn new(memory: &'static mut Memory<SIZE, BUFFER>) -> Self {
         Queue { memory, given: 0, taken: 0 }
+    }
+
+    /// Wants no interrupts: it is looked at again and again.
+    pub fn poll(&mut self) {
+        // SAFETY: a field of memory that lives for ever.
+        unsafe { (&raw mut (*self.memory).available.flags).write_volatile(NO_INTERRUPT) };
     }
 
     /// Addresses of descriptor table, available ring and used ring.

@@ -2,29 +2,21 @@
 
 use crate::QUESTION;
 use crate::device::{Device, register};
-use crate::queue::{self, Queue, SIZE};
+use crate::packet::{
+    CREDIT_REQUEST, CREDIT_UPDATE, DATA, EVENT, HEADER, Header, REQUEST, RESET, RESPONSE, RX, TX, VSOCK,
+};
+use crate::queue::{self, Queue};
 
-const VSOCK: u32 = 19;
+/// Entries of a queue, and bytes of a buffer.
+const SIZE: usize = 8;
+const BUFFER: usize = 128;
 
-const RX: usize = 0;
-const TX: usize = 1;
-const EVENT: usize = 2;
-
-const HOST: u64 = 2;
-const STREAM: u16 = 1;
-const HEADER: usize = 44;
-const REQUEST: u16 = 1;
-const RESPONSE: u16 = 2;
-const RESET: u16 = 3;
-const DATA: u16 = 5;
-const CREDIT_UPDATE: u16 = 6;
-const CREDIT_REQUEST: u16 = 7;
 /// Bytes that the host may send ahead.
 const CREDIT: u32 = 64;
 
 /// What the three queues need.
 #[repr(C)]
-pub struct Memory([queue::Memory; 3]);
+pub struct Memory([queue::Memory<SIZE, BUFFER>; 3]);
 
 impl Memory {
     /// All zeros.
@@ -55,7 +47,7 @@ pub enum Event {
 /// A stream to the host.
 pub struct Socket {
     device: Device,
-    queues: [Queue; 3],
+    queues: [Queue<SIZE, BUFFER>; 3],
     cid: u64,
     /// This side's port: another one for each connection.
     port: u32,
@@ -127,16 +119,9 @@ impl Socket {
         let Some(buffer) = self.free.iter().position(|free| *free) else { return };
         self.free[buffer] = false;
         let queue = &mut self.queues[TX];
-        queue.write(buffer, 0, &self.cid.to_le_bytes());
-        queue.write(buffer, 8, &HOST.to_le_bytes());
-        queue.write(buffer, 16, &self.port.to_le_bytes());
-        queue.write(buffer, 20, &self.peer.to_le_bytes());
-        queue.write(buffer, 24, &(data.len() as u32).to_le_bytes());
-        queue.write(buffer, 28, &STREAM.to_le_bytes());
-        queue.write(buffer, 30, &op.to_le_bytes());
-        queue.write(buffer, 32, &0u32.to_le_bytes());
-        queue.write(buffer, 36, &CREDIT.to_le_bytes());
-        queue.write(buffer, 40, &self.received.to_le_bytes());
+        let (cid, port, peer, taken) = (self.cid, self.port, self.peer, self.received);
+        let header = Header { cid, port, peer, len: data.len() as u32, op, credit: CREDIT, taken };
+        queue.write(buffer, 0, &header.to_bytes());
         queue.write(buffer, HEADER, data);
         self.give(TX, buffer, Some(HEADER + data.len()));
     }

@@ -93,6 +93,18 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// A vsock: bytes each way by a guest without an operating system; beside the same from one process to another
+    Vsock {
+        /// How many runs of each
+        #[arg(short = 'n', long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        runs: u32,
+        /// MiB of a run
+        #[arg(long, value_name = "SIZE", default_value = "4g", value_parser = size::mib)]
+        size: u64,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
     /// A disk: random reads of 4 KiB by a guest without an operating system, from the page cache; beside fio, where that is
     /// installed
     Blk {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bench::process::Monitor;
 use bench::stats::Summary;
-use bench::{blk, clones, null, restore, run, snapshot};
+use bench::{blk, clones, null, restore, run, snapshot, vsock};
 use serde::Serialize;
 
 use crate::args::{Bench, BenchWhat, Format};
@@ -52,6 +52,10 @@ pub fn bench(args: &Bench) -> Outcome {
             let what = bench::net::What { network: net::free_network()?, bytes: size << 20 };
             let report = bench::net::run(what, runs as usize)?;
             show(format, &report, print_net)?;
+        }
+        &BenchWhat::Vsock { runs, size, format } => {
+            let report = vsock::run(size, runs as usize)?;
+            show(format, &report, print_vsock)?;
         }
         BenchWhat::Run { runs, format, image_and_command } => {
             let what = run::What { bulkhead: Path::new("/proc/self/exe"), arguments: image_and_command };
@@ -180,6 +184,20 @@ fn print_net(report: &bench::net::Report) -> io::Result<()> {
     output::print(&format!(
         "medians of {} runs of {mib} MiB; \"each\" is a packet, acknowledgements too\n",
         report.runs
+    ))
+}
+
+fn print_vsock(report: &vsock::Report) -> io::Result<()> {
+    let rows = report.rows.iter().map(|row| {
+        let [gbits, ratio, cost] =
+            [(row.gbits, 1), (row.ratio, 2), (row.monitor_ns, 0)].map(|(value, digits)| format!("{value:.digits$}"));
+        [row.direction.to_owned(), gbits, ratio, cost]
+    });
+    output::table(["DIRECTION", "GBIT/S", "BY THE FLOOR", "MONITOR NS A KIB"], rows)?;
+    let (runs, mib) = (report.runs, report.bytes >> 20);
+    output::print(&format!(
+        "medians of {runs} runs of {mib} MiB; floor, process to process: {:.1} Gbit/s\n",
+        report.floor
     ))
 }
 

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! To the guest: straight from the socket into its receive buffers, never more than its credit. To the host: straight
-//! from guest memory into the socket; what does not fit waits in a backlog, and the guest's credit is what the backlog
-//! has room for. End of data travels as a shutdown behind the data. A connection that the host closed is kept until the
+//! from guest memory into the socket; what does not fit waits in a backlog, and the guest's credit ([`credit`](super::credit)) is what
+//! the backlog has room for. End of data travels as a shutdown behind the data. A connection that the host closed is kept until the
 //! guest agrees: a reset would cost the guest what it has not read yet.
 
 use std::io;
@@ -15,21 +15,17 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use vmm_sys_util::epoll::EventSet;
 
 use super::super::chain::Buffers;
 use super::super::iovec::{Direction, Target, transfer};
 use super::backlog::Backlog;
+use super::credit::{FromGuest, ToGuest};
 use super::packet::*;
 
-/// Bytes from the guest that may wait for the host: the credit the guest gets.
-pub const BACKLOG_MOST: u32 = 128 << 10;
 /// Most bytes of one packet to the guest.
 const MOST: usize = 64 << 10;
-/// Longest greeting: `CONNECT 4294967295\n` and some air.
-const GREETING: usize = 32;
-
 /// Ports of both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -83,19 +79,14 @@ pub struct Connection {
 
     /// Bytes from the guest that the socket did not take yet.
     backlog: Backlog,
-    /// Bytes taken from the guest, passed to the host, and told to the guest as passed; all wrap.
-    received: u32,
-    forwarded: u32,
-    told: u32,
-
-    /// Bytes sent to the guest, and what it said of its buffer; wrap.
-    sent: u32,
-    peer_alloc: u32,
-    peer_forwarded: u32,
+    inward: FromGuest,
+    outward: ToGuest,
 
     /// The socket may have input, or take output: edge-triggered, so remembered until it says otherwise.
     readable: bool,
     writable: bool,
+    /// Output is waited for: its edges are of no interest as long as the socket takes all.
+    watched: bool,
     hung_up: bool,
     /// The host will send no more.
     eof: bool,
@@ -110,25 +101,21 @@ pub struct Connection {
     owes_request: bool,
     owes_response: bool,
     owes_update: bool,
-    asked_credit: bool,
 }
 
 impl Connection {
-    fn new(stream: UnixStream, key: Key, phase: Phase) -> Self {
+    fn new(stream: UnixStream, key: Key, phase: Phase, share: u32) -> Self {
         Connection {
             stream,
             key,
             phase,
             queued: false,
             backlog: Backlog::default(),
-            received: 0,
-            forwarded: 0,
-            told: 0,
-            sent: 0,
-            peer_alloc: 0,
-            peer_forwarded: 0,
+            inward: FromGuest::new(share),
+            outward: ToGuest::default(),
             readable: true,
             writable: true,
+            watched: false,
             hung_up: false,
             eof: false,
             write_closed: false,
@@ -138,40 +125,20 @@ impl Connection {
             owes_request: false,
             owes_response: false,
             owes_update: false,
-            asked_credit: false,
         }
     }
 
-    /// A host program has connected.
-    pub fn accepted(stream: UnixStream) -> Self {
-        Self::new(stream, Key { guest_port: 0, host_port: 0 }, Phase::Greeting)
+    /// A host program has connected; `share` is what may wait for it.
+    pub fn accepted(stream: UnixStream, share: u32) -> Self {
+        Self::new(stream, Key { guest_port: 0, host_port: 0 }, Phase::Greeting, share)
     }
 
     /// The guest has connected to a host program; its request tells its credit.
-    pub fn answered(stream: UnixStream, key: Key, request: &Header) -> Self {
-        let mut connection = Self::new(stream, key, Phase::Established);
+    pub fn answered(stream: UnixStream, key: Key, request: &Header, share: u32) -> Self {
+        let mut connection = Self::new(stream, key, Phase::Established, share);
         connection.owes_response = true;
-        connection.take_credit(request);
+        connection.outward.hear(request);
         connection
-    }
-
-    /// The port a host program asks for. None while the line is incomplete; an error ends the connection.
-    pub fn greeting(&mut self) -> io::Result<Option<u32>> {
-        let mut line = [0; GREETING];
-        // A look first: what comes behind the line is the stream's.
-        let seen = match rustix::net::recv(&self.stream, &mut line, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok((seen, _)) => &line[..seen],
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
-            Err(e) => return Err(e.into()),
-        };
-        let Some(end) = seen.iter().position(|byte| *byte == b'\n') else {
-            return if seen.len() < GREETING { Ok(None) } else { Err(io::ErrorKind::InvalidData.into()) };
-        };
-        let port = std::str::from_utf8(&seen[..end]).ok().and_then(|line| line.strip_prefix("CONNECT "));
-        let port = port.and_then(|port| port.trim_end_matches('\r').parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
-        rustix::net::recv(&self.stream, &mut line[..end + 1], RecvFlags::DONTWAIT)?;
-        Ok(Some(port))
     }
 
     /// The guest is to be asked.
@@ -187,7 +154,7 @@ impl Connection {
             return Err(Violation);
         }
         self.phase = Phase::Established;
-        self.take_credit(header);
+        self.outward.hear(header);
         let line = format!("OK {}\n", self.key.host_port);
         // The socket has taken nothing yet, so a line fits, or the program is gone.
         let sent = rustix::net::send(&self.stream, line.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
@@ -199,14 +166,12 @@ impl Connection {
 
     /// Every packet of the guest tells its credit (5.10.6.3).
     pub fn take_credit(&mut self, header: &Header) {
-        self.peer_alloc = header.buf_alloc;
-        self.peer_forwarded = header.fwd_cnt;
-        self.asked_credit = false;
+        self.outward.hear(header);
     }
 
-    /// Bytes the guest has room for; none if its numbers make no sense.
-    fn credit(&self) -> u32 {
-        self.peer_alloc.saturating_sub(self.sent.wrapping_sub(self.peer_forwarded))
+    /// What may wait for the host, from now on.
+    pub fn set_share(&mut self, share: u32) {
+        self.inward.set_share(share);
     }
 
     fn host_closed(&mut self) {
@@ -217,8 +182,21 @@ impl Connection {
     /// The host takes no more: the backlog counts as passed, so that the guest is not held up.
     fn close_write(&mut self) {
         self.write_closed = true;
-        self.forwarded = self.received;
+        self.inward.pass_all();
         self.backlog.clear();
+    }
+
+    /// What of its socket is waited for.
+    pub fn interest(&self) -> EventSet {
+        let input = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        if self.watched { input | EventSet::OUT } else { input }
+    }
+
+    /// The same, if it is not what it was.
+    pub fn new_interest(&mut self) -> Option<EventSet> {
+        let wanted = !self.writable;
+        let changed = std::mem::replace(&mut self.watched, wanted) != wanted;
+        changed.then(|| self.interest())
     }
 
     /// The socket has changed. Sends what it takes now.
@@ -238,7 +216,7 @@ impl Connection {
     fn flush(&mut self) {
         while self.writable && !self.backlog.is_empty() {
             match self.backlog.send(&self.stream) {
-                Ok(sent) => self.forwarded = self.forwarded.wrapping_add(sent),
+                Ok(sent) => self.inward.pass(sent),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => self.writable = false,
                 Err(_) => self.close_write(),
@@ -254,31 +232,23 @@ impl Connection {
 
     /// Tells the guest of room once it believes in less than half of it.
     fn offer_credit(&mut self) {
-        let believed = BACKLOG_MOST.wrapping_sub(self.received.wrapping_sub(self.told));
-        if self.forwarded != self.told && believed < BACKLOG_MOST / 2 {
-            self.owes_update = true;
-        }
+        self.owes_update |= self.inward.is_news();
     }
 
     /// Data from the guest.
     pub fn receive(&mut self, mut data: Buffers) -> Result<(), Violation> {
-        let len = u32::try_from(data.len()).map_err(|_| Violation)?;
-        let waiting = self.received.wrapping_sub(self.forwarded);
-        if self.phase != Phase::Established
-            || self.guest_shut & SHUTDOWN_SEND != 0
-            || len > BACKLOG_MOST - waiting.min(BACKLOG_MOST)
-        {
+        if self.phase != Phase::Established || self.guest_shut & SHUTDOWN_SEND != 0 {
             return Err(Violation);
         }
-        self.received = self.received.wrapping_add(len);
+        self.inward.take(data.len())?;
         if self.write_closed {
-            self.forwarded = self.received;
+            self.inward.pass_all();
         }
         while self.writable && self.backlog.is_empty() && !self.write_closed && !data.is_empty() {
             match transfer(self.stream.as_fd(), Direction::FromGuest, Target::Stream, data) {
                 Ok(sent) => {
                     data = data.split_at(sent).1;
-                    self.forwarded = self.forwarded.wrapping_add(sent as u32);
+                    self.inward.pass(sent);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(_) => self.close_write(),
@@ -333,8 +303,8 @@ impl Connection {
         let has_input = self.readable && !self.eof && self.guest_shut & SHUTDOWN_RECEIVE == 0;
         match () {
             () if self.owes_update => Some(Due::CreditUpdate),
-            () if has_input && self.credit() > 0 => Some(Due::Data),
-            () if has_input && !self.asked_credit => Some(Due::CreditRequest),
+            () if has_input && self.outward.left() > 0 => Some(Due::Data),
+            () if has_input && self.outward.is_unasked() => Some(Due::CreditRequest),
             () if shut != self.shut_sent => Some(Due::Shutdown),
             () => None,
         }
@@ -363,8 +333,6 @@ impl Connection {
             src_port: self.key.host_port,
             dst_port: self.key.guest_port,
             kind: STREAM,
-            buf_alloc: BACKLOG_MOST,
-            fwd_cnt: self.forwarded,
             ..Header::default()
         };
         loop {
@@ -389,7 +357,7 @@ impl Connection {
                 }
                 Some(Due::CreditUpdate) => header.op = OP_CREDIT_UPDATE,
                 Some(Due::CreditRequest) => {
-                    self.asked_credit = true;
+                    self.outward.ask();
                     header.op = OP_CREDIT_REQUEST;
                 }
                 Some(Due::Shutdown) => {
@@ -399,7 +367,7 @@ impl Connection {
                 }
             }
             self.owes_update = false;
-            self.told = header.fwd_cnt;
+            self.inward.tell(&mut header);
             head.write(&header.to_bytes());
             return Produced::Packet(header.len);
         }
@@ -407,7 +375,7 @@ impl Connection {
 
     /// From the socket into guest memory, within the guest's credit; returns the bytes.
     fn read_socket(&mut self, room: Buffers) -> u32 {
-        let (room, _) = room.split_at(MOST.min(self.credit() as usize));
+        let (room, _) = room.split_at(MOST.min(self.outward.left() as usize));
         match transfer(self.stream.as_fd(), Direction::ToGuest, Target::Stream, room) {
             Ok(0) => {
                 self.eof = true;
@@ -417,7 +385,7 @@ impl Connection {
                 0
             }
             Ok(read) => {
-                self.sent = self.sent.wrapping_add(read as u32);
+                self.outward.spend(read);
                 read as u32
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

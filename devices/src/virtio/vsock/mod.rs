@@ -2,6 +2,8 @@
 //!
 //! - [`host`]: configuration, the listening socket, outgoing connections;
 //! - [`connection`]: one stream, its flow control and its end;
+//! - [`greeting`]: what a host program says first;
+//! - [`credit`]: how much both ends may send ahead;
 //! - [`backlog`]: bytes on their way to the host;
 //! - [`packet`]: the header;
 //! - [`turns`]: the queues: whose turn it is;
@@ -13,6 +15,8 @@
 
 mod backlog;
 mod connection;
+mod credit;
+mod greeting;
 mod host;
 mod packet;
 mod turns;
@@ -93,11 +97,21 @@ impl Vsock {
     /// Watches a connection's socket and keeps it; returns its id.
     fn keep(&mut self, connection: Connection) -> io::Result<u64> {
         let id = self.next_id;
-        let interest = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        self.epoll.ctl(ControlOperation::Add, connection.stream.as_raw_fd(), EpollEvent::new(interest, id))?;
+        let event = EpollEvent::new(connection.interest(), id);
+        self.epoll.ctl(ControlOperation::Add, connection.stream.as_raw_fd(), event)?;
         self.next_id += 1;
         self.connections.insert(id, connection);
         Ok(id)
+    }
+
+    /// What each connection may have waiting for the host.
+    fn share(&self) -> u32 {
+        credit::share(self.connections.len())
+    }
+
+    /// The same with one more.
+    fn share_of_next(&self) -> u32 {
+        credit::share(self.connections.len() + 1)
     }
 
     /// Closes a connection's socket and forgets it.
@@ -112,6 +126,21 @@ impl Vsock {
         if std::mem::take(&mut self.accept_again) {
             self.accept();
         }
+    }
+
+    /// After something was done to a connection: waits for its socket to take output, or does not any more, and lists it for its
+    /// turn if it has something to say.
+    fn settle(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && let Some(interest) = connection.new_interest()
+        {
+            let event = EpollEvent::new(interest, id);
+            // A change looks at the socket as it is now, so no edge is lost in between.
+            if let Err(e) = self.epoll.ctl(ControlOperation::Modify, connection.stream.as_raw_fd(), event) {
+                tracing::warn!("vsock: a connection cannot be watched: {e}");
+            }
+        }
+        self.schedule(id);
     }
 
     /// Lists a connection for its turn, if it has something to say.
@@ -143,7 +172,7 @@ impl Vsock {
     }
 
     fn accepted(&mut self, stream: UnixStream) {
-        match self.keep(Connection::accepted(stream)) {
+        match self.keep(Connection::accepted(stream, self.share_of_next())) {
             // The line may be there already; if not, its arrival is an edge.
             Ok(id) => self.greet(id),
             Err(e) => tracing::warn!("vsock: a connection cannot be watched: {e}"),
@@ -155,7 +184,7 @@ impl Vsock {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        match connection.greeting() {
+        match greeting::read(&connection.stream) {
             Ok(None) => {}
             Ok(Some(guest_port)) => {
                 let key = loop {
@@ -179,17 +208,19 @@ impl Vsock {
 
     /// An event on a host socket. Its connection may be gone by now.
     fn socket_event(&mut self, id: u64, events: EventSet) {
+        let share = self.share();
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
         if connection.phase == Phase::Greeting {
             return self.greet(id);
         }
+        connection.set_share(share);
         connection.socket_event(events);
         if connection.is_spent() {
             self.forget(id);
         } else {
-            self.schedule(id);
+            self.settle(id);
         }
     }
 
@@ -231,7 +262,7 @@ impl Vsock {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         let stream = self.endpoint.connect(key.host_port)?;
-        let id = self.keep(Connection::answered(stream, key, request))?;
+        let id = self.keep(Connection::answered(stream, key, request, self.share_of_next()))?;
         self.by_key.insert(key, id);
         self.schedule(id);
         Ok(())
@@ -239,9 +270,11 @@ impl Vsock {
 
     /// A packet for a connection; false if it ends the connection with a reset.
     fn deliver(&mut self, id: u64, header: &Header, chain: &Chain) -> bool {
+        let share = self.share();
         let Some(connection) = self.connections.get_mut(&id) else {
             return false;
         };
+        connection.set_share(share);
         if header.op != OP_RST {
             connection.take_credit(header);
         }
@@ -270,7 +303,7 @@ impl Vsock {
             }
             _ => false,
         };
-        self.schedule(id);
+        self.settle(id);
         sound
     }
 
@@ -278,7 +311,9 @@ impl Vsock {
     fn detach(&mut self, id: u64) {
         if let Some(connection) = self.connections.get_mut(&id) {
             self.by_key.remove(&connection.key);
-            if !connection.linger() {
+            if connection.linger() {
+                self.settle(id);
+            } else {
                 self.forget(id);
             }
         }

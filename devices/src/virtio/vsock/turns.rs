@@ -33,9 +33,11 @@ impl Vsock {
                 queue.push(mem, chain.head(), HEADER_LEN as u32)?;
                 continue;
             }
+            let share = self.share();
             let produced = self.ready.pop_front().and_then(|id| {
                 let connection = self.connections.get_mut(&id)?;
                 connection.queued = false;
+                connection.set_share(share);
                 Some((id, connection.produce(self.guest_cid, chain.writable())))
             });
             match produced {
