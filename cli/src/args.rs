@@ -129,6 +129,9 @@ pub struct Boot {
     /// Balloon that takes so much memory from the guest; `oom`: not its last; `reporting`: and what the guest does not use
     #[arg(long, value_name = "MIB[,oom][,reporting][,stats=SECONDS]")]
     pub balloon: Option<String>,
+    /// What is on stdin and stdout: the serial port, or a virtio console, which has the terminal's size (hvc0)
+    #[arg(long, value_enum, default_value_t)]
+    pub console: ConsoleKind,
     /// Add to the kernel's command line, at its end
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,
@@ -140,6 +143,14 @@ pub struct Boot {
     /// Give the guest a vsock device whose host side is this unix socket
     #[arg(long, value_name = "SOCKET")]
     pub vsock: Option<PathBuf>,
+}
+
+/// A console of `boot`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleKind {
+    #[default]
+    Serial,
+    Virtio,
 }
 
 fn protocol(text: &str) -> Result<BootProtocol, String> {

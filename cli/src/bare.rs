@@ -1,4 +1,4 @@
-//! A bare microVM in the foreground: its serial console on stdin and stdout, and whoever attends to it.
+//! A bare microVM in the foreground: its console on stdin and stdout, and whoever attends to it.
 //!
 //! Input goes through a thread of this process, so that a terminal has a way out (Ctrl-A x), a regular file can be typed in,
 //! and the VM can be replaced by another; output is the per-VM process's own.
@@ -27,6 +27,7 @@ use crate::signals::Guard;
 use crate::snapshots::What;
 use crate::successor::{Arrived, Succession, aside};
 use crate::terminal::{Escape, Raw};
+use crate::window::Window;
 
 /// A microVM that is to be.
 pub struct Bare {
@@ -76,9 +77,10 @@ impl Bare {
         if on_terminal && !talk.quiet {
             eprint!("bulkhead: Ctrl-A x ends the microVM {name}\r\n");
         }
+        let window = self.config.devices.contains_key("console").then(|| Window::of(Control::at(&place.control)));
         let keys = Keys::of(&mut monitor)?;
         keys.relay(on_terminal.then(Escape::default))?;
-        let result = attend(monitor, owner, &keys);
+        let result = attend(monitor, owner, &keys, window.as_ref());
         drop(guard);
         match result? {
             Ok(report) => {
@@ -118,14 +120,24 @@ impl Place {
 }
 
 /// Sees to the VM, and to what it is replaced by, until its end.
-fn attend(mut monitor: Monitor, mut owner: Owner, keys: &Keys) -> anyhow::Result<Result<Report, MonitorError>> {
+fn attend(
+    mut monitor: Monitor,
+    mut owner: Owner,
+    keys: &Keys,
+    window: Option<&Window>,
+) -> anyhow::Result<Result<Report, MonitorError>> {
     // Its control socket answers from then on.
     if !monitor.runs() {
         return Ok(monitor.wait());
     }
+    let _following = window.map(Window::follow).transpose().context("cannot follow the terminal's size")?;
     while wait(&monitor, &mut owner)? {
         drop(monitor.stop());
         monitor = succeed(&mut owner, keys).inspect_err(|error| owner.arrived(Err(one_line(error))))?;
+        // Its console has the size that the terminal had then.
+        if let Some(window) = window {
+            window.tell();
+        }
     }
     Ok(monitor.wait())
 }

@@ -68,6 +68,7 @@ mod template;
 mod templates;
 mod terminal;
 mod volumes;
+mod window;
 
 use std::process::ExitCode;
 

@@ -3,7 +3,8 @@
 //! - [`bus`]: which device answers at which address;
 //! - [`legacy`]: serial port, keyboard controller (for its reset line), exit port, IOAPIC;
 //! - [`virtio`]: the MMIO transport, queues and checked descriptor chains, the devices and the table of them;
-//! - [`listener`]: unix sockets for host programs.
+//! - [`listener`]: unix sockets for host programs;
+//! - `output`: what guests print, with a bound.
 //!
 //! Nothing here knows KVM: interrupts leave through [`InterruptLine`], message routes through
 //! [`legacy::RouteSink`], and file descriptors through `event-manager`. The guest is hostile: whatever comes out of
@@ -12,6 +13,7 @@
 pub mod bus;
 pub mod legacy;
 pub mod listener;
+mod output;
 pub mod virtio;
 
 use std::io;

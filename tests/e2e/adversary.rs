@@ -141,6 +141,7 @@ impl Site {
                 "fs",
                 json!({ "volumes": [{ "name": "v", "path_on_host": self.lab.path("shared"), "is_read_only": false }] }),
             ),
+            ("console", json!({ "mode": "off" })),
             (
                 "balloon",
                 json!({ "amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 3600, "free_page_reporting": true }),

@@ -1,7 +1,9 @@
 //! Terminals: keys, ^C, window size; and the user's terminal is as it was afterwards.
 
+use tests::cpio;
 use tests::terminal::Terminal;
 
+use crate::bare::own_kernel;
 use crate::lab;
 
 /// `-it`: the command has a terminal of the user's size, sees it change, gets ^C as a signal.
@@ -49,5 +51,30 @@ fn ctrl_c_reaches_the_command() {
 fn a_terminal_must_be_one() {
     let lab = lab!("a_terminal_must_be_one");
     lab.run(["run", "-it", &lab.debian(), "true"]).assert_failed(125, &["not a TTY"]);
+    lab.assert_clean();
+}
+
+/// `boot --console virtio`: the guest's console has the user's terminal's size, also when that changes; keys come in, and a flood
+/// comes out to its end.
+#[test]
+fn a_virtio_console_has_the_terminals_size() {
+    let lab = lab!("a_virtio_console_has_the_terminals_size");
+    let patience = lab.patience(1);
+    let (kernel, initrd) = (own_kernel(&lab), lab.path("initrd"));
+    std::fs::write(&initrd, cpio::initramfs(&std::fs::read(lab.guest_program()).unwrap())).unwrap();
+    let mut terminal = Terminal::new();
+    terminal.resize(33, 101);
+    let initrd = initrd.display().to_string();
+    let words = ["boot", "--console", "virtio", "--kernel", &kernel, "--initrd", &initrd, "-m", "96m"];
+    let running = terminal.start(&lab.bulkhead(words.iter().chain(&["--append", "-- console 128"])));
+    terminal.wait_for("size 33 101", patience);
+    terminal.resize(50, 120);
+    terminal.wait_for("size 50 120", patience);
+    terminal.type_in(b"hello\r");
+    terminal.wait_for("heard hello", patience);
+    terminal.wait_for(&"#".repeat(128 << 10), patience);
+    terminal.wait_for("flooded", patience);
+    assert_eq!(running.end(patience).code, Some(0));
+    assert!(terminal.is_usual());
     lab.assert_clean();
 }

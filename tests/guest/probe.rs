@@ -4,6 +4,8 @@
 //! `probe memory`                  MemTotal in MiB
 //! `probe disk [MIB]`              as PID 1: uses /dev/vda as `tests/e2e/disk.rs` expects, with a line for each step, and
 //!                                 MIB of memory meanwhile, which it gives back when the disk has grown
+//! `probe console KIB`             as PID 1: the size of its terminal, and what it becomes: `size ROWS COLUMNS`; a line that is
+//!                                 typed: `heard LINE`; then so many KiB of `#`, the line `flooded`, and power-off
 //! `probe fetch ADDRESS BYTES`     a pattern from a server and back again: `fetched N, sent N`
 //! `probe meet ADDRESS BYTES PORT` the same, then once more with a client of its own at PORT, after the line `listening`
 //! `probe facts`                   what no two guests may have in common, and the time, each with its name
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         ["memory"] => memory(),
         ["disk"] => disk(0),
         ["disk", mib] => disk(number(mib) as usize),
+        ["console", kib] => console(number(kib)),
         ["fetch", address, bytes] => fetch(address, number(bytes)),
         ["facts"] => {
             println!("boot {}", first_line("/proc/sys/kernel/random/boot_id"));
@@ -97,6 +100,38 @@ fn exchange(mut server: std::net::TcpStream, bytes: u64) -> ExitCode {
     assert_eq!(server.read(&mut buffer).expect("the end"), 0);
     println!("fetched {at}, sent {sent}");
     ExitCode::SUCCESS
+}
+
+/// Rows and columns of the terminal on stdin.
+fn terminal_size() -> [u16; 2] {
+    const TIOCGWINSZ: c_ulong = 0x5413;
+    let mut size = 0;
+    // SAFETY: it writes a struct winsize, of eight bytes.
+    assert_eq!(unsafe { ioctl(0, TIOCGWINSZ, &mut size) }, 0, "{}", std::io::Error::last_os_error());
+    [size as u16, (size >> 16) as u16]
+}
+
+fn console(kib: u64) -> ! {
+    let tell = |[rows, columns]: [u16; 2]| println!("size {rows} {columns}");
+    let first = terminal_size();
+    tell(first);
+    // The first process is told of no change: no terminal is its own.
+    while terminal_size() == first {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    tell(terminal_size());
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).expect("a line");
+    println!("heard {}", line.trim());
+    let mut output = std::io::stdout().lock();
+    for _ in 0..kib {
+        output.write_all(&[b'#'; 1024]).expect("a console");
+    }
+    writeln!(output, "\nflooded").expect("a console");
+    output.flush().expect("a console");
+    // SAFETY: RB_POWER_OFF.
+    unsafe { reboot(0x4321_fedc) };
+    unreachable!("it is off")
 }
 
 /// Everything there is in a machine without a root file system.

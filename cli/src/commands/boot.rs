@@ -1,4 +1,4 @@
-//! `bulkhead boot`: a bare microVM, its serial console on stdin and stdout.
+//! `bulkhead boot`: a bare microVM, its console on stdin and stdout.
 
 use std::path::Path;
 
@@ -6,13 +6,14 @@ use anyhow::anyhow;
 use serde_json::json;
 use vmm::config::{BootSource, MachineConfig, SerialConfig, VmConfig, add_device};
 
-use crate::args::{Boot, Talk};
+use crate::args::{Boot, ConsoleKind, Talk};
 use crate::bare::Bare;
 use crate::failure::Outcome;
 use crate::life::{EXIT_PORT, USUAL_CMDLINE};
 use crate::net;
 use crate::owner::History;
 use crate::snapshots::What;
+use crate::window;
 
 /// Boots it and waits for its end.
 pub fn boot(args: &Boot, talk: Talk) -> Outcome {
@@ -40,7 +41,15 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
         add_device(&mut devices, "balloon", balloon)?;
     }
     devices.insert("entropy".into(), json!({}));
-    let words = ["console=ttyS0", USUAL_CMDLINE, EXIT_PORT].into_iter().chain(args.append.iter().map(String::as_str));
+    let (console, serial) = match args.console {
+        ConsoleKind::Serial => ("console=ttyS0", SerialConfig::Stdio),
+        ConsoleKind::Virtio => {
+            let size = window::size().map(|(columns, rows)| format!("{columns}x{rows}"));
+            add_device(&mut devices, "console", &size.unwrap_or_default())?;
+            ("console=hvc0", SerialConfig::Off)
+        }
+    };
+    let words = [console, USUAL_CMDLINE, EXIT_PORT].into_iter().chain(args.append.iter().map(String::as_str));
     Ok(VmConfig {
         snapshot: None,
         boot_source: Some(BootSource {
@@ -54,7 +63,7 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
             mem_size_mib: args.machine.memory_mib(),
             track_dirty_pages: false,
         },
-        serial: SerialConfig::Stdio,
+        serial,
         cpuid_cache: None,
         devices,
     })
@@ -87,7 +96,17 @@ mod tests {
             (&config.devices["balloon"]["amount_mib"], &config.devices["balloon"]["deflate_on_oom"]),
             (&json!(8), &json!(true))
         );
+        assert!(config.serial == SerialConfig::Stdio && !config.devices.contains_key("console"));
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(VmConfig::from_json(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn a_virtio_console_takes_the_serial_ports_place() {
+        let line = "bulkhead boot --kernel /k --console virtio";
+        let Verb::Boot(args) = Cli::parse_from(line.split(' ')).verb else { panic!("not boot") };
+        let config = config(&args).unwrap();
+        assert!(config.boot_source.unwrap().boot_args.starts_with("console=hvc0 "));
+        assert_eq!((config.serial, &config.devices["console"]["mode"]), (SerialConfig::Off, &json!("stdio")));
     }
 }

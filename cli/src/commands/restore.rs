@@ -164,7 +164,8 @@ fn machine(args: Restore, held: Held, talk: Talk) -> Outcome {
         boot_source: None,
         snapshot: Some(SnapshotSource { path: held.path().to_owned(), resume: true, paging: Paging::Map }),
         machine: vmm::config::MachineConfig::default(),
-        serial: SerialConfig::Stdio,
+        // What is typed is for one of them.
+        serial: if devices.contains_key("console") { SerialConfig::Off } else { SerialConfig::Stdio },
         cpuid_cache: None,
         devices,
     };

@@ -5,7 +5,6 @@ mod exit_port;
 mod i8042;
 mod ioapic;
 mod serial;
-mod serial_output;
 
 pub use acpi_pm::{ACPI_PM_LEN, AcpiPm};
 pub use exit_port::ExitPort;

@@ -1,7 +1,7 @@
 //! The 16550 serial port: registers by `vm-superio`, interrupts to an [`InterruptLine`], bounded buffers both ways.
 //!
 //! Input waits in the port's 64-byte FIFO; [`Serial::room`] says how much fits and [`Serial::room_event`] when it is
-//! empty again, so whoever feeds it needs no buffer of its own. Output: see [`super::serial_output`].
+//! empty again, so whoever feeds it needs no buffer of its own. Output: see [`crate::output`].
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use vm_superio::serial::{SerialEvents, SerialState as UartState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::serial_output::Output;
+use crate::output::Output;
 use crate::{BusDevice, InterruptLine};
 
 const MODEM_CONTROL: u64 = 4;
@@ -83,7 +83,7 @@ pub struct Serial {
 impl Serial {
     /// Interrupts go to `line`, output to `output`, which may block or fail without harm to the guest.
     pub fn new(line: Arc<dyn InterruptLine>, output: Box<dyn Write + Send>) -> Self {
-        Serial { uart: Uart::with_events(Line(line), Room::default(), Output::new(output)), loopback: false }
+        Serial { uart: Uart::with_events(Line(line), Room::default(), Output::new("serial", output)), loopback: false }
     }
 
     /// A port that goes on where another was; `None` if `state` is none that a port can be in.
@@ -102,7 +102,7 @@ impl Serial {
             scratch: state.scratch,
             in_buffer: state.input,
         };
-        let uart = Uart::from_state(&state, Line(line), Room::default(), Output::new(output)).ok()?;
+        let uart = Uart::from_state(&state, Line(line), Room::default(), Output::new("serial", output)).ok()?;
         Some(Serial { uart, loopback })
     }
 

@@ -58,7 +58,8 @@ fn each_queue(mut test: impl FnMut(&mut Case, usize)) {
 impl Case {
     /// The queue's chains are taken as they come.
     fn reads_at_once(&self, queue: usize) -> bool {
-        ![("vsock", 0), ("vsock", 2), ("net", 0), ("net", 2), ("balloon", 2)].contains(&(self.name, queue))
+        ![("vsock", 0), ("vsock", 2), ("net", 0), ("net", 2), ("balloon", 2), ("console", 0)]
+            .contains(&(self.name, queue))
     }
 
     /// Entries of a queue.

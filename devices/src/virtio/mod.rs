@@ -6,7 +6,7 @@
 //! - [`limit`]: how much of what a device may do in a time;
 //! - [`metrics`]: what a device does, in numbers;
 //! - [`table`]: [`DEVICES`], one line per device;
-//! - [`balloon`], [`blk`], [`fs`], [`net`], [`rng`], [`vsock`]: the devices.
+//! - [`balloon`], [`blk`], [`console`], [`fs`], [`net`], [`rng`], [`vsock`]: the devices.
 //!
 //! A device is one file (or directory) and one line in the table. It sees queues and memory through [`Io`] and owns
 //! requests; it does not know its transport, its address or its interrupt.
@@ -15,6 +15,7 @@ mod backing;
 pub mod balloon;
 pub mod blk;
 pub mod chain;
+pub mod console;
 pub mod fs;
 mod iovec;
 pub mod limit;

@@ -4,6 +4,8 @@ use ring3::{SERIAL, out8};
 
 use super::{Attack, Do, any};
 use crate::machine::{Machine, kind};
+use crate::memory::DATA;
+use crate::ring::descriptor;
 use crate::second::{self, Task};
 use crate::serial::{hear, say};
 use crate::window::register::QUEUE_NOTIFY;
@@ -13,6 +15,7 @@ pub const ATTACKS: &[Attack] = &[
     any("a storm of kicks", Do::Code(kicks)),
     any("a storm of kicks from both processors", Do::Code(kicks_of_both)),
     any("a storm of interrupts", Do::Code(interrupts)),
+    Attack { name: "a flood on the virtio console", kinds: &[kind::CONSOLE], what: Do::Code(write) },
     Attack { name: "a flood on the console", kinds: &[kind::VSOCK], what: Do::Code(shout) },
     Attack { name: "a flood from the console", kinds: &[kind::VSOCK], what: Do::Code(listen) },
 ];
@@ -45,6 +48,24 @@ fn interrupts(machine: &mut Machine, victim: usize) {
         device.rings[queue].offer(0);
         device.kick(queue);
         while !device.rings[queue].is_done() && device.runs() {
+            ring3::wait();
+        }
+    }
+}
+
+/// 96 MiB, in chains that no buffer of the host's takes whole.
+fn write(machine: &mut Machine, victim: usize) {
+    const SEND: usize = 1;
+    const ROUNDS: u32 = 24;
+    const CHAINS: u16 = 32;
+    const LEN: u32 = 128 << 10;
+    let device = machine.device(victim);
+    let ring = &mut device.rings[SEND];
+    (0..CHAINS).for_each(|head| descriptor(ring.table(), (head, DATA, LEN, 0, 0)));
+    for _ in 0..ROUNDS {
+        (0..CHAINS).for_each(|head| device.rings[SEND].offer(head));
+        device.kick(SEND);
+        while !device.rings[SEND].is_done() && device.runs() {
             ring3::wait();
         }
     }

@@ -1,14 +1,17 @@
-//! Serial output with a bound: between a vCPU, which must not wait for ever, and a writer, which may.
+//! Output with a bound: between a guest, which must not wait for ever or make it grow, and a writer, which may block.
 //!
 //! The guest's bytes go into a bounded buffer that one thread empties into the writer. The thread starts with the first
-//! byte, so a silent guest does not pay for it. A full buffer holds the vCPU back for [`STALL`] at most; then output
-//! is dropped until the writer moves again. A writer that fails is given up: the guest never sees an error.
+//! byte, so a silent guest does not pay for it. A serial port writes ([`Write`]): a full buffer holds its vCPU back for [`STALL`] at most;
+//! then output is dropped until the writer moves again. A device whose guest can wait offers ([`Output::offer`]), and hears when
+//! there is room. A writer that fails is given up: the guest never sees an error.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Bytes that wait for the writer.
 const LIMIT: usize = 64 << 10;
@@ -20,12 +23,17 @@ const RETRY: Duration = Duration::from_millis(10);
 #[derive(Default)]
 struct State {
     buffer: VecDeque<u8>,
+    /// Until the first byte.
+    writer: Option<Box<dyn Write + Send>>,
+    thread: Option<JoinHandle<()>>,
     /// No more bytes will come.
     closed: bool,
     /// The writer failed; bytes are thrown away.
     dead: bool,
     /// The writer did not move for [`STALL`]; bytes are thrown away until it does.
     stalled: bool,
+    /// Not all that was offered was taken: whoever did so waits for room.
+    refused: bool,
     /// The thread waits for bytes.
     idle: bool,
     /// The thread is through.
@@ -39,34 +47,62 @@ struct Shared {
     filled: Condvar,
     /// The buffer was emptied, or the thread is through.
     emptied: Condvar,
+    /// The same for who offers.
+    room: Option<EventFd>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Tells whoever waits that there is room.
+    fn tell(&self, state: &mut State) {
+        self.emptied.notify_all();
+        if std::mem::take(&mut state.refused)
+            && let Some(room) = &self.room
+        {
+            // Only a full counter fails, and that wakes as well.
+            let _ = room.write(1);
+        }
+    }
 }
 
-/// The sink a serial port writes to. Writing never fails.
+/// The sink. Writing never fails.
 pub struct Output {
+    name: &'static str,
     shared: Arc<Shared>,
-    /// Until the first byte.
-    writer: Option<Box<dyn Write + Send>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Output {
-    pub fn new(writer: Box<dyn Write + Send>) -> Self {
-        Output { shared: Arc::default(), writer: Some(writer), thread: None }
+    /// Output to `writer`, from a thread of that name.
+    pub fn new(name: &'static str, writer: Box<dyn Write + Send>) -> Self {
+        Self::build(name, writer, None)
     }
 
-    fn start(&mut self, writer: Box<dyn Write + Send>) {
+    /// The same for one who [offers](Self::offer).
+    pub fn with_room(name: &'static str, writer: Box<dyn Write + Send>) -> io::Result<Self> {
+        Ok(Self::build(name, writer, Some(EventFd::new(EFD_NONBLOCK)?)))
+    }
+
+    fn build(name: &'static str, writer: Box<dyn Write + Send>, room: Option<EventFd>) -> Self {
+        let state = Mutex::new(State { writer: Some(writer), ..State::default() });
+        Output { name, shared: Arc::new(Shared { state, room, ..Shared::default() }) }
+    }
+
+    /// Is signalled when there is room for what was not taken; none unless it was made for that.
+    pub fn room(&self) -> Option<&EventFd> {
+        self.shared.room.as_ref()
+    }
+
+    fn start(&self, state: &mut State) {
+        let Some(writer) = state.writer.take() else { return };
         let shared = self.shared.clone();
-        match std::thread::Builder::new().name("serial".into()).spawn(move || drain(&shared, writer)) {
-            Ok(thread) => self.thread = Some(thread),
+        match std::thread::Builder::new().name(self.name.into()).spawn(move || drain(&shared, writer)) {
+            Ok(thread) => state.thread = Some(thread),
             Err(e) => {
-                tracing::warn!("serial output is lost, its thread did not start: {e}");
-                self.shared.lock().dead = true;
+                tracing::warn!("{} output is lost, its thread did not start: {e}", self.name);
+                state.dead = true;
             }
         }
     }
@@ -86,42 +122,36 @@ impl Output {
         }
         Some(state)
     }
-}
 
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(writer) = self.writer.take() {
-            self.start(writer);
-        }
-        let state = self.shared.lock();
-        if state.dead {
-            return Ok(bytes.len());
-        }
-        let Some(mut state) = self.wait_for_room(state) else {
-            return Ok(bytes.len());
-        };
-        let room = LIMIT - state.buffer.len();
+    fn add(&self, state: &mut State, bytes: &[u8]) -> usize {
+        let room = LIMIT.saturating_sub(state.buffer.len());
         let taken = &bytes[..bytes.len().min(room)];
         state.buffer.extend(taken);
         if state.idle {
             state.idle = false;
             self.shared.filled.notify_one();
         }
-        Ok(taken.len())
+        taken.len()
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    /// Takes what there is room for, and tells how many bytes that is. Does not wait.
+    pub fn offer(&self, bytes: &[u8]) -> usize {
+        let mut state = self.shared.lock();
+        self.start(&mut state);
+        if state.dead {
+            return bytes.len();
+        }
+        let taken = self.add(&mut state, bytes);
+        state.refused = taken < bytes.len();
+        taken
     }
-}
 
-impl Output {
     /// Lets the thread write what is left, for [`STALL`] at most; a thread stuck in its writer is left behind. Nothing can be
     /// written afterwards.
-    pub(super) fn close(&mut self) {
-        self.writer = None;
+    pub fn close(&self) {
         let mut state = self.shared.lock();
-        let Some(thread) = self.thread.take() else {
+        state.writer = None;
+        let Some(thread) = state.thread.take() else {
             state.dead = true;
             return;
         };
@@ -136,6 +166,24 @@ impl Output {
             // A panic of the writer has lost output and nothing else.
             let _ = thread.join();
         }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.shared.lock();
+        self.start(&mut state);
+        if state.dead {
+            return Ok(bytes.len());
+        }
+        let Some(mut state) = self.wait_for_room(state) else {
+            return Ok(bytes.len());
+        };
+        Ok(self.add(&mut state, bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -164,10 +212,10 @@ fn drain(shared: &Shared, mut writer: Box<dyn Write + Send>) {
         batch.extend_from_slice(back);
         state.buffer.clear();
         state.stalled = false;
-        shared.emptied.notify_all();
+        shared.tell(&mut state);
         drop(state);
         if let Err(e) = write_batch(shared, writer.as_mut(), &batch) {
-            tracing::debug!("serial output is given up: {e}");
+            tracing::debug!("output is given up: {e}");
             break;
         }
     }
@@ -175,7 +223,7 @@ fn drain(shared: &Shared, mut writer: Box<dyn Write + Send>) {
     state.dead = true;
     state.done = true;
     state.buffer = VecDeque::new();
-    shared.emptied.notify_all();
+    shared.tell(&mut state);
 }
 
 fn write_batch(shared: &Shared, writer: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
@@ -221,7 +269,7 @@ mod tests {
             all
         });
         let bytes: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
-        let mut output = Output::new(Box::new(far));
+        let mut output = Output::new("output", Box::new(far));
         output.write_all(&bytes).unwrap();
         drop(output);
         assert!(reader.join().unwrap() == bytes);
@@ -230,7 +278,7 @@ mod tests {
     #[test]
     fn a_closed_port_puts_out_what_it_has_and_no_more() {
         let (mut near, far) = UnixStream::pair().unwrap();
-        let mut output = Output::new(Box::new(far));
+        let mut output = Output::new("output", Box::new(far));
         output.write_all(b"before").unwrap();
         output.close();
         // More than the buffer holds: nobody would ever empty it.
@@ -238,7 +286,7 @@ mod tests {
         let mut all = Vec::new();
         io::Read::read_to_end(&mut near, &mut all).unwrap();
         assert_eq!(all, b"before");
-        let mut silent = Output::new(Box::new(Fails));
+        let mut silent = Output::new("output", Box::new(Fails));
         silent.close();
         silent.write_all(&[b'x'; 2 * LIMIT]).unwrap();
     }
@@ -246,7 +294,7 @@ mod tests {
     #[test]
     fn a_blocked_reader_holds_the_guest_for_a_bounded_time_and_a_bounded_buffer() {
         let (_held_open, far) = UnixStream::pair().unwrap();
-        let mut output = Output::new(Box::new(far));
+        let mut output = Output::new("output", Box::new(far));
         let start = Instant::now();
         for _ in 0..64 {
             output.write_all(&[b'x'; 64 << 10]).unwrap();
@@ -258,11 +306,34 @@ mod tests {
 
     #[test]
     fn a_broken_writer_is_not_the_guests_trouble() {
-        let mut output = Output::new(Box::new(Fails));
+        let mut output = Output::new("output", Box::new(Fails));
         let start = Instant::now();
         for _ in 0..100 {
             output.write_all(&[b'x'; 64 << 10]).unwrap();
         }
         assert!(start.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn what_is_offered_is_taken_while_there_is_room_and_no_longer() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let output = Output::with_room("output", Box::new(far)).unwrap();
+        let room = output.room().unwrap();
+        let (mut sent, mut received) = (0usize, 0usize);
+        while output.offer(&[7; 5000]) == 5000 {
+            sent += 5000;
+            assert!(sent < 16 << 20, "it grows");
+        }
+        assert!(output.shared.lock().buffer.len() <= LIMIT);
+        let mut bytes = vec![0; 1 << 20];
+        while room.read().is_err() {
+            received += io::Read::read(&mut near, &mut bytes).unwrap();
+        }
+        assert!(received > 0 && output.offer(b"more") == 4);
+        // One that is gone takes everything.
+        drop(near);
+        while output.offer(&[7; 5000]) < 5000 || !output.shared.lock().dead {
+            std::thread::yield_now();
+        }
     }
 }
