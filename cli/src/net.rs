@@ -50,13 +50,14 @@ pub struct Connection {
     pub resolv_conf: Option<String>,
 }
 
-/// What `run --network`, `-p` and `--egress` ask for.
+/// What `run --network`, `-p` and `--egress` ask for. The last two ask for a network where the first does not say.
 pub fn connection(
     network: Option<&Network>,
     publish: &[Publish],
     egress: &[Destination],
 ) -> anyhow::Result<Option<Connection>> {
-    let connection = connected(network, publish)?;
+    let implied = (!egress.is_empty()).then_some(&Network::User);
+    let connection = connected(network.or(implied), publish)?;
     match connection {
         None if !egress.is_empty() => {
             Err(anyhow!("--egress: the container has no network; use --network user or --network tap"))
@@ -378,7 +379,9 @@ mod tests {
     fn what_may_be_reached_goes_with_the_container_and_its_clones() {
         let listed = [Destination::Rule("192.0.2.1:80".parse().unwrap())];
         let name = [Destination::Name { host: "localhost".into(), port: Some(80) }];
-        assert!(connection(None, &[], &listed).is_err_and(|error| error.to_string().starts_with("--egress: ")));
+        let refused = connection(Some(&Network::None), &[], &listed);
+        assert!(refused.is_err_and(|error| error.to_string().starts_with("--egress: ")));
+        assert!(connection(None, &[], &listed).unwrap().unwrap().section[0]["user"].is_object());
         let user = connection(Some(&Network::User), &[], &listed).unwrap().unwrap();
         assert_eq!(user.section[0]["egress"], json!(["192.0.2.1:80"]));
         assert!(connection(Some(&Network::User), &[], &[]).unwrap().unwrap().section[0]["egress"].is_null());

@@ -78,7 +78,7 @@ pub struct Run {
     #[arg(short, long, value_name = "[IP:]HOST_PORT:PORT[/tcp|/udp]", value_parser = network::publish)]
     pub publish: Vec<Publish>,
     /// Let the container reach only these, over IPv4, instead of everything; may be repeated. Names are looked up on this host when
-    /// it starts
+    /// it starts. Implies `--network user`
     #[arg(long, value_name = "CIDR|HOST[:PORT]", value_parser = network::egress)]
     pub egress: Vec<Destination>,
     #[command(flatten)]
