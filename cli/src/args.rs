@@ -3,6 +3,7 @@
 
 mod bench;
 mod containers;
+mod exec;
 mod network;
 mod run;
 mod snapshots;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
 pub use self::containers::{Filter, Inspect, Kill, Logs, Port, Ps, Rename, Rm, Start, Stop, Wait};
+pub use self::exec::Exec;
 pub use self::network::{Destination, Network, Publish};
 #[cfg(test)]
 pub use self::network::{egress, publish};
@@ -78,6 +80,8 @@ pub enum Verb {
     Rename(Rename),
     /// Remove containers that do not run
     Rm(Rm),
+    /// Run another command in a running container
+    Exec(Exec),
     /// Boot a bare microVM, its serial console on stdin and stdout
     Boot(Boot),
     /// Take a snapshot of a running microVM, which goes on

@@ -175,8 +175,8 @@ fn wait(monitor: &Monitor, owner: &mut Owner) -> anyhow::Result<bool> {
             }
             Some(Wish::Leave) => return Ok(true),
             Some(Wish::End) => Monitor::kill_through(monitor.ended()),
-            // There is no process that it could be for.
-            Some(Wish::GiveUp | Wish::Signal(_)) | None => {}
+            // There is no process that it could be for, nor an init that it could be told.
+            Some(Wish::GiveUp | Wish::Signal(_) | Wish::Tell(_)) | None => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The parsers of what other processes have written, for the fuzz targets: each takes any bytes, and at worst refuses them.
 
-use crate::attend::{Answer, Order};
+use crate::attend::{Answer, Order, Word};
 use crate::control::parse;
 use crate::monitor::read_events;
 use crate::snapshots::Record;
@@ -22,6 +22,9 @@ pub fn attendance(line: &[u8]) {
         assert_eq!(Order::decode(line.as_bytes()), Ok(order));
     }
     let _ = serde_json::from_slice::<Answer>(line);
+    if let Ok(word) = serde_json::from_slice::<Word>(line) {
+        assert_eq!(serde_json::to_string(&word).ok().and_then(|line| serde_json::from_str(&line).ok()), Some(word));
+    }
 }
 
 /// What a microVM's process says about itself, which a guest may have taken over.

@@ -5,6 +5,7 @@
 //! | [`adversary`] | a hostile guest: attacks on every device and port |
 //! | [`container`] | what a command finds inside, and what comes out |
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
+//! | [`exec`] | other commands in a container that runs |
 //! | [`frozen`] | clones of a container that is busy |
 //! | [`interactive`] | terminals |
 //! | [`lifecycle`] | containers without their CLI: run -d, ps, logs, stop, start, rm |
@@ -29,6 +30,7 @@ mod container;
 mod control;
 mod disk;
 mod ending;
+mod exec;
 mod frozen;
 mod interactive;
 mod lifecycle;

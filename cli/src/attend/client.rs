@@ -1,12 +1,16 @@
 //! The side that asks: one order a connection.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::Value;
 
-use super::{Answer, MAX_LINE, Order, SOCKET};
+use super::talk::MOST_STREAMS;
+use super::{Answer, MAX_ANSWER, MAX_ORDER, Order, SOCKET, Word};
 use crate::failure::sanitize;
 
 /// An order that was not carried out.
@@ -20,6 +24,9 @@ pub enum AskError {
         /// Why.
         source: io::Error,
     },
+    /// It is too long.
+    #[error("the command with its environment takes {0} bytes on its way to the microVM, where {MAX_ORDER} have room")]
+    TooLong(usize),
     /// Its owner is gone.
     #[error("microVM '{0}' ended before it had answered")]
     Gone(String),
@@ -28,29 +35,112 @@ pub enum AskError {
     Refused(String),
 }
 
+/// An order that waits for what comes of it.
+#[derive(Debug)]
+pub struct Asking {
+    vm: String,
+    stream: UnixStream,
+    /// What has come and was not taken.
+    received: Vec<u8>,
+    /// Descriptors that came with it.
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Asking {
+    /// Asks the owner of the VM `vm`, whose run directory is `dir`.
+    pub fn ask(dir: &Path, vm: &str, order: &Order) -> Result<Self, AskError> {
+        let line = order.encode().map_err(|source| AskError::Io { vm: vm.into(), source: source.into() })?;
+        if line.len() > MAX_ORDER {
+            return Err(AskError::TooLong(line.len()));
+        }
+        let mut stream = UnixStream::connect(dir.join(SOCKET)).map_err(|source| failed(vm, source))?;
+        stream.write_all(line.as_bytes()).map_err(|source| failed(vm, source))?;
+        Ok(Asking { vm: vm.into(), stream, received: Vec::new(), descriptors: Vec::new() })
+    }
+
+    /// The next answer; waits for it.
+    pub fn next(&mut self) -> Result<Answer, AskError> {
+        loop {
+            if let Some(answer) = self.take()? {
+                return Ok(answer);
+            }
+            self.receive()?;
+        }
+    }
+
+    /// The next answer of what has been received, if all of it has.
+    pub fn take(&mut self) -> Result<Option<Answer>, AskError> {
+        let Some(end) = self.received.iter().position(|&byte| byte == b'\n') else {
+            return if self.received.len() < MAX_ANSWER { Ok(None) } else { Err(AskError::Gone(self.vm.clone())) };
+        };
+        let line: Vec<u8> = self.received.drain(..=end).collect();
+        serde_json::from_slice(&line).map(Some).map_err(|source| failed(&self.vm, source.into()))
+    }
+
+    /// Receives what there is, at least something; waits for it if need be.
+    pub fn receive(&mut self) -> Result<(), AskError> {
+        let mut chunk = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_STREAMS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = loop {
+            match recvmsg(&self.stream, &mut [IoSliceMut::new(&mut chunk)], &mut ancillary, flags) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => break other.map_err(|source| failed(&self.vm, source.into()))?.bytes,
+            }
+        };
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        if received == 0 {
+            return Err(AskError::Gone(self.vm.clone()));
+        }
+        self.received.extend_from_slice(&chunk[..received]);
+        Ok(())
+    }
+
+    /// The descriptors that came with [`Answer::Streams`].
+    pub fn descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
+    }
+
+    /// Says something of the process that was asked for. One who is gone hears nothing; that shows when receiving.
+    pub fn say(&mut self, word: Word) {
+        if let Ok(line) = serde_json::to_string(&word) {
+            let _ = self.stream.write_all(format!("{line}\n").as_bytes());
+        }
+    }
+}
+
+impl AsFd for Asking {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+fn failed(vm: &str, source: io::Error) -> AskError {
+    match source.kind() {
+        // The directory is there until the VM's end is cleaned up.
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::NotFound
+        | io::ErrorKind::BrokenPipe => AskError::Gone(vm.into()),
+        _ => AskError::Io { vm: vm.into(), source },
+    }
+}
+
 /// Asks the owner of the VM `vm`, whose run directory is `dir`, and waits for what comes of it. Progress goes to `progress`.
 pub fn ask(dir: &Path, vm: &str, order: &Order, progress: &mut dyn FnMut(&str)) -> Result<Value, AskError> {
-    let failed = |source: io::Error| match source.kind() {
-        // The directory is there until the VM's end is cleaned up.
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound | io::ErrorKind::BrokenPipe => {
-            AskError::Gone(vm.into())
-        }
-        _ => AskError::Io { vm: vm.into(), source },
-    };
-    let mut stream = UnixStream::connect(dir.join(SOCKET)).map_err(failed)?;
-    let line = order.encode().map_err(|e| failed(e.into()))?;
-    stream.write_all(line.as_bytes()).map_err(failed)?;
-    let mut answers = BufReader::new(stream);
+    let mut asking = Asking::ask(dir, vm, order)?;
     loop {
-        let mut line = Vec::new();
-        answers.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut line).map_err(failed)?;
-        if line.last() != Some(&b'\n') {
-            return Err(AskError::Gone(vm.into()));
-        }
-        match serde_json::from_slice(&line).map_err(|e| failed(e.into()))? {
+        match asking.next()? {
             Answer::Progress(text) => progress(&sanitize(&text)),
             Answer::Done(value) => return Ok(value),
             Answer::Error(text) => return Err(AskError::Refused(sanitize(&text))),
+            // Nothing that was asked for.
+            Answer::Streams(_) => drop(asking.descriptors()),
         }
     }
 }

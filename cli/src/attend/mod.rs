@@ -2,10 +2,12 @@
 //!
 //! - this file: the orders there are, and the answers;
 //! - [`server`]: the side of the VM's owner, which no client can hold up;
+//! - [`talk`]: a client of that side that goes on talking, for as long as the process runs that it asked for;
 //! - [`client`]: the side that asks.
 
 pub mod client;
 pub mod server;
+pub mod talk;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,8 +16,12 @@ use serde_json::{Value, json};
 pub const SOCKET: &str = "attend";
 /// Version of what is spoken.
 pub const VERSION: u64 = 1;
-/// Longest line of either side, its end included.
-const MAX_LINE: usize = 64 << 10;
+/// Longest line that asks for something, its end included: an environment may be in it, which has as much room on its way to the guest.
+pub const MAX_ORDER: usize = 1 << 20;
+/// Longest line of an answer, its end included.
+const MAX_ANSWER: usize = 64 << 10;
+/// Longest line of a client that goes on talking, its end included.
+const MAX_WORD: usize = 256;
 
 /// What can be asked: one line of JSON, with `"version": 1` beside these members.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +47,68 @@ pub enum Order {
         /// Its name, or the beginning of its id.
         to: String,
     },
+    /// Start another process in the container.
+    Exec(Exec),
+}
+
+/// A process that is to join a container's main one, and is like that one where nothing is said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// The command.
+    pub args: Vec<String>,
+    /// `KEY=value`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// Its working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Its user, and group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// It gets a terminal of this size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Size>,
+    /// It gets input.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Nobody is to be at its streams, nor waits for its end.
+    #[serde(default)]
+    pub detached: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// What a client says of the process that it has asked for, once that has its streams: one line each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// Send it this signal.
+    Signal(u8),
+    /// Its terminal has this size.
+    Resize(Size),
+}
+
+/// One stream of a process, on its way to the client. Each comes with a descriptor, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stream {
+    /// What it reads.
+    Stdin,
+    /// What it writes.
+    Stdout,
+    /// Its second stream.
+    Stderr,
+    /// Both ways, instead of the three.
+    Terminal,
 }
 
 /// What is answered: any number of `progress`, then one of the others, each on a line of its own.
@@ -49,6 +117,8 @@ pub enum Order {
 pub enum Answer {
     /// It goes on.
     Progress(String),
+    /// The process runs, and these are its streams: the line carries a descriptor for each (unix(7), SCM_RIGHTS).
+    Streams(Vec<Stream>),
     /// It is done.
     Done(Value),
     /// It cannot be done; one line for people.
@@ -86,7 +156,14 @@ mod tests {
 
     #[test]
     fn orders_read_back_and_others_are_refused_with_the_reason() {
-        for order in [Order::About {}, Order::Snapshot { name: None }, Order::Rollback { to: "one".into() }] {
+        let exec = Exec { args: vec!["ls".into()], terminal: Some(Size { rows: 1, columns: 2 }), ..Exec::default() };
+        for order in [
+            Order::About {},
+            Order::Snapshot { name: None },
+            Order::Rollback { to: "one".into() },
+            Order::Exec(Exec { args: vec!["true".into()], ..Exec::default() }),
+            Order::Exec(Exec { env: vec!["A=1".into()], cwd: Some("/".into()), user: Some("0".into()), ..exec }),
+        ] {
             assert_eq!(Order::decode(order.encode().unwrap().as_bytes()), Ok(order));
         }
         for (line, word) in [
@@ -98,6 +175,9 @@ mod tests {
             (r#"{"version":1,"order":"explode"}"#, "explode"),
             (r#"{"version":1,"order":"rollback"}"#, "to"),
             (r#"{"version":1,"order":"snapshot","path":"/etc"}"#, "path"),
+            (r#"{"version":1,"order":"exec"}"#, "args"),
+            (r#"{"version":1,"order":"exec","args":["ls"],"root":true}"#, "root"),
+            (r#"{"version":1,"order":"exec","args":["ls"],"terminal":{"rows":1}}"#, "columns"),
         ] {
             let error = Order::decode(line.as_bytes()).unwrap_err();
             assert!(error.contains(word), "{line}: {error}");

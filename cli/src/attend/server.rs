@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
-use super::{Answer, MAX_LINE, Order};
+use super::talk::Talking;
+use super::{Answer, MAX_ORDER, Order};
 
 /// Most clients that may be speaking: one more takes the place of the one that has done so for longest.
 const MOST_CLIENTS: usize = 16;
@@ -75,6 +76,12 @@ impl Attendance {
         None
     }
 
+    /// Goes on with a client: from now on what it says is an event, until it is dropped.
+    pub fn talk(&self, waiting: Waiting) -> io::Result<Talking> {
+        epoll::modify(&self.any, &waiting.stream, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        Ok(Talking::new(waiting.stream))
+    }
+
     fn accept(&mut self) {
         for _ in 0..PATIENCE {
             match self.listener.accept() {
@@ -128,8 +135,8 @@ impl Client {
                     let part = &chunk[..count];
                     let end = part.iter().position(|byte| *byte == b'\n');
                     self.line.extend_from_slice(&part[..end.unwrap_or(count)]);
-                    if end.is_some() || self.line.len() >= MAX_LINE {
-                        self.line.truncate(MAX_LINE);
+                    if end.is_some() || self.line.len() >= MAX_ORDER {
+                        self.line.truncate(MAX_ORDER);
                         return Heard::Line;
                     }
                 }
@@ -165,11 +172,15 @@ impl Waiting {
         self.say(&Answer::Error(reason.into()));
     }
 
-    /// A client that does not read what fits into its socket's buffer loses the rest.
     fn say(&self, answer: &Answer) {
-        if let Ok(line) = serde_json::to_string(answer) {
-            let _ = (&self.stream).write_all(format!("{line}\n").as_bytes());
-        }
+        say(&self.stream, answer);
+    }
+}
+
+/// Says something to a client. One that does not read what fits into its socket's buffer loses the rest.
+pub(super) fn say(mut stream: &UnixStream, answer: &Answer) {
+    if let Ok(line) = serde_json::to_string(answer) {
+        let _ = stream.write_all(format!("{line}\n").as_bytes());
     }
 }
 

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod boot;
 pub mod containers;
 pub mod doctor;
+pub mod exec;
 pub mod images;
 pub mod inspect;
 pub mod logs;

@@ -8,9 +8,11 @@
 //! It ends no VM but one that it has started itself and that does not work; it talks to the control sockets of those there are.
 //!
 //! - this file: orders;
+//! - [`execs`]: processes that have joined the container's main one;
 //! - [`tracked`]: the container's record, which follows what becomes of the VM;
 //! - [`history`]: where the VM came from, and what the next snapshot can be a change to.
 
+mod execs;
 mod history;
 mod tracked;
 
@@ -24,16 +26,17 @@ use rustix::event::epoll;
 use serde_json::{Value, json};
 
 use crate::attend::server::{Attendance, Waiting};
-use crate::attend::{Order, SOCKET};
+use crate::attend::{Exec, Order, SOCKET};
 use crate::control::Control;
 use crate::failure::one_line;
 use crate::paths;
 use crate::plug;
 use crate::rundir::RunDir;
-use crate::session::{Attendant, FreezeError, Wish};
+use crate::session::{Attendant, FreezeError, Heard, Wish};
 use crate::snapshots::making::Wanted;
 use crate::snapshots::{Held, Name, Snapshots, What};
 use crate::successor::{Arrived, Step, Succession, Successor};
+use execs::Execs;
 pub use history::History;
 pub use tracked::{Shared, Tracked};
 
@@ -64,6 +67,7 @@ pub struct Owner {
     /// Its process runs.
     runs: bool,
     job: Option<Job>,
+    execs: Execs,
     /// Readable if there is something of clients, or of a VM that is being tried out.
     any: OwnedFd,
 }
@@ -98,7 +102,17 @@ impl Owner {
             Ok((attendance, any))
         };
         let (attendance, any) = listen().with_context(|| format!("attendance socket {}", path.display()))?;
-        Ok(Owner { attendance, facts, history, succession, container: None, runs: false, job: None, any })
+        Ok(Owner {
+            attendance,
+            facts,
+            history,
+            succession,
+            container: None,
+            runs: false,
+            job: None,
+            execs: Execs::default(),
+            any,
+        })
     }
 
     /// From now on a container's record follows what becomes of the VM.
@@ -150,6 +164,7 @@ impl Owner {
                 return Some(Wish::End);
             }
             Order::Signal { signal } => return self.signal(signal, client),
+            Order::Exec(exec) => return self.exec(exec, client),
             Order::Snapshot { .. } | Order::Rollback { .. } => {}
         }
         if self.job.is_some() {
@@ -168,7 +183,7 @@ impl Owner {
                 Ok(successor) => self.judge(successor, client),
                 Err(error) => refuse(client, &error),
             },
-            Order::About {} | Order::End {} | Order::Signal { .. } => None,
+            Order::About {} | Order::End {} | Order::Signal { .. } | Order::Exec(_) => None,
         }
     }
 
@@ -184,6 +199,14 @@ impl Owner {
         };
         client.refuse(refused);
         None
+    }
+
+    fn exec(&mut self, exec: Exec, client: Waiting) -> Option<Wish> {
+        if let What::Machine { .. } = self.facts.what {
+            client.refuse(&format!("microVM '{}' has no container: it was booted, not run", self.facts.name));
+            return None;
+        }
+        self.execs.order(exec, client, &self.attendance)
     }
 
     /// Starts what the VM may be replaced by.
@@ -313,6 +336,9 @@ impl Attendant for Owner {
             self.job = None;
             return Some(Wish::GiveUp);
         }
+        if let Some(wish) = self.execs.wish() {
+            return Some(wish);
+        }
         match self.job.take() {
             // Nobody waits for it: the VM there is goes on.
             Some(Job::Trial { client, .. }) if client.is_gone() => {}
@@ -359,5 +385,16 @@ impl Attendant for Owner {
             },
             other => self.job = other,
         }
+    }
+
+    fn heard(&mut self, heard: Heard) {
+        self.execs.heard(heard);
+    }
+
+    fn ended(&mut self) {
+        self.execs.end(match self.job {
+            Some(Job::Rollback { .. }) => "the microVM goes on from a snapshot, without what had joined it",
+            _ => "the microVM has ended",
+        });
     }
 }

@@ -1,9 +1,11 @@
 //! Somebody who has business with a VM while its process runs: who wants it to stand still for a moment, or to have it.
 
+use guest_protocol::{GuestMessage, HostMessage, StreamHeader};
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 
 /// What an [`Attendant`] wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wish {
     /// The container's processes are to stand still, and [`Attendant::frozen`] to be called. One that does not run yet is
     /// waited for.
@@ -16,6 +18,18 @@ pub enum Wish {
     Signal(u8),
     /// The VM is to be ended, whatever the process says to that: the conversation ends as by SIGKILL.
     End,
+    /// The guest is to be told this of a process that joins the container's, or has. One that is to join is told of when the main
+    /// process runs; what comes of it is for [`Attendant::heard`]. It fits a frame.
+    Tell(HostMessage),
+}
+
+/// What there is to hear of processes other than the main one.
+#[derive(Debug)]
+pub enum Heard {
+    /// The guest has said this.
+    Said(GuestMessage),
+    /// The guest has opened this stream.
+    Opened(StreamHeader, UnixStream),
 }
 
 /// Takes part in a conversation, in its thread. See [`super::Conversation::start`].
@@ -35,6 +49,14 @@ pub trait Attendant {
 
     /// How a freeze came out, once for each: the processes go on after [`Self::frozen`], or it was never called.
     fn over(&mut self, result: Result<(), FreezeError>);
+
+    /// Something has been heard of a process that has joined. The guest may say anything of any process.
+    fn heard(&mut self, heard: Heard) {
+        drop(heard);
+    }
+
+    /// The conversation is at its end: nothing more will be heard.
+    fn ended(&mut self) {}
 }
 
 /// Wants nothing.

@@ -35,11 +35,16 @@ impl Control {
 
     /// Queues a message, and sends what can be sent at once.
     pub(super) fn send(&mut self, message: &HostMessage) -> Result<(), SessionError> {
-        if self.queue.len() < QUEUE_LIMIT {
+        if !self.is_full() {
             self.queue.extend(guest_protocol::encode(message, MAX_HOST_FRAME)?);
         }
         self.flush();
         Ok(())
+    }
+
+    /// Whether what comes next would be lost.
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.len() >= QUEUE_LIMIT
     }
 
     /// Whether something waits to be sent.

@@ -5,6 +5,7 @@
 //! - [`arrival`]: a guest that is waited for beside another one's run ([`Arrival`]).
 //! - [`attend`]: whoever wants something of a VM while its process runs ([`Attendant`]).
 //! - [`conversation`]: one run ([`Conversation`]): the loop over control messages, signals and the end of the VM.
+//! - [`joined`]: a process that has joined another one's run, from the side of whoever asked for it.
 //! - [`streams`]: the connections of the process's streams.
 //! - [`pump`]: the threads that move the bytes of the streams.
 //! - [`control`]: the control connection.
@@ -18,6 +19,7 @@ pub mod attend;
 mod control;
 mod conversation;
 pub mod io;
+pub mod joined;
 mod pump;
 mod streams;
 #[cfg(test)]
@@ -32,7 +34,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 pub use arrival::Arrival;
-pub use attend::{Attendant, FreezeError, Wish};
+pub use attend::{Attendant, FreezeError, Heard, Wish};
 pub use conversation::Conversation;
 pub use io::{Io, Recorder};
 pub use times::Times;

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::JoinHandle;
 
-/// Stream connections that may wait for their header; a guest opens three in all.
+/// Stream connections that may wait for their header; a guest opens three at a time, and sends it at once.
 const MAX_UNNAMED: usize = 4;
 
 /// A stream connection whose header is still to come.
@@ -52,6 +52,8 @@ pub(super) struct Streams<'a> {
     flowing: bool,
     /// The guest's connections are none of ours any more.
     cut: bool,
+    /// Streams of other processes, for whoever takes them.
+    others: Vec<(StreamHeader, UnixStream)>,
 }
 
 impl<'a> Streams<'a> {
@@ -75,6 +77,7 @@ impl<'a> Streams<'a> {
             held: Vec::new(),
             flowing: false,
             cut: false,
+            others: Vec::new(),
         })
     }
 
@@ -103,6 +106,11 @@ impl<'a> Streams<'a> {
         let count = self.ended.read(&mut ended).unwrap_or(0);
         self.outputs.retain(|output| !ended[..count].contains(&(output.kind as u8)));
         Ok(())
+    }
+
+    /// The streams of other processes that have been opened since.
+    pub(super) fn take_others(&mut self) -> Vec<(StreamHeader, UnixStream)> {
+        std::mem::take(&mut self.others)
     }
 
     /// Streams that the guest has not opened by now will not come.
@@ -190,7 +198,11 @@ impl<'a> Streams<'a> {
             }
             match StreamHeader::from_bytes(unnamed.header) {
                 Some(StreamHeader { process: MAIN_PROCESS, kind }) => self.attach(kind, unnamed.connection)?,
-                _ => return Err(SessionError::Unexpected("stream")),
+                Some(other) => {
+                    unnamed.connection.set_nonblocking(false).map_err(host("accept a stream"))?;
+                    self.others.push((other, unnamed.connection));
+                }
+                None => return Err(SessionError::Unexpected("stream")),
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The session against a guest played by a thread, over the sockets a monitor would connect.
 
 mod freeze;
+mod others;
 
 use super::attend::NoAttendant;
 use super::*;

@@ -98,6 +98,7 @@ impl Conversation<'_> {
             Some(Wish::GiveUp) => self.give_up(),
             Some(Wish::Signal(signal)) => self.tell_guest(&HostMessage::Signal { process: MAIN_PROCESS, signal }),
             Some(Wish::End) => Err(SessionError::Interrupted(SIGKILL)),
+            Some(Wish::Tell(message)) => self.tell_of_another(message),
             Some(Wish::Leave) => {
                 self.freezing.leaving = true;
                 self.raw = None;

@@ -74,7 +74,13 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    fn heed(&mut self, message: GuestMessage, attendant: &mut dyn Attendant) -> Result<(), SessionError> {
+    fn heed(&mut self, mut message: GuestMessage, attendant: &mut dyn Attendant) -> Result<(), SessionError> {
+        if matches!(self.state, State::Running | State::Draining(_)) {
+            message = match self.others.hear(message) {
+                Ok(()) => return Ok(()),
+                Err(message) => message,
+            };
+        }
         match (self.state, message) {
             (State::Greeting, GuestMessage::Hello { version: VERSION, phase, init_ns, now_ns: guest_now }) => {
                 let kernel = placed(0, guest_now);
@@ -169,7 +175,7 @@ fn new_seed() -> Result<Seed, SessionError> {
 }
 
 /// The guest's words, fit for the user's terminal.
-fn line(words: &str) -> String {
+pub(in super::super) fn line(words: &str) -> String {
     words.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

@@ -15,6 +15,8 @@
 
 mod freeze;
 mod guest;
+mod others;
+mod signals;
 
 use super::attend::{Attendant, NoAttendant};
 use super::control::Control;
@@ -23,21 +25,13 @@ use super::streams::Streams;
 use super::times::{Times, now_ns};
 use super::{Ended, Outcome, SessionError};
 use freeze::Freezing;
-use guest_protocol::{ExitStatus, HostMessage, Identity, MAIN_PROCESS, Start, WindowSize};
+use guest_protocol::{ExitStatus, HostMessage, Identity, Start, WindowSize};
+use others::Others;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use signal_hook::consts::signal::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
-use signal_hook::iterator::backend::SignalDelivery;
-use signal_hook::iterator::exfiltrator::SignalOnly;
+pub(super) use signals::{ENDING, PATIENCE, Signals, wiring};
 use std::os::fd::BorrowedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-
-/// Passed on to the process as they are; SIGWINCH becomes a new window size.
-const SIGNALS: [i32; 8] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT, SIGWINCH];
-/// Of those, the ones that mean an end where there is no process yet to decide.
-const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
-/// As many of those end the run whatever the process does with them.
-const PATIENCE: u8 = 3;
+use std::os::unix::net::UnixListener;
 
 const FROZEN_CLONE: &str = "clone of a guest whose process runs";
 
@@ -78,6 +72,7 @@ pub struct Conversation<'a> {
     /// It has been told to prepare, not to start.
     preparing: bool,
     freezing: Freezing,
+    others: Others,
     /// Once the process has been ordered.
     streams: Option<Streams<'a>>,
     size: WindowSize,
@@ -106,6 +101,7 @@ impl<'a> Conversation<'a> {
             order: None,
             preparing: false,
             freezing: Freezing::NONE,
+            others: Others::default(),
             streams: None,
             size: WindowSize { rows: 0, columns: 0 },
             control: None,
@@ -203,6 +199,7 @@ impl<'a> Conversation<'a> {
             Ok(Some(terminal)) => terminal,
             other => {
                 self.abandon_freeze(attendant);
+                attendant.ended();
                 return other.map(|_| Ended::Left(io));
             }
         };
@@ -224,6 +221,8 @@ impl<'a> Conversation<'a> {
         self.streams = Some(streams);
         let result = self.give(order).and_then(|()| self.until(attendant, Self::result));
         self.abandon_freeze(attendant);
+        let result = result.and_then(|outcome| self.hand_over(attendant).map(|()| outcome));
+        attendant.ended();
         if let Some(streams) = &mut self.streams {
             streams.stop_input();
         }
@@ -257,6 +256,7 @@ impl<'a> Conversation<'a> {
     ) -> Result<T, SessionError> {
         loop {
             self.pursue_freeze(attendant)?;
+            self.hand_over(attendant)?;
             if let Some(result) = done(self) {
                 return result;
             }
@@ -267,13 +267,6 @@ impl<'a> Conversation<'a> {
             }
         }
     }
-}
-
-type Signals = SignalDelivery<UnixStream, SignalOnly>;
-
-fn wiring() -> std::io::Result<Signals> {
-    let (receiver, sender) = UnixStream::pair()?;
-    SignalDelivery::with_pipe(receiver, sender, SignalOnly, SIGNALS)
 }
 
 pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> SessionError {
@@ -380,38 +373,6 @@ impl Conversation<'_> {
             self.attend(attendant)?;
         }
         Ok(())
-    }
-
-    /// A signal to this program.
-    fn signal(&mut self, signal: i32) -> Result<(), SessionError> {
-        let number = u8::try_from(signal).unwrap_or_default();
-        if ENDING.contains(&signal) {
-            self.impatience += 1;
-            let nobody_decides = self.state != State::Running || self.guest_gone || self.freezing.leaving;
-            if nobody_decides || self.impatience >= PATIENCE {
-                return Err(SessionError::Interrupted(number));
-            }
-        }
-        if signal == SIGWINCH {
-            return self.resize();
-        }
-        if let (SIGCONT, Some(raw)) = (signal, &self.raw) {
-            raw.enter_again();
-        }
-        self.tell_guest(&HostMessage::Signal { process: MAIN_PROCESS, signal: number })
-    }
-
-    /// Tells the guest the terminal's size if it is another than it knows.
-    fn resize(&mut self) -> Result<(), SessionError> {
-        let Some(io) = self.streams.as_ref().map(|streams| &streams.io) else {
-            return Ok(());
-        };
-        let size = io.window_size();
-        if !io.terminal || size == self.size {
-            return Ok(());
-        }
-        self.size = size;
-        self.tell_guest(&HostMessage::Resize { process: MAIN_PROCESS, size })
     }
 
     /// To a guest whose process runs; to another it would mean nothing.
