@@ -11,7 +11,7 @@ FUZZ_SECONDS := 60
 # Install what is missing, build everything, make a Debian image, run a command of it in a microVM of its own.
 run: build kernel image
 	$(BULKHEAD) doctor
-	$(BULKHEAD) run --verbose oci-archive:$(IMAGE_DIR)/debian.tar \
+	$(BULKHEAD) run --rm --verbose oci-archive:$(IMAGE_DIR)/debian.tar \
 	    sh -c 'echo "Hello from $$(. /etc/os-release; echo "$$PRETTY_NAME") on Linux $$(uname -r), $$(nproc) CPU"'
 
 # Everything that is checked, on this machine's KVM and on an emulated AMD-V host. The last line counts.

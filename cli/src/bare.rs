@@ -65,6 +65,7 @@ impl Bare {
             directory: directory.path(),
             devices: self.config.devices.clone(),
             container: false,
+            upper: None,
             verbose: talk.verbose,
             next: 0,
         };

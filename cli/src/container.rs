@@ -55,6 +55,8 @@ pub struct Place<'a> {
     pub hostname: String,
     /// What its interface is, if it has one.
     pub network: Option<Connection>,
+    /// The file of its writable layer, if that is to stay.
+    pub upper: Option<PathBuf>,
     /// The VM's process may talk on stderr.
     pub verbose: bool,
 }
@@ -146,6 +148,7 @@ impl Place<'_> {
             directory: directory.path(),
             devices: self.devices.clone(),
             container: true,
+            upper: self.upper.clone(),
             verbose: self.verbose,
             next: 0,
         }

@@ -23,6 +23,7 @@
 //! | [`templates`] | snapshots that later runs go on from |
 //! | [`signals`] | signals by name, and before there is a guest |
 //! | [`net`], [`egress`] | what a microVM's interfaces lead to, and where its packets may go |
+//! | [`upper`] | the writable layer of a container that stays |
 //! | [`volumes`] | directories of this host in a container |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`failure`] | exit codes and one-line errors |
@@ -67,6 +68,7 @@ mod supervisor;
 mod template;
 mod templates;
 mod terminal;
+mod upper;
 mod volumes;
 mod window;
 

@@ -7,12 +7,14 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Context;
 use guest_images::kernel;
 use guest_images::{Layer, LayerKey};
-use guest_protocol::{End, Layer as DiskLayer, LayerFs, Names, Root, Seed, Start};
+use guest_protocol::{End, Layer as DiskLayer, LayerFs, Names, Root, Seed, Start, Upper};
+use serde_json::Value;
 use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
 use vmm::host::{self, KvmKind};
 
@@ -32,6 +34,7 @@ use crate::signals::{Guard, Holding};
 use crate::snapshots::What;
 use crate::supervisor::Report;
 use crate::templates::Templates;
+use crate::upper;
 use crate::volumes::Volumes;
 
 /// Sectors of virtio disks and of layer ranges, in bytes.
@@ -119,6 +122,10 @@ impl Life {
         start.volumes = volumes.for_guest();
         let session = Session::listen(&uds)?;
         let mut devices = devices(self.layers.iter(), &uds)?;
+        let upper = upper_of(&self.record, &tracked.borrow().dir);
+        if let Some(drives) = devices.get_mut("drives").and_then(Value::as_array_mut) {
+            drives.extend(upper.as_deref().map(upper::drive).transpose()?);
+        }
         if let Some(network) = &network {
             devices.insert(net::SECTION.into(), network.section.clone());
         }
@@ -130,6 +137,7 @@ impl Life {
             devices: devices.clone(),
             hostname: start.hostname.clone(),
             network,
+            upper,
             verbose: self.talk.verbose,
         };
         let facts = facts(&self.name, &self.record, self.keys);
@@ -172,6 +180,11 @@ fn code(failure: &Failure) -> u8 {
         Some(MonitorError::Lost(_)) => KILLED,
         _ => failure.code,
     }
+}
+
+/// The disk of a container that stays. One that goes with its end has no use for it.
+fn upper_of(record: &Record, dir: &Path) -> Option<PathBuf> {
+    (!record.flags.rm).then(|| dir.join(upper::FILE))
 }
 
 /// What others may know of it.
@@ -237,7 +250,7 @@ fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -
         hostname: flags.hostname.clone().unwrap_or_else(|| record.id.short().to_owned()),
         root: Root {
             layers: layers.iter().take(1).map(layer).collect(),
-            upper_bytes: None,
+            upper: if flags.rm { Upper::Memory { bytes: None } } else { Upper::Disk },
             read_only: flags.read_only,
         },
         volumes: Vec::new(),

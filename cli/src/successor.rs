@@ -26,6 +26,7 @@ use crate::net;
 use crate::plug;
 use crate::session::{Arrival, Session};
 use crate::snapshots::Held;
+use crate::upper;
 
 /// How long a VM that lost its connection may take to be gone.
 const GRACE: Duration = Duration::from_secs(1);
@@ -41,6 +42,8 @@ pub struct Succession {
     pub devices: Map<String, Value>,
     /// It has a container. A bare machine has its console on stdin and stdout.
     pub container: bool,
+    /// The file of the container's writable layer, if that is to stay; otherwise a new VM's goes with it.
+    pub upper: Option<PathBuf>,
     /// Its process may talk on stderr.
     pub verbose: bool,
     /// Which of [`SOCKETS`] is free.
@@ -102,6 +105,11 @@ impl Succession {
             *section = plug::unplugged(section);
         }
         let mut arrival = None;
+        if let Some(upper) = &self.upper {
+            let now = staged.rename(upper.parent().unwrap_or(Path::new("")), upper::FILE);
+            upper::copy_saved(to.path(), &now)?;
+            devices["drives"][1] = upper::drive(&now)?;
+        }
         let (serial, console) = if self.container {
             let uds = self.directory.join(SOCKETS[self.next % SOCKETS.len()]);
             devices["vsock"]["uds_path"] = uds.to_string_lossy().into();

@@ -85,6 +85,50 @@ fn a_container_lives_without_its_cli() {
     lab.assert_clean();
 }
 
+/// What a container has written is there when it is started again, however it ended; a rollback takes it back.
+#[test]
+fn a_container_keeps_its_files() {
+    let lab = lab!("a_container_keeps_its_files");
+    let patience = lab.patience(2);
+    let name = unique("keeps");
+    // Each life adds a line, and takes care of it as a database does.
+    let script = "echo life >> /file; sync; trap 'echo end >> /file; exit 0' TERM; echo lives $(wc -l < /file); \
+        while :; do sleep 1000 & wait; done";
+    let lives = |count: usize| {
+        let mut follower = Running::start(lab.bulkhead(["logs", "-f", &name]));
+        follower.wait_for(&format!("lives {count}\n"), patience);
+        follower
+    };
+    detached(&lab, &["--name", &name], script);
+    let follower = lives(1);
+    done(lab.run(["stop", &name]));
+    drop(follower);
+    // An end in order has written everything to the disk: nothing is left to be repaired (the superblock's s_state and
+    // EXT4_FEATURE_INCOMPAT_RECOVER).
+    let disk = std::path::PathBuf::from(inspect(&lab, &name, "{{.LogPath}}")).with_file_name("upper.ext4");
+    let superblock = |at: usize| {
+        use std::os::unix::fs::FileExt as _;
+        let mut byte = [0];
+        std::fs::File::open(&disk).unwrap().read_exact_at(&mut byte, 1024 + at as u64).unwrap();
+        byte[0]
+    };
+    assert_eq!((superblock(0x3A) & 1, superblock(0x60) & 4), (1, 0), "clean");
+
+    done(lab.run(["start", &name]));
+    drop(lives(3));
+    let moment = format!("{name}-moment");
+    done(lab.run(["snapshot", &name, &moment]));
+    kill_process(supervisor(&lab, &name), Signal::KILL).unwrap();
+    wait_for_the_orphan(&lab);
+    // The journal has what was synced.
+    done(lab.run(["start", &name]));
+    drop(lives(4));
+    done(lab.run(["rm", "-f", &name]));
+    assert!(!disk.exists());
+    done(lab.run(["snapshots", "rm", &moment]));
+    lab.assert_clean();
+}
+
 /// SIGKILL of whoever looks after a container, or of its microVM: it is said, and nothing stays.
 #[test]
 fn a_container_that_is_lost_has_ended() {

@@ -108,6 +108,18 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
     let snapshot = held.path().to_owned();
     let session = Session::listen(&uds)?;
     let mut devices = devices(kept.layers.iter(), &uds)?;
+    // Its writable layer, if that was on a disk, is a copy that ends with the microVM.
+    let own = saved
+        .config
+        .devices
+        .get("drives")
+        .and_then(Value::as_array)
+        .map_or(&[][..], |drives| drives.get(1..).unwrap_or(&[]));
+    devices
+        .get_mut("drives")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .for_each(|drives| drives.extend_from_slice(own));
     devices.extend(network.as_ref().map(|network| (net::SECTION.to_owned(), network.section.clone())));
     let place = Place {
         session: &session,
@@ -116,6 +128,7 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
         devices,
         hostname,
         network,
+        upper: None,
         verbose: talk.verbose,
     };
     let mut owner = Owner::listen(&directory, facts, History::of(held), place.succession(&directory))?;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -24,6 +24,7 @@ use crate::session::Io;
 use crate::signals::{self, Guard};
 use crate::snapshots::name::WARM;
 use crate::supervisor;
+use crate::upper;
 use crate::volumes::VolumeFlag;
 
 /// SIGTERM.
@@ -112,7 +113,7 @@ fn make(
     let mut id_file = args.cidfile.take().map(IdFile::open).transpose()?;
     let image_id = image.id.to_string();
     // This process has the layers in use for as long as it lives.
-    let needless = args.rm && !for_others;
+    let (rm, needless) = (args.rm, args.rm && !for_others);
     let record = |id| Record {
         id,
         created_ns: now_ns(),
@@ -123,8 +124,14 @@ fn make(
         stop_signal,
         state: State::default(),
     };
-    let keep = |id: &Id| if needless { Ok(()) } else { store.keep(Keeper::Container(id.as_str()), &image.keys()) };
-    let made = Containers::of(store.dir())?.create(name.as_deref(), record, keep)?;
+    let containers = Containers::of(store.dir())?;
+    let furnish = |id: &Id, dir: &Path| {
+        if !needless {
+            store.keep(Keeper::Container(id.as_str()), &image.keys())?;
+        }
+        if rm { Ok(()) } else { upper::make(containers.dir(), dir) }
+    };
+    let made = containers.create(name.as_deref(), record, furnish)?;
     if let Some(file) = &mut id_file {
         file.write(&made.2.id)?;
     }

@@ -37,13 +37,13 @@ impl Fate {
 }
 
 impl Containers {
-    /// Makes a container, whose record is made by `record` from its id, of this name, or one that is made up. `keep` has its
-    /// layers stay.
+    /// Makes a container, whose record is made by `record` from its id, of this name, or one that is made up. `furnish` makes what
+    /// else it needs in its directory, and has its layers stay.
     pub fn create(
         &self,
         name: Option<&str>,
         record: impl FnOnce(Id) -> Record,
-        keep: impl FnOnce(&Id) -> Result<(), guest_images::ImageError>,
+        furnish: impl FnOnce(&Id, &Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<(String, Held, Record)> {
         name.map(names::check).transpose()?;
         let id = Id::random().map_err(io_error(&self.dir))?;
@@ -59,7 +59,7 @@ impl Containers {
         let mut held = Held { containers: self.clone(), id, lock, fate: Fate::Goes };
         drop(guard);
         let durable = !record.flags.rm;
-        keep(&held.id)?;
+        furnish(&held.id, &path)?;
         record.write(&path, durable).map_err(io_error(&path))?;
         held.mark()?;
         let _guard = self.lock()?;

@@ -165,6 +165,11 @@ impl Containers {
         Ok(Entry { name, record, dir })
     }
 
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn path(&self, id: &Id) -> PathBuf {
         self.dir.join(id.as_str())
     }

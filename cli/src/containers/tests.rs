@@ -14,7 +14,7 @@ fn create(containers: &Containers, name: Option<&str>, rm: bool) -> anyhow::Resu
         record.flags.rm = rm;
         record
     };
-    containers.create(name, with, |_| Ok(()))
+    containers.create(name, with, |_, _| Ok(()))
 }
 
 /// As a process that is killed leaves it.

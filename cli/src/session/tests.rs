@@ -23,7 +23,7 @@ fn start() -> Start {
         machine_id: [0; 16],
         hostname: "box".into(),
         wall_clock_ns: 1,
-        root: Root { layers: vec![], upper_bytes: None, read_only: false },
+        root: Root { layers: vec![], upper: Upper::Memory { bytes: None }, read_only: false },
         network: None,
         volumes: vec![],
         names: Names::default(),

@@ -37,6 +37,8 @@ pub struct Container {
     pub freezer: Option<Freezer>,
     /// What it was told it is.
     pub own: Own,
+    /// The file system of its writable layer, if that is on a disk.
+    pub upper: Option<OwnedFd>,
     /// It is on a network.
     pub networked: bool,
     /// /dev/urandom.

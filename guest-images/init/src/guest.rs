@@ -14,16 +14,16 @@ use crate::control::{Control, HostGone};
 use crate::exec::Execs;
 use crate::failure::Failure;
 use crate::freeze::Freezer;
-use crate::names::{self, Own};
+use crate::names::{self, Names, Own};
 use crate::network;
 use crate::process;
 use crate::root;
 use crate::stage::Stage;
 use crate::streams::{Opening, Streams};
-use crate::sys::{Clock, clock_ns, reseed, set_wall_clock};
+use crate::sys::{Clock, clock_ns, freeze_file_system, reseed, set_wall_clock};
 use crate::volumes::Volumes;
 use alloc::boxed::Box;
-use guest_protocol::{CONTROL_PORT, End, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Seed, Start};
+use guest_protocol::{CONTROL_PORT, End, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Seed, Start, Upper};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{self, Errno};
 
@@ -53,6 +53,12 @@ pub trait Machine {
     /// # Errors
     /// As the system call that failed.
     fn mount_layer(&self, index: usize, count: usize, layer: &Layer, target: &str) -> io::Result<()>;
+
+    /// Mounts the second disk, which has the writable layer of a container that is to keep it, on the directory `target`.
+    ///
+    /// # Errors
+    /// As the system call that failed.
+    fn mount_upper(&self, target: &str) -> io::Result<()>;
 
     /// Mounts the file system that has the host's directories on the directory `target`.
     ///
@@ -94,7 +100,10 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
         Ok((mut container, root_ns)) => {
             control.started(MAIN_PROCESS, root_ns)?;
             let (status, exit_ns) = attend(machine, control, &mut container)?;
+            let upper = container.upper.take();
             drop(container);
+            // All processes have ended. If it cannot be written, there is nothing to be done about it here.
+            let _ = upper.map(freeze_file_system);
             control.exited(MAIN_PROCESS, status, exit_ns)?;
         }
     }
@@ -139,7 +148,13 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
         network::set_up(network)?;
     }
     root::mount_layers(machine, &start.root)?;
-    let has_names = stage.names.write(&start)?;
+    let upper = match start.root.upper {
+        Upper::Disk => Some(root::upper_on_disk(machine)?),
+        Upper::Memory { .. } => None,
+    };
+    // On a disk that has an /etc already, only the whole root tells what that has become.
+    let names = if upper.is_some() { Names::new().ok() } else { Some(stage.names) };
+    let has_names = names.map_or(Ok(false), |names| names.write(&start))?;
     root::mount_overlay(&start.root)?;
     let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
     root::switch()?;
@@ -168,7 +183,7 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
     let networked = start.network.is_some();
     let execs = Execs::default();
-    Ok((Container { running, streams, execs, defaults, freezer, own, networked, random: stage.random }, root_ns))
+    Ok((Container { upper, running, streams, execs, defaults, freezer, own, networked, random: stage.random }, root_ns))
 }
 
 /// Makes the kernel this guest's own: its random numbers, its clock, its name.

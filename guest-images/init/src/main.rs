@@ -20,9 +20,11 @@ use rustix::system::{RebootCommand, reboot};
 
 /// The disk that holds the layers, one after the other.
 const DISK: &str = "dev/vda";
+/// The disk with the writable layer, if there is one.
+const UPPER_DISK: &str = "dev/vdb";
 const SECTOR: u64 = 512;
 
-/// A virtual machine with virtio-vsock and one virtio disk.
+/// A virtual machine with virtio-vsock and one virtio disk, or two.
 struct VirtualMachine;
 
 impl Machine for VirtualMachine {
@@ -49,6 +51,13 @@ impl Machine for VirtualMachine {
         let disk = openat(CWD, DISK, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         sys::add_partition(&disk, number, bytes(layer.start_sector)?, bytes(layer.sectors)?)?;
         mount(format!("{DISK}{number}").as_str(), target, kind, MountFlags::RDONLY, None)
+    }
+
+    fn mount_upper(&self, target: &str) -> io::Result<()> {
+        let disk = openat(CWD, UPPER_DISK, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        sys::forget_disk(&disk)?;
+        // Its inode tables are holes of the host's file, which read as the zeros that the kernel would write there.
+        mount(UPPER_DISK, target, "ext4", MountFlags::empty(), Some(c"noinit_itable"))
     }
 
     fn mount_volumes(&self, target: &str) -> io::Result<()> {

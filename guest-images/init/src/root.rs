@@ -11,7 +11,8 @@ use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 use core::fmt::Write;
-use guest_protocol::{FailureKind, Root};
+use guest_protocol::{FailureKind, Root, Upper};
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, XattrFlags, mkdirat, openat, setxattr};
 use rustix::io::{self, Errno};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
@@ -62,7 +63,7 @@ pub fn mount_overlay(root: &Root) -> Result<(), Failure> {
         make_directory("0")?;
         lower.push('0');
     }
-    if let Some(bytes) = root.upper_bytes {
+    if let Upper::Memory { bytes: Some(bytes) } = root.upper {
         mount_remount(UPPER, MountFlags::empty(), format!("size={bytes}").as_str())
             .map_err(|error| failed("the writable layer", error))?;
     }
@@ -78,12 +79,27 @@ pub fn prepare() -> Result<(), Failure> {
     make_directory(UPPER)?;
     mount_fs("tmpfs", UPPER, MountFlags::empty(), Some("mode=755"))?;
     [UPPER_LAYER, "u/w", "r"].into_iter().try_for_each(make_directory)?;
-    for path in MOUNT_POINTS {
-        make_directory(path)?;
-        // Whatever the image has there cannot be seen under the mount, so it need not be looked for. Without support for
-        // attributes it is looked for in vain.
-        let _ = setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty());
-    }
+    MOUNT_POINTS.into_iter().try_for_each(make_mount_point)
+}
+
+/// Has the writable layer on the disk that is meant for it, with what it holds already, in place of the one that [`prepare`] has
+/// made. Returns its file system's root.
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn upper_on_disk<M: Machine>(machine: &M) -> Result<OwnedFd, Failure> {
+    machine.mount_upper(UPPER).map_err(|error| failed("the writable layer's disk", error))?;
+    [UPPER_LAYER, "u/w"].into_iter().try_for_each(ensure_directory)?;
+    MOUNT_POINTS.into_iter().try_for_each(make_mount_point)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, UPPER, flags, Mode::empty()).map_err(|error| failed("the writable layer's disk", error))
+}
+
+fn make_mount_point(path: &str) -> Result<(), Failure> {
+    ensure_directory(path)?;
+    // Whatever the image has there cannot be seen under the mount, so it need not be looked for. Without support for
+    // attributes it is looked for in vain.
+    let _ = setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty());
     Ok(())
 }
 

@@ -111,6 +111,27 @@ pub fn reseed(random: impl AsFd, seed: &[u8; 32]) -> io::Result<()> {
     unsafe { ioctl::ioctl(&random, ioctl::NoArg::<RNDRESEEDCRNG>::new()) }
 }
 
+/// Writes all of a file system to its disk and lets nothing more be written: it need not be repaired when it is mounted next.
+/// `root` is a directory of it.
+///
+/// # Errors
+/// As the FIFREEZE ioctl: it cannot be written, or is of a kind that has no disk.
+pub fn freeze_file_system(root: OwnedFd) -> io::Result<()> {
+    const FIFREEZE: Opcode = ioctl::opcode::read_write::<c_int>(b'X', 119);
+    // SAFETY: FIFREEZE takes an argument and does not look at it.
+    unsafe { ioctl::ioctl(&root, ioctl::NoArg::<FIFREEZE>::new()) }
+}
+
+/// Forgets what has been read of a disk: what is behind it may be another one since.
+///
+/// # Errors
+/// As the BLKFLSBUF ioctl.
+pub fn forget_disk(disk: impl AsFd) -> io::Result<()> {
+    const BLKFLSBUF: Opcode = ioctl::opcode::none(0x12, 97);
+    // SAFETY: BLKFLSBUF takes no argument.
+    unsafe { ioctl::ioctl(&disk, ioctl::NoArg::<BLKFLSBUF>::new()) }
+}
+
 /// `struct sockaddr_vm` (linux/vm_sockets.h).
 #[repr(C)]
 struct VsockAddress {

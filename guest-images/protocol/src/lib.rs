@@ -30,7 +30,7 @@ pub use process::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// Tag of the virtio-fs device whose file system holds the host's directories ([`Volume`]).
 pub const VOLUMES: &str = "bulkhead";
 /// The host's vsock context id.

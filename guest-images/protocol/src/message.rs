@@ -180,15 +180,27 @@ impl core::fmt::Debug for Seed {
     }
 }
 
-/// The root file system: read-only layers with a writable one in guest memory on top.
+/// The root file system: read-only layers with a writable one on top.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
     /// The layers on the first disk, lowest first. None: an empty root.
     pub layers: Vec<Layer>,
-    /// Most bytes the writable layer may hold; `None` for the kernel's own limit (half of the memory).
-    pub upper_bytes: Option<u64>,
+    /// Where the writable layer is.
+    pub upper: Upper,
     /// The container sees its root read-only.
     pub read_only: bool,
+}
+
+/// Where the writable layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upper {
+    /// In guest memory, and gone with it.
+    Memory {
+        /// Most bytes that it may hold; `None` for the kernel's own limit (half of the memory).
+        bytes: Option<u64>,
+    },
+    /// On the second disk, which is an ext4 file system. Before the guest says `Exited` it is complete there.
+    Disk,
 }
 
 /// One layer: a range of the first disk.

@@ -11,8 +11,12 @@ fn start() -> impl Strategy<Value = HostMessage> {
     let size = proptest::option::of((any::<u16>(), any::<u16>()))
         .prop_map(|size| size.map(|(rows, columns)| WindowSize { rows, columns }));
     let strings = || proptest::collection::vec(".{0,40}", 0..20);
-    let root = (proptest::collection::vec(layer, 0..10), any::<Option<u64>>(), any::<bool>())
-        .prop_map(|(layers, upper_bytes, read_only)| Root { layers, upper_bytes, read_only });
+    let root = (proptest::collection::vec(layer, 0..10), any::<Option<u64>>(), any::<bool>()).prop_map(
+        |(layers, bytes, read_only)| {
+            let upper = if bytes == Some(0) { Upper::Disk } else { Upper::Memory { bytes } };
+            Root { layers, upper, read_only }
+        },
+    );
     let account = (any::<u32>(), any::<u32>(), proptest::collection::vec(any::<u32>(), 0..5), ".{0,40}")
         .prop_map(|(uid, gid, groups, home)| Account { uid, gid, groups, home });
     let found = (proptest::option::of(account), proptest::option::of(".{0,40}"))
@@ -143,7 +147,7 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
         machine_id: [0; 16],
         hostname: "x".repeat(300),
         wall_clock_ns: 0,
-        root: Root { layers: vec![], upper_bytes: None, read_only: false },
+        root: Root { layers: vec![], upper: Upper::Disk, read_only: false },
         network: None,
         volumes: vec![],
         names: Names::default(),

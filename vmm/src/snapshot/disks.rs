@@ -85,8 +85,11 @@ fn writable_files(sections: &mut Map<String, Value>) -> Vec<&mut Value> {
     found
 }
 
-/// Makes the empty file `to` the same as `from`, with the same holes.
-fn copy(from: &File, to: &File) -> io::Result<()> {
+/// Makes the empty file `to` the same as `from`, with the same holes; they share blocks where the file system can.
+///
+/// # Errors
+/// As the system call that failed.
+pub fn copy(from: &File, to: &File) -> io::Result<()> {
     match ioctl_ficlone(to, from) {
         Ok(()) => return Ok(()),
         // Another file system, or one that cannot.

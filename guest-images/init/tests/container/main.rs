@@ -63,6 +63,14 @@ impl Machine for Namespaces {
         Ok(())
     }
 
+    fn mount_upper(&self, target: &str) -> rustix::io::Result<()> {
+        // What an earlier life of the container has left.
+        mount("tmpfs", target, "tmpfs", MountFlags::empty(), None)?;
+        std::fs::create_dir_all(format!("{target}/u/kept")).unwrap();
+        std::fs::write(format!("{target}/u/kept/file"), "of before\n").unwrap();
+        Ok(())
+    }
+
     fn mount_volumes(&self, target: &str) -> rustix::io::Result<()> {
         mount("tmpfs", target, "tmpfs", MountFlags::NODEV, None)?;
         std::fs::create_dir(format!("{target}/dir")).unwrap();
@@ -311,7 +319,7 @@ fn start(process: Process) -> Start {
         wall_clock_ns: now.as_nanos() as u64,
         root: Root {
             layers: vec![Layer { start_sector: 0, sectors: 8, fs: LayerFs::Erofs }],
-            upper_bytes: Some(16 << 20),
+            upper: Upper::Memory { bytes: Some(16 << 20) },
             read_only: false,
         },
         network: None,
@@ -709,6 +717,17 @@ fn another_user_has_its_groups_and_streams_and_a_read_only_root_stays_as_it_is()
     let expected = ["1234", "5678", "5678", "/", "CapEff:0000000000000000", "via", "read-only", "shm", "/made/for/it"];
     assert_eq!(lines, expected, "{stderr}");
     assert_eq!(status, ExitStatus::Code(0));
+}
+
+#[test]
+fn a_writable_layer_on_disk_has_what_it_had_and_who_the_container_is_now() {
+    let script = "cat /kept/file /etc/hostname; grep -c box /etc/hosts; cat /etc/resolv.conf; echo new > /kept/new && \
+        ls /kept";
+    let mut order = start(shell(script));
+    order.root.upper = Upper::Disk;
+    let Some((stdout, stderr, status)) = run(order) else { return };
+    let expected = "of before\nbox\n1\nnameserver 10.9.9.9\nfile\nnew\n";
+    assert_eq!((stdout.as_str(), status), (expected, ExitStatus::Code(0)), "{stderr}");
 }
 
 #[test]
