@@ -127,6 +127,9 @@ pub struct Boot {
     /// Disk; the first is /dev/vda in the guest. It is raw unless it is named *.qcow2, or the option says otherwise
     #[arg(long, value_name = "FILE[,ro][,raw|qcow2]")]
     pub disk: Vec<String>,
+    /// File as read-only memory that the guest uses in place (DAX); the first is /dev/pmem0 in the guest
+    #[arg(long, value_name = "FILE")]
+    pub pmem: Vec<String>,
     /// Network interface: `user` needs passt and no privileges, `tap=NAME` is one of the host's, `tap` a new one
     #[arg(long, value_name = "user|tap[=NAME][,mac=MAC]")]
     pub net: Vec<String>,

@@ -21,7 +21,7 @@ readonly HOST_MODULES='kvm-amd tun vhost_net vhost_vsock erofs squashfs overlay 
     bridge br_netfilter nf_tables nft_chain_nat nft_masq nft_ct xt_MASQUERADE nf_nat dm-mod vsock_loopback'
 # In the initramfs of this kernel as a guest.
 readonly GUEST_MODULES='virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio-rng
-    virtio_balloon vmw_vsock_virtio_transport erofs squashfs overlay virtiofs'
+    virtio_balloon vmw_vsock_virtio_transport virtio_pmem nd_pmem erofs squashfs overlay virtiofs'
 # glibc programs find these even where nobody looked up what they need.
 readonly RUNTIME_LIBS='/lib64/ld-linux-x86-64.so.2 libc.so.6 libm.so.6 libgcc_s.so.1 libdl.so.2
     libpthread.so.0 librt.so.1 libresolv.so.2 libnss_files.so.2'

@@ -6,6 +6,7 @@
 //! | [`host`] | what this host's KVM is and can do |
 //! | [`memory`] | guest RAM |
 //! | [`slots`] | guest RAM as KVM's memory slots |
+//! | [`windows`] | memory that devices show the guest besides RAM |
 //! | [`pager`] | guest RAM that is read when it is asked for |
 //! | [`irq`] | interrupt lines (irqfd) and message routing for the userspace IOAPIC |
 //! | [`cpuid`] | what each vCPU says it is |
@@ -42,6 +43,7 @@ mod signals;
 mod slots;
 pub mod snapshot;
 pub mod vcpu;
+mod windows;
 
 pub use config::VmConfig;
 pub use devices::virtio::net::passt as user_network;

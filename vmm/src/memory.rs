@@ -29,6 +29,14 @@ pub enum MemoryError {
     /// It cannot come page by page.
     #[error(transparent)]
     Pager(#[from] crate::pager::PagerError),
+    /// A device's memory cannot be shown.
+    #[error("memory of device {device}: {source}")]
+    Window {
+        /// The device.
+        device: &'static str,
+        /// What is in the way.
+        source: io::Error,
+    },
     /// KVM would not take a region.
     #[error("guest memory: KVM_SET_USER_MEMORY_REGION for {start:#x}: {source}")]
     Slot {

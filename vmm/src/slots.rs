@@ -28,17 +28,17 @@ struct Piece {
     len: u64,
 }
 
-/// Gives all of `ram` to the VM, a slot a region, numbered from 0.
+/// Gives all of `ram` to the VM, a slot a region, numbered from `first`.
 ///
 /// `ram` must outlive the VM's vCPUs: [`crate::Machine`] keeps both and drops the vCPUs first.
-pub fn register(vm: &VmFd, ram: &Ram) -> Result<(), MemoryError> {
-    regions(ram).zip(0..).try_for_each(|((piece, _), number)| set(vm, number, piece))
+pub fn register(vm: &VmFd, ram: &Ram, first: u32) -> Result<(), MemoryError> {
+    regions(ram).zip(first..).try_for_each(|((piece, _), number)| set(vm, number, piece))
 }
 
 /// Gives the VM the parts of `ram` in which `sources`, which RAM's content comes from, hold something. The same must hold for
 /// `ram` as in [`register`], and no second vCPU may run before [`Rest::start`] is through: what is done with RAM without a slot
 /// is not atomic.
-pub fn register_used(vm: &VmFd, ram: &Ram, sources: &[Source]) -> Result<Rest, MemoryError> {
+pub fn register_used(vm: &VmFd, ram: &Ram, first: u32, sources: &[Source]) -> Result<Rest, MemoryError> {
     let (mut used, mut rest) = (Vec::new(), Vec::new());
     for (region, offset) in regions(ram) {
         let mut at = 0;
@@ -51,8 +51,13 @@ pub fn register_used(vm: &VmFd, ram: &Ram, sources: &[Source]) -> Result<Rest, M
             at += len;
         }
     }
-    (0..).zip(&used).try_for_each(|(number, piece)| set(vm, number, *piece))?;
-    Ok(Rest { first: used.len() as u32, pieces: growing(&rest), ram: ram.guest().clone(), done: Arc::default() })
+    (first..).zip(&used).try_for_each(|(number, piece)| set(vm, number, *piece))?;
+    Ok(Rest {
+        first: first + used.len() as u32,
+        pieces: growing(&rest),
+        ram: ram.guest().clone(),
+        done: Arc::default(),
+    })
 }
 
 /// The regions of RAM, with their places among all of it.
@@ -233,9 +238,9 @@ mod tests {
         let extents = Some(vec![(0, 1), (9 * CHUNK / PAGE as u64 - 1, 1)]);
         let sources = [Source { file: base, extents: None }, Source { file: over, extents }];
         let ram = Ram::new(1024).unwrap();
-        let rest = register_used(&vm, &ram, &sources).unwrap();
+        let rest = register_used(&vm, &ram, 1, &sources).unwrap();
         let starts: Vec<_> = rest.pieces.iter().map(|piece| (piece.start / CHUNK, piece.len / CHUNK)).collect();
-        assert_eq!((rest.first, starts), (3, vec![(1, 1), (2, 2), (4, 1), (6, 2), (9, 7)]));
+        assert_eq!((rest.first, starts), (4, vec![(1, 1), (2, 2), (4, 1), (6, 2), (9, 7)]));
         let mut late = rest.late();
         let coming = rest.start(vm.clone(), |error| panic!("{error}")).unwrap();
         let mut word = [1; 4];

@@ -33,6 +33,9 @@ fn config(args: &Boot) -> anyhow::Result<VmConfig> {
     for disk in &args.disk {
         add_device(&mut devices, "disk", disk)?;
     }
+    for file in &args.pmem {
+        add_device(&mut devices, "pmem", file)?;
+    }
     if let Some(socket) = &args.vsock {
         devices.insert("vsock".into(), json!({ "guest_cid": 3, "uds_path": text(socket)? }));
     }
@@ -81,7 +84,7 @@ mod tests {
 
     #[test]
     fn flags_become_a_machine_and_the_users_words_come_last() {
-        let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b.qcow2 --append loglevel=7 --append init=/x -m 64m --cpus 2 --net user --balloon 8,oom";
+        let line = "bulkhead boot --kernel /k --initrd /i --disk /a,ro --disk /b.qcow2 --append loglevel=7 --append init=/x -m 64m --cpus 2 --net user --balloon 8,oom --pmem /p";
         let Verb::Boot(args) = Cli::parse_from(line.split(' ')).verb else { panic!("not boot") };
         let config = config(&args).unwrap();
         let boot_args = &config.boot_source.as_ref().unwrap().boot_args;
@@ -91,6 +94,7 @@ mod tests {
         assert_eq!(config.devices["drives"][1]["path_on_host"], "/b.qcow2");
         assert_eq!(config.devices["drives"][1]["format"], "qcow2");
         assert!(!config.devices.contains_key("vsock"));
+        assert_eq!(config.devices["pmem"][0]["path_on_host"], "/p");
         assert!(config.devices["network-interfaces"][0]["guest_mac"].is_string());
         assert_eq!(
             (&config.devices["balloon"]["amount_mib"], &config.devices["balloon"]["deflate_on_oom"]),

@@ -7,6 +7,7 @@
 use smallvec::SmallVec;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
+use super::window::is_writable;
 use crate::GuestRam;
 
 const NEXT: u16 = 1;
@@ -57,6 +58,9 @@ pub enum ChainError {
         /// Bytes.
         len: u32,
     },
+    /// A device-writable buffer in memory that nobody writes to.
+    #[error("writable buffer {0:#x} is in read-only memory")]
+    ReadOnly(u64),
     /// More than 4 GiB in all (2.7.5.2).
     #[error("chain of more than 4 GiB")]
     Total,
@@ -173,6 +177,9 @@ impl<'m> Chain<'m> {
         // More than one slice where a buffer spans regions of RAM that touch.
         for slice in mem.get_slices(GuestAddress(address), len as usize) {
             self.slices.push(slice.map_err(|_| outside)?);
+        }
+        if writable && !is_writable(mem, GuestAddress(address)) {
+            return Err(ChainError::ReadOnly(address));
         }
         if !writable {
             self.readable = self.slices.len();

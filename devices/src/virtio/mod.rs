@@ -5,8 +5,9 @@
 //! - [`chain`]: the one way to a descriptor chain, checked;
 //! - [`limit`]: how much of what a device may do in a time;
 //! - [`metrics`]: what a device does, in numbers;
+//! - [`window`]: memory that a device shows the guest besides RAM;
 //! - [`table`]: [`DEVICES`], one line per device;
-//! - [`balloon`], [`blk`], [`console`], [`fs`], [`net`], [`rng`], [`vsock`]: the devices.
+//! - [`balloon`], [`blk`], [`console`], [`fs`], [`net`], [`pmem`], [`rng`], [`vsock`]: the devices.
 //!
 //! A device is one file (or directory) and one line in the table. It sees queues and memory through [`Io`] and owns
 //! requests; it does not know its transport, its address or its interrupt.
@@ -22,10 +23,12 @@ pub mod limit;
 pub mod metrics;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod table;
 pub mod vsock;
+pub mod window;
 
 #[cfg(test)]
 mod contract;
@@ -41,6 +44,7 @@ pub use table::{DEVICES, DeviceError, DeviceKind, DeviceName, build_all, kernel_
 use crate::GuestRam;
 use limit::{Direction, Limiter};
 use queue::{RingError, VirtQueue};
+use window::AddressSpace;
 
 /// What a device is, for all its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +142,11 @@ pub trait VirtioDevice: Send {
     /// The whole configuration space; an access past its end never reaches the device.
     fn config(&self) -> &[u8] {
         &[]
+    }
+
+    /// Has the memory shown that the guest is to see besides RAM. Called once, before anything else but [`info`](Self::info).
+    fn show(&mut self, _space: &mut dyn AddressSpace) -> io::Result<()> {
+        Ok(())
     }
 
     /// The driver writes `data` at `offset` of the configuration space, within its bounds.

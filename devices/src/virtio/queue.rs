@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::chain::{Chain, ChainError, DescriptorTable};
 use super::metrics::{Meter, QueueMetrics};
+use super::window::is_writable;
 use crate::GuestRam;
 
 /// Chains that one event may take from a queue.
@@ -401,6 +402,8 @@ fn check_areas(mem: &GuestRam, setup: &QueueSetup, size: u64) -> Result<(), Ring
         let end = start.checked_add(len).ok_or(bad)?;
         // Address 0 stands for "never set".
         let sound = start != 0 && start % align == 0 && mem.check_range(GuestAddress(start), len as usize);
+        // Only RAM: the used ring is written to, and the others are no file's business either.
+        let sound = sound && is_writable(mem, GuestAddress(start));
         let overlaps = |&(other, other_len, _): &(u64, u64, u64)| start < other + other_len && other < end;
         if !sound || areas[..index].iter().any(overlaps) {
             return Err(bad);

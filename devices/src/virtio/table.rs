@@ -10,11 +10,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::limit::{Limits, Scope};
-use super::{StateError, VirtioDevice, balloon, blk, console, fs, net, rng, vsock};
+use super::{StateError, VirtioDevice, balloon, blk, console, fs, net, pmem, rng, vsock};
 
 /// THE table.
 pub const DEVICES: &[DeviceKind] =
-    &[rng::KIND, vsock::KIND, blk::KIND, net::KIND, fs::KIND, balloon::KIND, console::KIND];
+    &[rng::KIND, vsock::KIND, blk::KIND, net::KIND, fs::KIND, balloon::KIND, console::KIND, pmem::KIND];
 
 /// What the rest of the monitor needs to know of a kind of device.
 pub struct DeviceKind {

@@ -12,11 +12,14 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::window::{AddressSpace, Window};
 use super::{MmioTransport, VirtioDevice};
 use crate::{BusDevice, GuestRam, InterruptLine};
 
 /// Guest RAM is two regions, with a hole between them.
 pub const RAM: [(u64, usize); 2] = [(0, 16 << 20), (1 << 32, 1 << 20)];
+/// Where the memory is that a device shows.
+pub const WINDOW: u64 = 2 << 32;
 /// Descriptor flags.
 pub const NEXT: u16 = 1;
 /// Device-writable.
@@ -108,6 +111,22 @@ pub struct Driver {
     line: Arc<Line>,
     rings: Vec<Ring>,
     next_data: u64,
+    /// Outlives what sees it.
+    _window: Option<Arc<Window>>,
+}
+
+/// Guest memory with room for one window.
+struct Shown {
+    mem: GuestRam,
+    window: Option<Arc<Window>>,
+}
+
+impl AddressSpace for Shown {
+    fn show(&mut self, window: Arc<Window>) -> io::Result<u64> {
+        self.mem = window.beside(&self.mem, WINDOW)?;
+        self.window = Some(window);
+        Ok(WINDOW)
+    }
 }
 
 impl Driver {
@@ -123,16 +142,18 @@ impl Driver {
         driver
     }
 
-    fn on(manager: Manager, device: Box<dyn VirtioDevice>) -> Self {
+    fn on(manager: Manager, mut device: Box<dyn VirtioDevice>) -> Self {
         let ranges = RAM.map(|(start, len)| (GuestAddress(start), len));
-        let mem = GuestRam::from_ranges(&ranges).expect("guest RAM for a test");
+        let mut shown = Shown { mem: GuestRam::from_ranges(&ranges).expect("guest RAM for a test"), window: None };
+        device.show(&mut shown).expect("memory for the device");
+        let Shown { mem, window } = shown;
         let sizes = device.info().queue_sizes;
         let line = Arc::new(Line::default());
         let transport = MmioTransport::new(mem.clone(), device, line.clone()).expect("a transport");
         let transport = Arc::new(Mutex::new(transport));
         manager.lock().unwrap_or_else(PoisonError::into_inner).add_subscriber(transport.clone() as Subscriber);
         let rings = sizes.iter().enumerate().map(|(index, size)| Ring::new(index, *size)).collect();
-        Driver { mem, transport, manager, line, rings, next_data: DATA }
+        Driver { mem, transport, manager, line, rings, next_data: DATA, _window: window }
     }
 
     /// A machine whose driver is up, with every feature and queue.

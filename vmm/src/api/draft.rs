@@ -249,7 +249,7 @@ mod tests {
         assert_eq!((config.machine.vcpu_count, config.machine.mem_size_mib), (2, 1024));
         assert_eq!(config.boot_source.unwrap().boot_args, "console=ttyS0");
         assert_eq!(config.serial, SerialConfig::Stdio);
-        assert_eq!(config.devices.keys().collect::<Vec<_>>(), ["drives", "network-interfaces"]);
+        assert_eq!(config.devices.keys().collect::<Vec<_>>(), ["drives", "network-interfaces", "pmem"]);
         assert!(draft.track_dirty_pages);
     }
 

@@ -171,7 +171,6 @@ const ABSENT: &[(&str, &str, &str)] = &[
     ("hotplug", "memory-hotplug", "hot-plugging is"),
     ("logger", "logger", "a log per machine is (set BULKHEAD_LOG in the environment instead)"),
     ("mmds", "mmds-config", "a metadata service is"),
-    ("pmem", "pmem", "persistent memory is"),
 ];
 
 /// What a section of Firecracker's configuration file would be for, if there were such a thing here.

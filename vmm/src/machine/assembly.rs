@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use boot::acpi::{AcpiPlatform, MmioWindow, PowerPorts, SerialPort};
 use devices::legacy::{ACPI_PM_LEN, AcpiPm, ExitPort, I8042, Serial, SerialState};
-use devices::virtio::MmioTransport;
+use devices::virtio::{MmioTransport, VirtioDevice};
 use devices::{Bus, BusDevice, ExitSink, GuestExit, GuestRam, InterruptLine};
 use event_manager::{EventManager, SubscriberOps};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -44,7 +44,6 @@ pub(super) type Transports = Vec<Arc<Mutex<MmioTransport>>>;
 /// Puts devices on their buses, wires their interrupts and events.
 pub(super) struct Assembly<'a> {
     pub vm: &'a VmFd,
-    pub ram: &'a GuestRam,
     pub pio: &'a Bus,
     pub mmio: &'a Bus,
     pub manager: &'a mut EventManager<Subscriber>,
@@ -96,9 +95,14 @@ impl Assembly<'_> {
         Ok(serial)
     }
 
-    /// Builds every configured virtio device, in the order of the device table; returns them and where they are.
-    pub(super) fn virtio(&mut self, config: &VmConfig) -> Result<(Transports, Vec<MmioWindow>), VmmError> {
-        let built = devices::virtio::build_all(&config.devices)?;
+    /// Puts the configuration's virtio devices, in the order of the device table, behind transports; returns them and where they
+    /// are. `mem` is what they see.
+    pub(super) fn virtio(
+        &mut self,
+        config: &VmConfig,
+        built: Vec<Box<dyn VirtioDevice>>,
+        mem: &GuestRam,
+    ) -> Result<(Transports, Vec<MmioWindow>), VmmError> {
         let limits = devices::virtio::limits(&config.devices)?;
         let most = (u32::from(IOAPIC_PINS) - FIRST_VIRTIO_GSI) as usize;
         if built.len() > most {
@@ -110,7 +114,7 @@ impl Assembly<'_> {
             let base = VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_SIZE;
             let gsi = FIRST_VIRTIO_GSI + slot as u32;
             let mut transport =
-                MmioTransport::new(self.ram.clone(), device, self.line(gsi)?).map_err(io_error("queue events"))?;
+                MmioTransport::new(mem.clone(), device, self.line(gsi)?).map_err(io_error("queue events"))?;
             transport.set_limits(limits).map_err(io_error("timer"))?;
             if self.slow_interrupts {
                 transport.answer_at_once();

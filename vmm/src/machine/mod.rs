@@ -40,6 +40,7 @@ use crate::slots::{self, Rest};
 use crate::snapshot::memory::Source;
 use crate::snapshot::{self, Parent};
 use crate::vcpu::{Driver, Shared, Vcpu, registers};
+use crate::windows::Windows;
 use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS, LAPIC_BASE};
 use ending::{Ending, EndingEvent, on_end};
 pub use error::VmmError;
@@ -92,6 +93,8 @@ struct Parts {
     /// Gives `memory` its pages, if a mapping does not.
     pager: Mutex<Option<Pager>>,
     memory: Ram,
+    /// What devices show the guest besides.
+    _windows: Windows,
     /// What `memory` is a private view of. Taken with the threads' lock held.
     base: Mutex<Base>,
     /// Disks that exist only for this machine.
@@ -182,11 +185,14 @@ impl Machine {
         let paged = config.snapshot.as_ref().filter(|source| source.paging == Paging::Userfault);
         let mapped = saved.is_some() && paged.is_none();
         let memory = if mapped { Ram::of_files(mib, &base.sources) } else { Ram::new(mib) }?;
+        let mut built = devices::virtio::build_all(&config.devices)?;
+        let windows = Windows::of(&mut built, &memory)?;
+        let first_slot = windows.register(&vm)?;
         let late_slots = saved.is_some() && config.machine.vcpu_count == 1 && host::kind() == KvmKind::SoftwareNested;
         let rest = if late_slots {
-            Some(slots::register_used(&vm, &memory, &base.sources)?).filter(|rest| !rest.is_empty())
+            Some(slots::register_used(&vm, &memory, first_slot, &base.sources)?).filter(|rest| !rest.is_empty())
         } else {
-            slots::register(&vm, &memory)?;
+            slots::register(&vm, &memory, first_slot)?;
             None
         };
         let ram = memory.guest();
@@ -204,9 +210,9 @@ impl Machine {
         let ioapic = Arc::new(Mutex::new(Ioapic::new(Box::new(KvmRoutes(vm.clone())))));
         mmio.insert(IOAPIC_BASE, 0x1000, ioapic.clone())?;
         let slow_interrupts = host::kind() == KvmKind::SoftwareNested;
-        let mut assembly = Assembly { vm: &vm, ram, pio: &pio, mmio: &mmio, manager: &mut manager, slow_interrupts };
+        let mut assembly = Assembly { vm: &vm, pio: &pio, mmio: &mmio, manager: &mut manager, slow_interrupts };
         let serial = assembly.legacy(&config, console, saved.as_ref().map(|saved| &saved.serial), &ending)?;
-        let (transports, windows) = assembly.virtio(&config)?;
+        let (transports, registers) = assembly.virtio(&config, built, &windows.beside(ram)?)?;
         let metrics = transports.iter().map(|transport| lock(transport).metrics());
         let metrics = devices::virtio::names(&config.devices).into_iter().zip(metrics).collect();
         let over = ending.over();
@@ -225,12 +231,13 @@ impl Machine {
             vm,
             pager: Mutex::new(pager),
             memory,
+            _windows: windows,
             base: Mutex::new(base),
             _disks: disks,
         };
         let vcpus = match &saved {
             Some(saved) => restore::restore(&parts, saved, &shared)?,
-            None => boot_vcpus(&parts, &windows, &shared)?,
+            None => boot_vcpus(&parts, &registers, &shared)?,
         };
         let parts = Arc::new(parts);
         let handle = Handle::new(ending, Arc::downgrade(&parts));

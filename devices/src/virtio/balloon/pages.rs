@@ -65,8 +65,8 @@ pub fn give_back(slice: &VolatileSlice) {
     if len == 0 {
         return;
     }
-    // SAFETY: `skip` and `len` lie within the slice, which is guest RAM: whole pages of a private mapping, which stay
-    // mapped. Only their content changes, as it does when the guest writes, and which nobody here relies on.
+    // SAFETY: `skip` and `len` lie within the slice, which is guest RAM or a window: whole pages of a mapping, which stay
+    // mapped. Only RAM's content changes, as it does when the guest writes, and which nobody here relies on.
     let done = unsafe { libc::madvise(guard.as_ptr().add(skip).cast(), len, libc::MADV_DONTNEED) };
     if done != 0 {
         tracing::debug!(len, "balloon: memory is not given back: {}", io::Error::last_os_error());
