@@ -116,6 +116,7 @@ impl Site {
             file.set_len(DISK).unwrap();
         }
         fs::create_dir_all(lab.path("shared")).unwrap();
+        fs::write(lab.path("memory"), vec![0; DISK as usize]).unwrap();
         Site { lab, patience, tap, small }
     }
 
@@ -142,6 +143,7 @@ impl Site {
                 json!({ "volumes": [{ "name": "v", "path_on_host": self.lab.path("shared"), "is_read_only": false }] }),
             ),
             ("console", json!({ "mode": "off" })),
+            ("pmem", json!([{ "id": "m", "path_on_host": self.lab.path("memory"), "read_only": true }])),
             (
                 "balloon",
                 json!({ "amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 3600, "free_page_reporting": true }),
