@@ -58,7 +58,7 @@ fn open_one(dir: &Path) -> Result<(Snapshot, Source), SnapshotError> {
     let records = format::parse(&bytes).map_err(|source| SnapshotError::Format { path, source })?;
     let mut snapshot = Snapshot::decode(&records)?;
     let path = dir.join(MEMORY);
-    let file = File::open(&path).map_err(io_error(&path))?;
+    let file = crate::open::regular(&path).map_err(io_error(&path))?;
     let bytes = snapshot.config.machine.mem_size_mib.saturating_mul(1 << 20);
     if !memory::belongs(&file, bytes, &snapshot.meta.memory_id).map_err(io_error(&path))? {
         return Err(SnapshotError::Memory(path));

@@ -87,3 +87,14 @@ proptest! {
         let _ = decode(&file);
     }
 }
+
+#[test]
+fn memory_that_is_no_file_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut snapshot = sample();
+    (snapshot.extents, snapshot.meta.parent) = (None, None);
+    std::fs::write(dir.path().join(files::STATE), snapshot.encode().unwrap()).unwrap();
+    crate::open::fifo(&dir.path().join(files::MEMORY));
+    let error = files::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("memory") && error.contains("not a regular file"), "{error}");
+}
