@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use support::{Kernel, no_kvm};
 use vmm::api::{SnapshotKind, SnapshotReport, SnapshotRequest};
+use vmm::host::KvmKind;
+use vmm::snapshot::format::{self, Writer};
 use vmm::{Console, ExitReason, Handle, Machine, VmConfig, VmmError};
 
 /// Long enough for anything here, on any machine: only a hang takes it.
@@ -257,4 +259,58 @@ fn what_does_not_belong_together_is_refused() {
     refused("memory");
     fs::write(two.join("state"), &fs::read(one.join("state")).unwrap()[..100]).unwrap();
     refused("truncated");
+}
+
+/// Changes what a snapshot says of where it was taken, and signs it again.
+fn taken_elsewhere(snapshot: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = snapshot.join("state");
+    let file = fs::read(&path).unwrap();
+    let mut change = Some(change);
+    let mut writer = Writer::default();
+    for record in format::parse(&file).unwrap() {
+        let mut bytes = record.bytes.to_vec();
+        if let Ok(mut meta) = serde_json::from_slice::<serde_json::Value>(&bytes)
+            && meta.get("kvm").is_some()
+        {
+            change.take().expect("one record")(&mut meta);
+            bytes = meta.to_string().into_bytes();
+        }
+        writer.push(record.kind, record.version, &bytes);
+    }
+    assert!(change.is_none(), "no record says where");
+    fs::write(path, writer.finish()).unwrap();
+}
+
+#[test]
+fn a_snapshot_of_another_kind_of_host_is_refused_with_the_reason() {
+    if no_kvm("a_snapshot_of_another_kind_of_host_is_refused_with_the_reason") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("one");
+    let original = Running::waiting(1);
+    original.snapshot(&path).unwrap();
+    original.handle.stop();
+    original.thread.join().unwrap().unwrap();
+    let good = fs::read(path.join("state")).unwrap();
+    let refused = |change: &dyn Fn(&mut serde_json::Value), words: &[&str]| {
+        fs::write(path.join("state"), &good).unwrap();
+        taken_elsewhere(&path, change);
+        let error = Running::start(&from(&path)).err().map(|e| e.to_string()).unwrap_or_default();
+        for word in words.iter().chain(&["does not fit this host", "boot anew"]) {
+            assert!(error.contains(word), "{error:?} does not tell of {word}");
+        }
+    };
+    let here = vmm::host::kind();
+    let (other, said) = if here == KvmKind::AmdV { ("vt-x", "VT-x") } else { ("amd-v", "AMD-V") };
+    refused(&|meta| meta["kvm"] = other.into(), &[said, &here.to_string()]);
+    refused(&|meta| meta["cpu"]["vendor"] = "AnotherMaker".into(), &["AnotherMaker"]);
+    // Another model of the same maker's, which guests here may see.
+    if here == KvmKind::SoftwareNested {
+        refused(&|meta| meta["cpu"]["signature"] = 1.into(), &["processor"]);
+    }
+    // Of this host, it is as good as before.
+    fs::write(path.join("state"), &good).unwrap();
+    taken_elsewhere(&path, |_| {});
+    assert_eq!(Running::start(&from(&path)).unwrap().end(b'g'), ExitReason::PowerOff);
 }
