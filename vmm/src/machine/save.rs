@@ -47,7 +47,9 @@ impl Handle {
             }
         };
         let written = result?;
-        written.sync(&unfinished)?;
+        if !written.unsynced.is_empty() {
+            unfinished.sync(&written.unsynced)?;
+        }
         unfinished.finish()?;
         if parts.becomes_base(request) {
             parts.base().snapshot = restore::parent(&request.path, &written.meta);
@@ -56,22 +58,13 @@ impl Handle {
     }
 }
 
-/// All of a snapshot, but not on the disk yet: the machine need not wait for that.
+/// All of a snapshot.
 struct Written {
     /// Bytes of memory.
     bytes: u64,
     meta: Meta,
-    state: Vec<u8>,
-    /// Memory and disks.
-    files: Vec<File>,
-}
-
-impl Written {
-    fn sync(&self, target: &Unfinished) -> Result<(), SnapshotError> {
-        let path = || target.path().to_owned();
-        self.files.iter().try_for_each(File::sync_all).map_err(|source| SnapshotError::Io { path: path(), source })?;
-        target.write(files::STATE, &self.state)
-    }
+    /// Files that are not on the disk yet: the machine need not wait for that.
+    unsynced: Vec<File>,
 }
 
 impl Parts {
@@ -119,7 +112,7 @@ impl Parts {
         rustix::rand::getrandom(&mut memory_id, GetRandomFlags::empty()).map_err(|e| io(e.into()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut config = VmConfig { snapshot: None, ..self.config() };
-        let mut files = disks::capture(&mut config.devices, target)?;
+        let disks = disks::capture(&mut config.devices, target)?;
         let mut snapshot = Snapshot {
             meta: Meta {
                 kvm: host::kind(),
@@ -146,17 +139,20 @@ impl Parts {
         } else {
             memory::write(&self.memory, &base.sources, &file, &memory_id).map_err(io)?
         };
-        let state = snapshot.encode()?;
-        if self.becomes_base(request) {
+        let state = target.write(files::STATE, &snapshot.encode()?)?;
+        let own = [file, state];
+        let unsynced = if self.becomes_base(request) {
             // A view of a file that could still fail to reach the disk would be RAM that could be lost.
-            file.sync_all().map_err(io)?;
+            target.sync(&own)?;
+            let [file, _] = own;
             let source = Source { file, extents: snapshot.extents };
             let rebased = self.memory.rebase(&source);
             base.came_to(source, rebased).map_err(io)?;
+            disks
         } else {
-            files.push(file);
-        }
-        Ok(Written { bytes: written.bytes, meta: snapshot.meta, state, files })
+            own.into_iter().chain(disks).collect()
+        };
+        Ok(Written { bytes: written.bytes, meta: snapshot.meta, unsynced })
     }
 
     fn save_vcpus(&self, threads: &Threads) -> Result<Vec<SavedVcpu>, SnapshotError> {

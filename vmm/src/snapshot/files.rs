@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 
@@ -25,6 +26,9 @@ const UNFINISHED: &str = ".unfinished";
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
     move |source| SnapshotError::Io { path: path.to_owned(), source }
 }
+
+/// Stack of a thread that waits for the disk.
+const STACK: usize = 64 << 10;
 
 /// Most snapshots that one can be a change to, one after the other.
 pub const MOST_PARENTS: usize = 64;
@@ -150,19 +154,43 @@ impl Unfinished {
         options.read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(io_error(&path))
     }
 
-    /// Writes a whole file, down to the disk.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), SnapshotError> {
+    /// Writes a whole file, which is not on the disk yet.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<File, SnapshotError> {
         let mut file = self.file(name)?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io_error(&self.path.join(name)))
+        file.write_all(bytes).map_err(io_error(&self.path.join(name)))?;
+        Ok(file)
     }
 
-    /// Makes it the target, in place of a snapshot that is there already. Its files must be on the disk.
+    /// Has `files`, which are all of its files, reach the disk, and which they are. All at the same time: a file system with a journal
+    /// then waits for its disk once or twice, and not once for each.
+    pub fn sync(&self, files: &[File]) -> Result<(), SnapshotError> {
+        let sync = |file: &File| file.sync_all().map_err(io_error(&self.path));
+        let Some((first, rest)) = files.split_first() else { return sync(&self.dir) };
+        thread::scope(|scope| {
+            // Whose thread cannot be had waits for its turn.
+            let start = |file| match thread::Builder::new().stack_size(STACK).spawn_scoped(scope, move || sync(file)) {
+                Ok(thread) => Ok(thread),
+                Err(_) => Err(file),
+            };
+            let started: Vec<_> = rest.iter().chain([&self.dir]).map(start).collect();
+            let mut result = sync(first);
+            for one in started {
+                let one = match one {
+                    Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                    Err(file) => sync(file),
+                };
+                result = result.and(one);
+            }
+            result
+        })
+    }
+
+    /// Makes it the target, in place of a snapshot that is there already. It must be on the disk.
     pub fn finish(mut self) -> Result<(), SnapshotError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |e: rustix::io::Errno| SnapshotError::Io { path, source: e.into() }
         };
-        rustix::fs::fsync(&self.dir).map_err(failed(&self.path))?;
         match renameat_with(CWD, &self.path, CWD, &self.target, RenameFlags::NOREPLACE) {
             Ok(()) => self.finished = true,
             // Never in place of something else.
@@ -219,7 +247,7 @@ mod tests {
 
     fn write(target: &Path, content: &str) -> Result<(), SnapshotError> {
         let new = Unfinished::create(target)?;
-        new.write(STATE, content.as_bytes())?;
+        new.sync(&[new.write(STATE, content.as_bytes())?, new.file(MEMORY)?])?;
         new.finish()
     }
 
@@ -228,7 +256,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("one");
         let new = Unfinished::create(&target).unwrap();
-        new.write(STATE, b"first").unwrap();
+        new.sync(&[]).unwrap();
+        new.sync(&[new.write(STATE, b"first").unwrap()]).unwrap();
         assert!(!target.exists());
         new.finish().unwrap();
         write(&target, "second").unwrap();
@@ -263,6 +292,19 @@ mod tests {
         Unfinished::create(&dir.path().join("newer")).unwrap();
         fs::remove_file(dir.path().join(format!(".x{UNFINISHED}"))).unwrap();
         assert_eq!(names(dir.path()), ["alive", "new"]);
+    }
+
+    #[test]
+    fn whatever_does_not_reach_the_disk_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let new = Unfinished::create(&dir.path().join("new")).unwrap();
+        // What cannot be synced at all.
+        let broken = || OpenOptions::new().write(true).open("/dev/null").unwrap();
+        let fine = |name| new.file(name).unwrap();
+        new.sync(&[fine("a"), fine("b")]).unwrap();
+        for files in [vec![broken(), fine("c")], vec![fine("d"), broken(), fine("e")], vec![broken()]] {
+            assert!(matches!(new.sync(&files), Err(SnapshotError::Io { .. })));
+        }
     }
 
     #[test]
