@@ -344,7 +344,7 @@ mod tests {
             let Verb::Snapshots(got) = verb(line) else { panic!("{line}") };
             let format = match got.what {
                 Some(SnapshotsWhat::Ls(list)) => list.format,
-                Some(SnapshotsWhat::Rm { .. }) => panic!("{line}"),
+                Some(_) => panic!("{line}"),
                 None => got.list.format,
             };
             assert_eq!(format, Format::Json, "{line}");
@@ -352,6 +352,7 @@ mod tests {
         let Verb::Snapshots(got) = verb("snapshots remove a b") else { panic!() };
         assert!(matches!(got.what, Some(SnapshotsWhat::Rm { names }) if names == ["a", "b"]));
         assert!(usage(&["snapshots", "rm"]).contains("NAME"));
+        assert!(usage(&["snapshots", "prune"]).contains("--keep"));
         assert!(usage(&["commit", "vm", "name"]).contains("--memory"));
         assert!(usage(&["snapshot", ""]).contains("VM"));
     }

@@ -47,6 +47,12 @@ pub enum SnapshotsWhat {
         #[arg(required = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
         names: Vec<String>,
     },
+    /// Remove all snapshots of each microVM but its newest ones. Warm images stay
+    Prune {
+        /// How many of each microVM stay
+        #[arg(long, value_name = "N")]
+        keep: usize,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -64,12 +64,13 @@ fn text<'a>(value: &'a Value, key: &str) -> anyhow::Result<&'a str> {
     value[key].as_str().ok_or_else(|| anyhow!("the microVM's owner did not say '{key}'"))
 }
 
-/// Lists snapshots, or removes them.
+/// Lists snapshots, or removes some.
 pub fn snapshots(args: &Args, talk: Talk) -> Outcome {
     match &args.what {
         None => list(args.list.format, talk),
         Some(SnapshotsWhat::Ls(list_args)) => list(list_args.format, talk),
         Some(SnapshotsWhat::Rm { names }) => remove(names, talk),
+        Some(SnapshotsWhat::Prune { keep }) => prune(*keep, talk),
     }
 }
 
@@ -130,6 +131,17 @@ fn remove(names: &[String], talk: Talk) -> Outcome {
         if !talk.quiet {
             output::print(&format!("{removed}\n"))?;
         }
+    }
+    Ok(0)
+}
+
+/// Removes the older snapshots of each microVM and prints what they were called.
+fn prune(keep: usize, talk: Talk) -> Outcome {
+    let Some(snapshots) = Snapshots::existing(&paths::store()) else { return Ok(0) };
+    let (removed, freed) = snapshots.prune(keep)?;
+    if !talk.quiet {
+        output::print(&removed.iter().map(|name| format!("{name}\n")).collect::<String>())?;
+        eprintln!("bulkhead: total reclaimed space: {}", human(freed));
     }
     Ok(0)
 }

@@ -8,10 +8,31 @@ use std::fs::{self, File};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{Id, Record, Snapshots, SnapshotsError, io_error};
+use super::{Id, Name, Record, Snapshots, SnapshotsError, io_error, sync};
 use crate::paths::disk_bytes;
 
 impl Snapshots {
+    /// Takes their names away from all snapshots of each microVM but its newest `keep`, and removes what is not needed any more.
+    /// Returns the names, the oldest first, and the bytes that this gives back. Warm images are not among them.
+    pub fn prune(&self, keep: usize) -> Result<(Vec<Name>, u64), SnapshotsError> {
+        let guard = self.lock()?;
+        let mut newer: HashMap<(Id, String), usize> = HashMap::new();
+        let mut gone = Vec::new();
+        for entry in self.list()?.into_iter().rev().filter(|entry| !entry.name.is_warm()) {
+            // A name can be another microVM's later.
+            let of = newer.entry((entry.record.lineage, entry.record.vm)).or_default();
+            *of += 1;
+            if *of > keep {
+                let path = self.name_path(&entry.name);
+                fs::remove_file(&path).map_err(io_error(&path))?;
+                gone.push(entry.name);
+            }
+        }
+        sync(&self.dir.join(".names"))?;
+        gone.reverse();
+        Ok((gone, self.collect_under(&guard)?))
+    }
+
     /// Removes what is not needed: snapshots that have lost their name, and what killed processes left. Returns the bytes
     /// that this gives back.
     pub fn collect(&self) -> Result<u64, SnapshotsError> {

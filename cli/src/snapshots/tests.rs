@@ -94,6 +94,36 @@ fn removal_leaves_what_a_child_needs_and_what_is_in_use() {
 }
 
 #[test]
+fn of_each_vm_the_newest_stay_and_what_they_need() {
+    let (_dir, snapshots) = store();
+    let mut last: Option<Held> = None;
+    let lineage = Id::random().unwrap();
+    let mut take = |name: &str, vm: &str, created_ns: u64, base: bool| {
+        let making = snapshots.begin().unwrap();
+        save(&making);
+        let base = last.take().filter(|_| base).map(|held| held.record.id);
+        let record = Record { base, vm: vm.into(), created_ns, lineage, ..record(making.id(), &[]) };
+        last = Some(making.finish(record, &Wanted::Name(name.parse().unwrap())).unwrap().1);
+    };
+    for number in 1..=4 {
+        take(&format!("web-{number}"), "web", number, number > 1);
+    }
+    take("db-1", "db", 1, false);
+    let warm = Name::warm("app").unwrap();
+    take(warm.as_str(), "web", 0, false);
+    drop(last);
+    let bytes = snapshots.bytes().unwrap();
+    let (gone, freed) = snapshots.prune(2).unwrap();
+    assert_eq!((gone.iter().map(Name::as_str).collect::<Vec<_>>(), freed), (vec!["web-1", "web-2"], 0));
+    assert_eq!(names(&snapshots), [warm.as_str(), "db-1", "web-3", "web-4"]);
+    // All that they were changes to is there.
+    assert_eq!(snapshots.bytes().unwrap(), bytes);
+    let (gone, freed) = snapshots.prune(0).unwrap();
+    assert_eq!((gone.len(), names(&snapshots)), (3, vec![warm.to_string()]));
+    assert!(freed >= 5 * 8192 && snapshots.prune(0).unwrap() == (vec![], 0));
+}
+
+#[test]
 fn what_a_killed_maker_left_goes_and_what_is_being_made_stays() {
     let (dir, snapshots) = store();
     let base = make(&snapshots, "base", None);
