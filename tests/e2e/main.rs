@@ -8,6 +8,7 @@
 //! | [`exec`] | other commands in a container that runs |
 //! | [`frozen`] | clones of a container that is busy |
 //! | [`interactive`] | terminals |
+//! | [`killed`] | SIGKILL at each call that saves or removes a snapshot |
 //! | [`lifecycle`] | containers without their CLI: run -d, ps, logs, stop, start, rm |
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
 //! | [`memory`] | RAM of machines that go on from a snapshot |
@@ -18,6 +19,7 @@
 //! | [`disk`] | a writable disk: what the guest was promised, in the file on the host |
 //! | [`load`] | a guest under load, saved and restored again and again |
 //! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
+//! | [`tracer`] | no tests: what kills at a call |
 //! | [`verbs`] | images, doctor, bench |
 //! | [`volumes`] | directories of the host in a container |
 //!
@@ -33,12 +35,14 @@ mod ending;
 mod exec;
 mod frozen;
 mod interactive;
+mod killed;
 mod lifecycle;
 mod load;
 mod many;
 mod memory;
 mod net;
 mod snapshots;
+mod tracer;
 mod verbs;
 mod volumes;
 mod warm;

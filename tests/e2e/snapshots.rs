@@ -14,7 +14,7 @@ use crate::lab;
 
 /// Says "r", then for each byte on the serial port how many have come, and powers off at "q". It looks for bytes now and then,
 /// since each look is an exit. 32-bit forms that mean the same in 64-bit mode.
-const COUNTER: &[u8] = &[
+pub(crate) const COUNTER: &[u8] = &[
     0x31, 0xdb, // xor %ebx, %ebx
     0x66, 0xba, 0xf8, 0x03, 0xb0, b'r', 0xee, // mov $0x3f8, %dx; mov $'r', %al; out %al, (%dx)
     0xb9, 0x50, 0xc3, 0x00, 0x00, 0xff, 0xc9, 0x75, 0xfc, // 1: mov $50000, %ecx; 0: dec %ecx; jnz 0b
@@ -48,14 +48,14 @@ pub(crate) fn keeps_interrupts(test: &str) -> bool {
     old.is_none()
 }
 
-fn interactive(lab: &Lab, line: &[&str]) -> Running {
+pub(crate) fn interactive(lab: &Lab, line: &[&str]) -> Running {
     let mut command = lab.bulkhead(line);
     command.stdin(Stdio::piped());
     Running::start(command)
 }
 
 /// What a command prints, which succeeds.
-fn done(ended: Ended) -> String {
+pub(crate) fn done(ended: Ended) -> String {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     ended.text().to_owned()
 }
@@ -65,7 +65,7 @@ fn list(lab: &Lab) -> Vec<Value> {
     serde_json::from_str::<Value>(&text).unwrap().as_array().unwrap().clone()
 }
 
-fn names(lab: &Lab) -> Vec<String> {
+pub(crate) fn names(lab: &Lab) -> Vec<String> {
     list(lab).iter().map(|entry| entry["name"].as_str().unwrap().to_owned()).collect()
 }
 

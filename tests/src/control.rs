@@ -1,6 +1,6 @@
 //! A client of a microVM's control socket: one request a connection, HTTP as plain as it can be.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -36,16 +36,30 @@ impl Control {
     /// # Panics
     /// There is no answer, or it is no HTTP.
     pub fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        self.attempt(method, path, body).expect("an answer")
+    }
+
+    /// The same of a process that may end before it answers.
+    ///
+    /// # Errors
+    /// It has ended, or does not answer.
+    ///
+    /// # Panics
+    /// The answer is no HTTP.
+    pub fn attempt(&self, method: &str, path: &str, body: &Value) -> io::Result<(u16, Value)> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let mut stream = UnixStream::connect(&self.path).expect("the control socket");
-        stream.set_read_timeout(Some(self.patience)).expect("a socket");
+        let mut stream = UnixStream::connect(&self.path)?;
+        stream.set_read_timeout(Some(self.patience))?;
         let head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-        stream.write_all((head + &body).as_bytes()).expect("room for a request");
+        stream.write_all((head + &body).as_bytes())?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
+        stream.read_to_string(&mut answer)?;
+        if answer.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let (head, content) = answer.split_once("\r\n\r\n").expect("a head");
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        (status, serde_json::from_str(content).unwrap_or(Value::Null))
+        Ok((status, serde_json::from_str(content).unwrap_or(Value::Null)))
     }
 
     /// Asks for something that is done.
