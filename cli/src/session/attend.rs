@@ -89,11 +89,14 @@ pub enum FreezeError {
     /// It is wished for a second time, before the first has come about.
     #[error("the container is being frozen already")]
     Already,
-    /// Nothing was heard of it.
-    #[error(
-        "the container did not come to a standstill within {0} s; one of its processes may wait for something that cannot be interrupted"
-    )]
-    Late(u64),
+    /// It takes too long.
+    #[error("the container did not come to a standstill within {seconds} s: {what}")]
+    Late {
+        /// How long that has been waited for.
+        seconds: u64,
+        /// What it still does, as far as its guest knows.
+        what: String,
+    },
     /// The guest cannot: one line from it, without control characters.
     #[error("the guest cannot freeze the container: {0}")]
     Guest(String),

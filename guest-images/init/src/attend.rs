@@ -9,10 +9,12 @@ use crate::names::Own;
 use crate::network;
 use crate::process::Defaults;
 use crate::relay::{Flow, Step};
+use crate::restless;
 use crate::running::Running;
 use crate::streams::{Opening, Streams, resize};
 use crate::sys::{Clock, clock_ns};
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use guest_protocol::{ExitStatus, FailureKind, HostMessage, Identity, MAIN_PROCESS, Phase};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -84,7 +86,7 @@ pub fn attend<M: Machine>(
             ended = Some((running.wait(), clock_ns(Clock::Monotonic)));
             streams.process_ended();
             container.execs.finish(control)?;
-            take_back(control, container.freezer.as_mut(), ENDED)?;
+            take_back(control, container.freezer.as_mut(), || ENDED.into())?;
         }
         if ready.freeze && container.freezer.as_mut().is_some_and(|freezer| freezer.is_complete().unwrap_or(false)) {
             stand_still(machine, control, container)?;
@@ -159,7 +161,7 @@ fn obey(message: HostMessage, control: &Control, container: &mut Container, ende
         (HostMessage::Freeze, _) if ended => return control.not_frozen(ENDED),
         (HostMessage::Freeze, _) => return freeze(control, container.freezer.as_mut()),
         (HostMessage::Thaw(_), _) => {
-            return take_back(control, container.freezer.as_mut(), "the host has taken it back");
+            return take_back(control, container.freezer.as_mut(), restless::tell);
         }
         _ => {}
     }
@@ -181,11 +183,12 @@ fn freeze(control: &Control, freezer: Option<&mut Freezer>) -> Result<(), HostGo
 }
 
 /// Takes a freeze back that is under way.
-fn take_back(control: &Control, freezer: Option<&mut Freezer>, why: &str) -> Result<(), HostGone> {
+fn take_back(control: &Control, freezer: Option<&mut Freezer>, why: impl FnOnce() -> String) -> Result<(), HostGone> {
     match freezer.filter(|freezer| freezer.is_under_way()) {
         Some(freezer) => {
+            let why = why();
             let _ = freezer.thaw();
-            control.not_frozen(why)
+            control.not_frozen(&why)
         }
         None => Ok(()),
     }

@@ -9,7 +9,7 @@
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
 //! - [`attend`]: everything from the process's start to its end.
 //! - [`process`]: starting it; [`running`]: signals to it, its end. [`exec`]: the processes that join it.
-//! - [`freeze`]: stopping all its processes, for a snapshot.
+//! - [`freeze`]: stopping all its processes, for a snapshot; [`restless`]: which of them do not stop.
 //! - [`streams`]: its standard streams; [`relay`] moves their bytes.
 //! - [`heap`]: what of the program's memory is in use.
 //! - [`sys`]: the few system calls that rustix does not have. The only `unsafe` code.
@@ -42,6 +42,7 @@ pub mod names;
 pub mod network;
 pub mod process;
 pub mod relay;
+pub mod restless;
 pub mod root;
 pub mod running;
 pub mod signals;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How long a container may take to start, if it has not, and to stand still. A guest on an emulated processor takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the guest may take to say what did not stand still.
+const ANSWER: Duration = Duration::from_secs(10);
 
 const SIGKILL: u8 = 9;
 
@@ -23,6 +25,8 @@ enum Progress {
     Asked,
     /// The guest has said `Frozen`.
     Frozen,
+    /// It is late, and the guest has been told to forget it: its answer says why.
+    TakenBack,
 }
 
 /// Freezes of one conversation, one at a time.
@@ -47,7 +51,8 @@ impl Freezing {
 
     /// How long what is wished for may still take; none if nothing is, or for ever.
     pub(super) fn left(&self) -> Option<Timespec> {
-        let deadline = self.deadline.filter(|_| matches!(self.progress, Progress::Wanted | Progress::Asked))?;
+        let waits = matches!(self.progress, Progress::Wanted | Progress::Asked | Progress::TakenBack);
+        let deadline = self.deadline.filter(|_| waits)?;
         let left = deadline.saturating_duration_since(Instant::now());
         Some(Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -65,14 +70,18 @@ impl Freezing {
             self.stale = stale;
             return true;
         }
-        if self.progress != Progress::Asked {
-            return false;
-        }
-        match result {
-            Ok(()) => self.progress = Progress::Frozen,
-            Err(reason) => self.refuse(reason),
+        match (self.progress, result) {
+            (Progress::Asked, Ok(())) => self.progress = Progress::Frozen,
+            (Progress::Asked, Err(reason)) => self.refuse(reason),
+            (Progress::TakenBack, Err(FreezeError::Guest(what))) => self.refuse(self.late(what)),
+            (Progress::TakenBack, _) => self.refuse(self.late("it did a moment later".into())),
+            _ => return false,
         }
         true
+    }
+
+    fn late(&self, what: String) -> FreezeError {
+        FreezeError::Late { seconds: self.patience.as_secs(), what }
     }
 
     fn refuse(&mut self, reason: FreezeError) {
@@ -115,23 +124,41 @@ impl Conversation<'_> {
         self.take_back()
     }
 
+    /// The one that is under way is over; an answer to it will mean nothing.
     fn take_back(&mut self) -> Result<(), SessionError> {
         let was = std::mem::replace(&mut self.freezing.progress, Progress::Idle);
-        if was != Progress::Asked {
+        if !matches!(was, Progress::Asked | Progress::TakenBack) {
             return Ok(());
         }
         self.freezing.stale += 1;
-        self.tell_guest(&HostMessage::Thaw(None))
+        if was == Progress::Asked { self.tell_guest(&HostMessage::Thaw(None)) } else { Ok(()) }
+    }
+
+    /// One that is late: what did not stand still, the guest says when it is told to forget it, if it says anything.
+    fn call_off(&mut self) -> Result<(), SessionError> {
+        let what = match self.freezing.progress {
+            Progress::Asked => {
+                self.freezing.progress = Progress::TakenBack;
+                self.freezing.deadline = Instant::now().checked_add(self.freezing.patience.min(ANSWER));
+                return self.tell_guest(&HostMessage::Thaw(None));
+            }
+            Progress::TakenBack => "its guest does not answer",
+            _ => "its process has not started",
+        };
+        self.take_back()?;
+        self.freezing.refuse(self.freezing.late(what.into()));
+        Ok(())
     }
 
     /// Takes a freeze one step further, if there is one.
     pub(super) fn pursue_freeze(&mut self, attendant: &mut dyn Attendant) -> Result<(), SessionError> {
         if self.freezing.is_late() {
-            self.take_back()?;
-            self.freezing.refuse(FreezeError::Late(self.freezing.patience.as_secs()));
+            self.call_off()?;
         }
         match (self.freezing.progress, self.state) {
-            (Progress::Wanted | Progress::Asked, State::Draining(_)) => self.freezing.refuse(FreezeError::Ended),
+            (Progress::Wanted | Progress::Asked | Progress::TakenBack, State::Draining(_)) => {
+                self.freezing.refuse(FreezeError::Ended)
+            }
             (Progress::Wanted, State::Running) => {
                 self.freezing.progress = Progress::Asked;
                 self.tell_guest(&HostMessage::Freeze)?;
@@ -158,5 +185,26 @@ impl Conversation<'_> {
         if let Some(reason) = self.freezing.refused.take() {
             attendant.over(Err(reason));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_late_is_told_with_the_guests_reason() {
+        let taken_back = || Freezing { progress: Progress::TakenBack, ..Freezing::NONE };
+        let said = |result| {
+            let mut freezing = taken_back();
+            assert!(freezing.answered(result) && freezing.progress == Progress::Idle);
+            freezing.refused.unwrap().to_string()
+        };
+        let late = "the container did not come to a standstill within 60 s: ";
+        assert_eq!(said(Err(FreezeError::Guest("sh (1) is in state D".into()))), format!("{late}sh (1) is in state D"));
+        assert_eq!(said(Ok(())), format!("{late}it did a moment later"));
+        // The answer to one before it is not its own.
+        let mut freezing = Freezing { stale: 1, ..taken_back() };
+        assert!(freezing.answered(Ok(())) && freezing.progress == Progress::TakenBack);
     }
 }
