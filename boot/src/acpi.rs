@@ -1,5 +1,5 @@
 //! ACPI tables for kernels that find their hardware in no other way (a distribution's kernel without MP table parsing and
-//! without `virtio_mmio.device=`): RSDP → XSDT → FADT, MADT; FADT → DSDT.
+//! without `virtio_mmio.device=`): RSDP → XSDT → FADT, MADT, SSDT ([`generation`]); FADT → DSDT.
 //!
 //! The machine they describe is *hardware-reduced* (ACPI 6.5, 4.1): no 8259, no PIT, no RTC, no PM timer, no SCI, no fixed
 //! events. A guest then takes its time from kvm-clock and its local APICs, and every interrupt from the I/O APIC.
@@ -20,6 +20,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
+pub mod generation;
 #[cfg(test)]
 mod tests;
 
@@ -37,7 +38,7 @@ const OEM: [u8; 6] = *b"BLKHD ";
 const OEM_TABLE: [u8; 8] = *b"BULKHEAD";
 const OEM_REVISION: u32 = 1;
 /// Bytes for tables.
-const ROOM: usize = (RESET_VECTOR - BIOS_START) as usize;
+const ROOM: usize = (generation::ADDRESS - BIOS_START) as usize;
 /// A device's name is one letter and three hexadecimal digits. There is less room for tables than for names.
 const MAX_NAMES: usize = 0x1000;
 const TABLE_ALIGN: usize = 16;
@@ -68,6 +69,8 @@ pub struct AcpiPlatform<'a> {
     pub virtio: &'a [MmioWindow],
     /// The registers that end the machine.
     pub power: PowerPorts,
+    /// The global system interrupt that tells of another generation ID.
+    pub generation: u32,
 }
 
 /// A 16550-compatible serial port: eight I/O ports and an edge-triggered, active-high interrupt.
@@ -197,6 +200,7 @@ fn check(platform: &AcpiPlatform<'_>) -> Result<(), AcpiError> {
     if let Some(serial) = platform.serial {
         interrupt("serial port", u64::from(serial.base), serial.gsi)?;
     }
+    interrupt("generation ID", generation::ADDRESS, platform.generation)?;
     for window in platform.virtio {
         below_4g("virtio window", window.base, window.len)?;
         interrupt("virtio window", window.base, window.gsi)?;
@@ -221,9 +225,11 @@ fn tables(platform: &AcpiPlatform<'_>) -> Vec<u8> {
     let dsdt = image.place(&dsdt(platform));
     let fadt = image.place(&fadt(platform.power, dsdt));
     let madt = image.place(&madt(platform));
+    let ssdt = image.place(&generation::ssdt(platform.generation));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    xsdt.add_entry(ssdt);
     let xsdt = image.place(&xsdt);
     // The RSDP is first in memory, where a search finds it soonest, and last to be known.
     let mut rsdp = Vec::with_capacity(Rsdp::len());

@@ -17,6 +17,7 @@ fn platform(cpus: u8, virtio: &[MmioWindow]) -> AcpiPlatform<'_> {
         serial: Some(COM1),
         virtio,
         power: POWER,
+        generation: 3,
     }
 }
 
@@ -64,6 +65,7 @@ fn table(mem: &GuestMemoryMmap<()>, at: u64, signature: &[u8; 4]) -> (u64, Vec<u
 struct Tables {
     fadt: Vec<u8>,
     madt: Vec<u8>,
+    ssdt: Vec<u8>,
     dsdt: Vec<u8>,
 }
 
@@ -74,16 +76,17 @@ fn find(mem: &GuestMemoryMmap<()>) -> Tables {
     let rsdp = read(mem, at, 36);
     assert_eq!((sum(&rsdp[..20]), sum(&rsdp), rsdp[15], u32_at(&rsdp, 20)), (0, 0, 2, 36));
     let xsdt = table(mem, u64_at(&rsdp, 24), b"XSDT");
-    assert_eq!(xsdt.1.len(), 36 + 2 * 8);
+    assert_eq!(xsdt.1.len(), 36 + 3 * 8);
     let fadt = table(mem, u64_at(&xsdt.1, 36), b"FACP");
     let madt = table(mem, u64_at(&xsdt.1, 44), b"APIC");
+    let ssdt = table(mem, u64_at(&xsdt.1, 52), b"SSDT");
     let dsdt = table(mem, u64_at(&fadt.1, 140), b"DSDT");
     let mut spans: Vec<_> =
-        [&xsdt, &fadt, &madt, &dsdt].map(|(at, bytes)| (*at, at + bytes.len() as u64)).into_iter().collect();
+        [&xsdt, &fadt, &madt, &ssdt, &dsdt].map(|(at, bytes)| (*at, at + bytes.len() as u64)).into_iter().collect();
     spans.push((BIOS_START, BIOS_START + 36));
     spans.sort_unstable();
     assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "tables overlap: {spans:x?}");
-    Tables { fadt: fadt.1, madt: madt.1, dsdt: dsdt.1 }
+    Tables { fadt: fadt.1, madt: madt.1, ssdt: ssdt.1, dsdt: dsdt.1 }
 }
 
 /// What the DSDT says, in its order.
@@ -306,6 +309,32 @@ fn the_fadt_is_hardware_reduced_and_names_the_ports() {
     assert_eq!(fadt[268..276], *b"BULKHEAD");
     // No fixed hardware: everything from SCI_INT to CENTURY, and the extended blocks, is zero.
     assert!(fadt[46..109].iter().chain(&fadt[148..244]).all(|byte| *byte == 0));
+}
+
+#[test]
+fn the_generation_id_has_its_place_and_an_interrupt() {
+    let mem = ram();
+    write(&mem, &platform(1, &windows(1))).unwrap();
+    let ssdt = find(&mem).ssdt;
+    let device = |name: &[u8]| {
+        let at = ssdt.windows(4).position(|bytes| bytes == name).unwrap();
+        ssdt[at..].to_vec()
+    };
+    let says = |bytes: &[u8], what: &[u8]| assert!(bytes.windows(what.len()).any(|part| part == what), "{what:x?}");
+    let (id, events) = (device(b"VGEN"), device(b"GED_"));
+    for text in [&b"_CID"[..], b"VM_Gen_Counter\0", b"VMGENCTR\0", b"_DDN"] {
+        says(&id, text);
+    }
+    // Name(ADDR, Package { DWord 0xfffe0, 0 }): 8-byte aligned, in the BIOS area.
+    says(&id, &[&b"\x08ADDR\x12"[..], &[0x08, 2, 0x0c, 0xe0, 0xff, 0x0f, 0, 0]].concat());
+    says(&events, b"ACPI0013\0");
+    says(&events, &interrupt_descriptor(3));
+    // Method(_EVT, 1, Serialized) { Notify(\_SB.VGEN, 0x80) }
+    says(&events, b"_EVT\x09\x86\x5c\x2e_SB_VGEN\x0a\x80");
+    // Nobody else's bytes are there.
+    assert_eq!(read(&mem, generation::ADDRESS, generation::LEN), [0; generation::LEN]);
+    let refused = write(&mem, &AcpiPlatform { generation: 24, ..platform(1, &[]) }).unwrap_err();
+    assert!(matches!(refused, AcpiError::Interrupt { gsi: 24, .. }));
 }
 
 #[test]

@@ -27,6 +27,8 @@ const QUEUE_NOTIFY: u64 = 0x50;
 pub(super) const IOAPIC_BASE: u64 = 0xfec0_0000;
 pub(super) const LAPIC_BASE: u64 = 0xfee0_0000;
 pub(super) const IOAPIC_PINS: u8 = devices::legacy::IOAPIC_PINS as u8;
+/// Tells of another generation ID.
+pub(super) const GENERATION_GSI: u32 = 3;
 const SERIAL_GSI: u32 = 4;
 const SERIAL_PORT: u64 = 0x3f8;
 const FIRST_VIRTIO_GSI: u32 = 5;
@@ -158,7 +160,16 @@ pub(super) fn acpi_platform(cpus: u8, windows: &[MmioWindow]) -> AcpiPlatform<'_
         reset_value: EXIT_PORT_RESET,
     };
     let serial = Some(SerialPort { base: SERIAL_PORT as u16, gsi: SERIAL_GSI });
-    AcpiPlatform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins: IOAPIC_PINS, serial, virtio: windows, power }
+    AcpiPlatform {
+        cpus,
+        ioapic: IOAPIC_BASE,
+        lapic: LAPIC_BASE,
+        irq_pins: IOAPIC_PINS,
+        serial,
+        virtio: windows,
+        power,
+        generation: GENERATION_GSI,
+    }
 }
 
 /// The console that a configuration's `serial` section describes.

@@ -8,6 +8,7 @@ mod assembly;
 mod ending;
 mod error;
 mod event_loop;
+mod generation;
 mod handle;
 mod restore;
 mod save;
@@ -362,6 +363,7 @@ fn boot_vcpus(parts: &Parts, windows: &[MmioWindow], shared: &Shared) -> Result<
     let platform = boot::Platform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins };
     let state = boot::load(parts.memory.guest(), &source, &platform)?;
     boot::acpi::write(parts.memory.guest(), &assembly::acpi_platform(cpus, windows))?;
+    generation::renew(parts.memory.guest())?;
     // On a thread beside KVM_CREATE_VM this is not free: that call takes 0.4 ms longer in a process of two threads.
     let supported = cpuid_cache::supported(&parts.kvm, config.cpuid_cache.as_deref());
     let supported = supported.map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;

@@ -11,7 +11,7 @@ use kvm_ioctls::Kvm;
 
 use super::ending::Ending;
 use super::error::VmmError;
-use super::{Parts, create_vcpu};
+use super::{Parts, create_vcpu, generation};
 use crate::config::SnapshotSource;
 use crate::cpuid::{self, Model};
 use crate::host::{self, KvmKind};
@@ -85,5 +85,6 @@ pub(super) fn restore(parts: &Parts, saved: &Snapshot, shared: &Shared) -> Resul
         let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
         transport.load(state).map_err(SnapshotError::Device)?;
     }
+    generation::announce(parts, &saved.ioapic)?;
     Ok(vcpus)
 }
