@@ -116,9 +116,13 @@ impl Machine {
         KvmVcpu::new(&mut self.fd, &mut self.scratch).regs().unwrap()
     }
 
-    /// The extended state up to the end of AVX.
+    /// The extended state up to the end of AVX. KVM lists PKRU among the components or not, whatever the guest's is: as the
+    /// host's own register was when it last saved the state.
     fn extended(&mut self) -> Vec<u8> {
-        KvmVcpu::new(&mut self.fd, &mut self.scratch).load_xsave().unwrap()[..832].to_vec()
+        let mut state = KvmVcpu::new(&mut self.fd, &mut self.scratch).load_xsave().unwrap()[..832].to_vec();
+        let listed = int(&state, 512) & features();
+        state[512..520].copy_from_slice(&listed.to_le_bytes());
+        state
     }
 
     /// Fills x87, SSE and AVX state.
