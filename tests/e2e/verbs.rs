@@ -156,7 +156,7 @@ fn the_vsock_benchmark_measures() {
     if !can_poll("the_vsock_benchmark_measures") {
         return;
     }
-    let ended = lab.run(["bench", "vsock", "-n", "1", "--size", "8m", "--format", "json"]);
+    let ended = lab.run(["bench", "vsock", "-n", "1", "--size", "16m", "--format", "json"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
     let rows = report["rows"].as_array().unwrap();
