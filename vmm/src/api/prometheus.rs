@@ -151,6 +151,6 @@ mod tests {
         assert_eq!((families.len(), text.ends_with('\n')), (all, true));
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         assert!(samples.clone().all(|line| line.starts_with("bulkhead_") && line.contains("} ")), "{text}");
-        assert_eq!(samples.filter(|line| line.contains("queue=\"1\"")).count(), 7 + BUCKETS + 2);
+        assert_eq!(samples.filter(|line| line.contains("queue=\"1\"")).count(), 8 + BUCKETS + 2);
     }
 }
