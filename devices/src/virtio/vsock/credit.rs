@@ -9,8 +9,10 @@ use super::packet::Header;
 
 /// Bytes that may wait for the host in all, but for what was granted while there were fewer connections.
 const ALL: u32 = 16 << 20;
-/// Most bytes of one connection: as many packets of 64 KiB as keep the guest busy until it hears of room.
-pub const MOST: u32 = 1 << 20;
+/// Most bytes of one connection: as many packets of 64 KiB as keep the guest busy until it hears of room. A share of more would hold
+/// Linux up for ever: it hears of room when it has used up half, and has no more on its way than its own buffer holds, whatever it is
+/// granted (256 KiB unless a program says otherwise).
+pub const MOST: u32 = 256 << 10;
 
 /// What each of so many connections may have waiting, bytes.
 pub fn share(connections: usize) -> u32 {
@@ -164,6 +166,14 @@ mod tests {
         credit.set_share(5000);
         credit.take(60).unwrap();
         assert!(credit.is_news() && told(&mut credit) == (5000, 1060));
+    }
+
+    #[test]
+    fn a_sender_that_keeps_to_a_buffer_of_256_kib_hears_of_room_before_it_stops() {
+        let mut credit = FromGuest::new(share(1));
+        credit.take((256 << 10) - 1).unwrap();
+        credit.pass_all();
+        assert!(credit.is_news());
     }
 
     #[test]
