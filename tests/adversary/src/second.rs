@@ -132,7 +132,8 @@ fn disturb(task: u32, device: usize, queue: usize, round: u32) {
     if task == Task::Descriptors as u32 {
         descriptor(table, (index, address, len, flags, next));
     } else if task == Task::Tables as u32 {
-        descriptor(TABLE, (index, address, len, flags, next));
+        // A flag that means nothing: what a balloon that is sent the table itself takes for a page's number is none of the program's.
+        descriptor(TABLE, (index, address, len, flags | 0x80, next));
         descriptor(table, (0, TABLE, pick(&[16, 32, 64, 0, 17, u32::MAX]), (round % 5) as u16, next));
     } else if task == Task::Indices as u32 {
         write(available, (round % 2) as u16);
