@@ -4,6 +4,7 @@
 mod bench;
 mod containers;
 mod exec;
+mod images;
 mod network;
 mod run;
 mod snapshots;
@@ -13,12 +14,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use ::vmm::config::BootProtocol;
-use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
-pub use self::containers::{Filter, Inspect, Kill, Logs, Port, Ps, Rename, Rm, Start, Stop, Wait};
+pub use self::containers::{Filter, Inspect, Kill, Kind, Logs, Port, Ps, Rename, Rm, Start, Stop, Wait};
 pub use self::exec::Exec;
+pub use self::images::{History, Images, Load, Rmi, Save, Tag};
 pub use self::network::{Destination, Network, Publish};
 #[cfg(test)]
 pub use self::network::{egress, publish};
@@ -74,7 +75,7 @@ pub enum Verb {
     Ps(Ps),
     /// List the ports of the host that lead to a container's
     Port(Port),
-    /// Tell all that is known of containers
+    /// Tell all that is known of containers and images
     Inspect(Inspect),
     /// Give a container another name
     Rename(Rename),
@@ -100,6 +101,12 @@ pub enum Verb {
     Images(Images),
     /// Remove loaded images
     Rmi(Rmi),
+    /// Give a loaded image another name as well
+    Tag(Tag),
+    /// Show what made a loaded image
+    History(History),
+    /// Write loaded images into an archive, for `load`, docker and podman
+    Save(Save),
     /// Tell what this host offers to microVMs, and what to do about what is missing
     Doctor(Doctor),
     /// See and clear what is kept on this host
@@ -167,33 +174,6 @@ fn protocol(text: &str) -> Result<BootProtocol, String> {
         "pvh" => Ok(BootProtocol::Pvh),
         _ => Err("neither auto nor linux64 nor pvh".into()),
     }
-}
-
-#[derive(Debug, Args)]
-pub struct Load {
-    /// OCI layout directory, OCI archive or docker archive
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// Name for the image, instead of what the file says
-    #[arg(long, value_name = "NAME[:TAG]")]
-    pub name: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct Images {
-    /// How to print
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
-}
-
-#[derive(Debug, Args)]
-pub struct Rmi {
-    /// Also those that containers were made from: what a container needs of one stays with it
-    #[arg(short, long)]
-    pub force: bool,
-    /// Images to remove
-    #[arg(required = true, value_name = "IMAGE", value_parser = NonEmptyStringValueParser::new())]
-    pub images: Vec<String>,
 }
 
 #[derive(Debug, Args)]

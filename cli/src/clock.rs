@@ -62,7 +62,8 @@ fn seconds(text: &str) -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(BILLION)?.checked_add(fraction)
 }
 
-fn parse_rfc3339(text: &str) -> Option<u64> {
+/// A moment in RFC 3339 in UTC, or a date alone, in nanoseconds since the epoch.
+pub fn parse_rfc3339(text: &str) -> Option<u64> {
     let text = text.strip_suffix('Z').unwrap_or(text);
     let (date, time) = text.split_once('T').unwrap_or((text, "00:00:00"));
     let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));

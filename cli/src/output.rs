@@ -3,12 +3,16 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::args::Talk;
+use crate::failure::{Failure, Outcome};
+use crate::template::Template;
 
 /// Work shorter than this shows no progress.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -32,6 +36,40 @@ pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [St
     }
     let text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     print(&text)
+}
+
+/// The columns of a listing: what is above them, and which field of a row is in each.
+pub struct Columns<const N: usize> {
+    pub head: [&'static str; N],
+    pub fields: [&'static str; N],
+}
+
+/// Prints rows as `--format` says, as docker does: `table`, `table TEMPLATE`, `json` (an object a line), or a template.
+pub fn listing<const N: usize>(format: &str, columns: &Columns<N>, rows: impl IntoIterator<Item = Value>) -> Outcome {
+    let rows = rows.into_iter();
+    match format {
+        "table" => table(columns.head, rows.map(|row| columns.fields.map(|field| text(&row, field))))?,
+        "json" => print(&rows.map(|row| format!("{row}\n")).collect::<String>())?,
+        format => {
+            let wrong = |problem| Failure::with_code(1, anyhow!("--format: {problem}"));
+            let (head, template) = match format.strip_prefix("table ") {
+                Some(template) => (true, template),
+                None => (false, format),
+            };
+            let template = Template::parse(template).map_err(wrong)?;
+            let mut lines: String = if head { template.head() + "\n" } else { String::new() };
+            for row in rows {
+                lines += &(template.render(&row).map_err(wrong)? + "\n");
+            }
+            print(&lines)?;
+        }
+    }
+    Ok(0)
+}
+
+/// A row's field, if it is text.
+pub fn text(row: &Value, field: &str) -> String {
+    row[field].as_str().unwrap_or_default().to_owned()
 }
 
 /// Prints a result. A reader that is gone is an error like any other: see [`crate::failure::Failure`].

@@ -92,6 +92,12 @@ pub enum ImageError {
         /// The layer.
         layer: Digest,
     },
+    /// An image whose blobs were not kept.
+    #[error("image '{0}' was loaded by an earlier version, which kept no originals of images; load it again")]
+    NoOriginal(String),
+    /// An archive of images cannot be written.
+    #[error("cannot write the archive: {0}")]
+    Save(io::Error),
     /// A file to load is neither kind of archive.
     #[error("'{}' is neither an OCI image (no index.json) nor a docker archive (no manifest.json)", .0.display())]
     NotAnImage(PathBuf),

@@ -7,6 +7,7 @@
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
 //! | [`exec`] | other commands in a container that runs |
 //! | [`frozen`] | clones of a container that is busy |
+//! | [`images`] | the store of images without any guest: names, history, archives |
 //! | [`interactive`] | terminals |
 //! | [`killed`] | SIGKILL at each call that saves or removes a snapshot |
 //! | [`lifecycle`] | containers without their CLI: run -d, ps, logs, stop, start, rm |
@@ -34,6 +35,7 @@ mod disk;
 mod ending;
 mod exec;
 mod frozen;
+mod images;
 mod interactive;
 mod killed;
 mod lifecycle;

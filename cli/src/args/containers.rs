@@ -1,7 +1,7 @@
 //! The command line of the verbs on containers.
 
-use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, ValueEnum};
 
 use crate::clock;
 use crate::containers::record::now_ns;
@@ -45,9 +45,19 @@ pub struct Inspect {
     /// How to print: `json`, or a template such as '{{.State.Status}}'
     #[arg(short, long, value_name = "FORMAT", default_value = "json")]
     pub format: String,
-    /// Containers, by name or the beginning of the id
-    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
-    pub containers: Vec<String>,
+    /// Only containers, or only images; without it what there is, containers first
+    #[arg(long = "type", value_enum, value_name = "TYPE")]
+    pub kind: Option<Kind>,
+    /// Containers or loaded images, by name or the beginning of the id
+    #[arg(required = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub names: Vec<String>,
+}
+
+/// What can be inspected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    Container,
+    Image,
 }
 
 #[derive(Debug, Args)]

@@ -1,15 +1,18 @@
-//! `bulkhead load`, `images` and `rmi`: the store of loaded images.
+//! `bulkhead load`, `images`, `rmi`, `tag` and `save`: the store of loaded images.
 
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal as _};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
-use guest_images::Store;
+use guest_images::{ImageError, Store};
 use serde_json::json;
 
 use super::snapshots::age;
-use crate::args::{Format, Images, Load, Rmi, Talk};
+use crate::args::{Format, Images, Load, Rmi, Save, Tag, Talk};
 use crate::containers::Containers;
-use crate::failure::{Outcome, sanitize};
+use crate::failure::{Failure, Outcome, sanitize};
 use crate::output::{self, Progress};
 use crate::paths;
 use crate::signals::Guard;
@@ -25,12 +28,71 @@ pub fn load(args: &Load, talk: Talk) -> Outcome {
     // A half-converted layer is the next command's to remove; the store knows how.
     let _guard: Guard<()> = Guard::new().context("cannot wait for signals")?;
     let store = Store::open(paths::store())?;
-    for image in store.load(&args.file, args.name.as_deref(), &mut Progress::new(talk))? {
+    let stdin = args.file.is_none() && args.input.is_none();
+    if stdin && std::io::stdin().is_terminal() {
+        return Err(anyhow!("there is no archive on a terminal; name a FILE, or redirect stdin from one").into());
+    }
+    let (name, mut progress) = (args.name.as_deref(), Progress::new(talk));
+    let loaded = match args.file.as_ref().or(args.input.as_ref()) {
+        Some(file) => store.load(file, name, &mut progress)?,
+        None => store.load_file("stdin", spool(&store)?, name, &mut progress)?,
+    };
+    for image in loaded {
         let line =
             if talk.quiet { image.id.to_string() } else { format!("Loaded image: {}:{}", image.name, image.tag) };
         output::print(&(sanitize(&line) + "\n"))?;
     }
     Ok(0)
+}
+
+/// What comes on stdin, in a file without a name: an archive is read in no particular order.
+fn spool(store: &Store) -> anyhow::Result<File> {
+    let mut file = store.unnamed_file().context("stdin")?;
+    std::io::copy(&mut std::io::stdin().lock(), &mut file).context("stdin cannot be kept")?;
+    Ok(file)
+}
+
+/// Gives an image another name as well.
+pub fn tag(args: &Tag) -> Outcome {
+    let refused = |error| Failure::with_code(1, anyhow::Error::from(error));
+    Store::open(paths::store())?.tag(&args.image, &args.name).map_err(refused)?;
+    Ok(0)
+}
+
+/// Writes images into an archive.
+pub fn save(args: &Save) -> Outcome {
+    let refused = |error: anyhow::Error| Failure::with_code(1, error);
+    let store = Store::open(paths::store())?;
+    let Some(path) = &args.output else {
+        if std::io::stdout().is_terminal() {
+            return Err(refused(anyhow!(
+                "an archive is not for a terminal; say where to with -o FILE, or redirect stdout"
+            )));
+        }
+        let out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
+        store.save(&args.images, out).map_err(|error| match error {
+            ImageError::Save(error) => Failure::from(error),
+            error => refused(error.into()),
+        })?;
+        return Ok(0);
+    };
+    save_to(&store, &args.images, path).map_err(refused)?;
+    Ok(0)
+}
+
+/// The file is there once it is whole: it is written beside its place.
+fn save_to(store: &Store, images: &[String], path: &Path) -> anyhow::Result<()> {
+    let shown = || format!("'{}'", path.display());
+    // A device or a pipe takes what comes, in its place.
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        let file = File::options().write(true).open(path).with_context(shown)?;
+        return Ok(store.save(images, BufWriter::with_capacity(1 << 20, file))?);
+    }
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let aside = tempfile::Builder::new().prefix(".bulkhead-save-").tempfile_in(dir).with_context(shown)?;
+    store.save(images, BufWriter::with_capacity(1 << 20, aside.as_file()))?;
+    aside.persist(path).map_err(|error| error.error).with_context(shown)?;
+    Ok(())
 }
 
 /// Prints the loaded images.
@@ -102,10 +164,32 @@ pub fn rmi(args: &Rmi, talk: Talk) -> Outcome {
         if !args.force {
             check_unused(&store, name)?;
         }
-        let image = store.remove(name)?;
-        if !talk.quiet {
-            output::print(&format!("Untagged: {}:{}\n", image.name, image.tag))?;
+        for name in all_names(&store, name, args.force)? {
+            let image = store.remove(&name)?;
+            if !talk.quiet {
+                output::print(&format!("Untagged: {}:{}\n", image.name, image.tag))?;
+            }
         }
     }
     Ok(0)
+}
+
+/// The names that a word is to take away: the one that it is, or, of an image that it is the id of, its only one; all of them, if that
+/// is forced.
+fn all_names(store: &Store, word: &str, force: bool) -> anyhow::Result<Vec<String>> {
+    let image = store.image(word)?;
+    let digits = word.strip_prefix("sha256:").unwrap_or(word);
+    let named = word.strip_suffix(&format!(":{}", image.tag)).unwrap_or(word);
+    if image.name == named || image.name.ends_with(&format!("/{named}")) || !image.id.hex().starts_with(digits) {
+        return Ok(vec![word.to_owned()]);
+    }
+    let same = store.list()?.into_iter().filter(|other| other.id == image.id);
+    let names: Vec<String> = same.map(|other| format!("{}:{}", other.name, other.tag)).collect();
+    if names.len() > 1 && !force {
+        return Err(anyhow!(
+            "conflict: unable to delete {word} (must be forced) - image is referenced in multiple repositories: {}",
+            names.join(", ")
+        ));
+    }
+    Ok(names)
 }

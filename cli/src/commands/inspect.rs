@@ -1,9 +1,12 @@
-//! `bulkhead inspect` and `port`: what is known of containers, in docker's shape.
+//! `bulkhead inspect` and `port`: what is known of containers and images, in docker's shape.
+
+use std::collections::BTreeSet;
 
 use anyhow::anyhow;
+use guest_images::{ImageDetails, ImageError, Store};
 use serde_json::{Value, json};
 
-use crate::args::{Inspect, Port, Publish};
+use crate::args::{Inspect, Kind, Port, Publish};
 use crate::clock;
 use crate::containers::{Containers, ContainersError, Entry, Record, Status};
 use crate::failure::{Failure, Outcome};
@@ -12,12 +15,13 @@ use crate::paths;
 use crate::size::MIB;
 use crate::template::Template;
 
-/// Prints all that is known of containers. Those that there are, even if others are not.
+/// Prints all that is known of containers and images. Those that there are, even if others are not.
 pub fn inspect(args: &Inspect) -> Outcome {
     let wrong = |problem| Failure::with_code(1, anyhow!("--format: {problem}"));
     let template = (args.format != "json").then(|| Template::parse(&args.format)).transpose().map_err(wrong)?;
-    let (found, missing): (Vec<_>, Vec<_>) = args.containers.iter().map(|word| find(word)).partition(Result::is_ok);
-    let found: Vec<Value> = found.into_iter().flatten().map(|entry| describe(&entry)).collect();
+    let looked = args.names.iter().map(|word| look(args.kind, word));
+    let (found, missing): (Vec<_>, Vec<_>) = looked.partition(Result::is_ok);
+    let found: Vec<Value> = found.into_iter().flatten().collect();
     match template {
         None => output::json(&found)?,
         Some(template) => {
@@ -58,6 +62,48 @@ pub fn port(args: &Port) -> Outcome {
     };
     output::print(&lines)?;
     Ok(0)
+}
+
+/// What a word means, in docker's shape: a container, or else an image.
+fn look(kind: Option<Kind>, word: &str) -> anyhow::Result<Value> {
+    if kind != Some(Kind::Image) {
+        match find(word) {
+            Ok(entry) => return Ok(describe(&entry)),
+            Err(ContainersError::NotFound(_)) if kind.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match Store::open(paths::store())?.details(word) {
+        Ok(image) => Ok(describe_image(&image)),
+        Err(ImageError::NotFound { .. } | ImageError::Reference(_)) if kind.is_none() => {
+            let word = crate::failure::sanitize(word);
+            Err(anyhow!(
+                "no such container or image: {word}; `bulkhead ps -a` and `bulkhead images` list those there are"
+            ))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn describe_image(image: &ImageDetails) -> Value {
+    let config = |name: &str| image.config.get(name).cloned().unwrap_or_default();
+    let repositories = image.names.iter().map(|name| name.rsplit_once(':').map_or(&name[..], |(name, _)| name));
+    let digests: BTreeSet<String> = repositories.map(|name| format!("{name}@{}", image.manifest)).collect();
+    json!({
+        "Id": image.info.id,
+        "RepoTags": image.names,
+        "RepoDigests": digests,
+        "Parent": "",
+        "Comment": "",
+        "Created": config("created"),
+        "Author": config("author"),
+        "Architecture": config("architecture"),
+        "Os": config("os"),
+        "Size": image.info.size,
+        "Config": config("config"),
+        "RootFS": { "Type": "layers", "Layers": image.layers.iter().map(|(digest, _)| digest).collect::<Vec<_>>() },
+        "Descriptor": { "digest": image.manifest },
+    })
 }
 
 /// A container, whether it runs or not.

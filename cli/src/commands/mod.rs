@@ -5,6 +5,7 @@ pub mod boot;
 pub mod containers;
 pub mod doctor;
 pub mod exec;
+pub mod history;
 pub mod images;
 pub mod inspect;
 pub mod logs;

@@ -2,21 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::anyhow;
 use serde_json::{Value, json};
 
 use crate::args::{Filter, Ps, Publish, Talk};
 use crate::clock;
 use crate::containers::record::now_ns;
 use crate::containers::{Containers, Entry, Record, Status};
-use crate::failure::{Failure, Outcome, sanitize};
-use crate::output;
+use crate::failure::{Outcome, sanitize};
+use crate::output::{self, Columns, text};
 use crate::paths;
-use crate::template::Template;
 
 /// Characters of a command that are shown, its quotes and the mark of the cut included.
 const COMMAND: usize = 22;
-const HEAD: [&str; 7] = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"];
 
 /// Lists them.
 pub fn ps(args: &Ps, talk: Talk) -> Outcome {
@@ -34,32 +31,13 @@ pub fn ps(args: &Ps, talk: Talk) -> Outcome {
         output::print(&rows.map(|row| format!("{}\n", text(&row, "ID"))).collect::<String>())?;
         return Ok(0);
     }
-    match args.format.as_str() {
-        "table" => output::table(HEAD, rows.map(|row| FIELDS.map(|field| text(&row, field))))?,
-        // As docker: an object a line.
-        "json" => output::print(&rows.map(|row| format!("{row}\n")).collect::<String>())?,
-        format => {
-            let wrong = |problem| Failure::with_code(1, anyhow!("--format: {problem}"));
-            let (head, template) = match format.strip_prefix("table ") {
-                Some(template) => (true, template),
-                None => (false, format),
-            };
-            let template = Template::parse(template).map_err(wrong)?;
-            let mut lines: String = if head { template.head() + "\n" } else { String::new() };
-            for row in rows {
-                lines += &(template.render(&row).map_err(wrong)? + "\n");
-            }
-            output::print(&lines)?;
-        }
-    }
-    Ok(0)
+    output::listing(&args.format, &COLUMNS, rows)
 }
 
-const FIELDS: [&str; 7] = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
-
-fn text(row: &Value, field: &str) -> String {
-    row[field].as_str().unwrap_or_default().to_owned()
-}
+const COLUMNS: Columns<7> = Columns {
+    head: ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"],
+    fields: ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"],
+};
 
 /// What is shown of one, under docker's names.
 fn row(entry: &Entry, now_ns: u64, whole: bool) -> Value {
@@ -166,7 +144,7 @@ mod tests {
     fn a_row_is_dockers() {
         let mut entry = entry();
         let now = entry.record.created_ns + 61_000_000_000;
-        let cells = |entry: &Entry| FIELDS.map(|field| text(&row(entry, now, false), field));
+        let cells = |entry: &Entry| COLUMNS.fields.map(|field| text(&row(entry, now, false), field));
         let id = entry.record.id.short().to_owned();
         let want = [&id, "debian", "\"sh -c echo a long c…\"", "About a minute ago", "Created", "", "brave_hopper"];
         assert_eq!(cells(&entry), want);

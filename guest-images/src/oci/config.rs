@@ -32,16 +32,16 @@ pub struct ProcessDefaults {
 
 /// What a configuration says.
 #[derive(Debug)]
-pub(super) struct Parsed {
-    pub defaults: ProcessDefaults,
-    pub diff_ids: Vec<Digest>,
-    pub created: Option<String>,
+struct Parsed {
+    defaults: ProcessDefaults,
+    diff_ids: Vec<Digest>,
+    created: Option<String>,
     /// `os/architecture`.
-    pub platform: String,
+    platform: String,
 }
 
 /// Parses a configuration whose digest was verified.
-pub(super) fn parse(bytes: &[u8]) -> Result<Parsed, OciError> {
+fn parse(bytes: &[u8]) -> Result<Parsed, OciError> {
     let json = |source| OciError::Json { what: "image configuration".into(), source };
     let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(json)?;
     let diff_id = |text: &String| {
@@ -69,13 +69,14 @@ fn defaults(config: &oci_spec::image::Config) -> ProcessDefaults {
     }
 }
 
-/// Puts a configuration and its layers together.
+/// Puts a configuration, whose digest was verified, and its layers together.
 pub(super) fn resolved(
     id: Digest,
     names: Vec<String>,
-    parsed: Parsed,
+    document: Vec<u8>,
     blobs: Vec<(String, Option<(Digest, u64)>)>,
 ) -> Result<Resolved, OciError> {
+    let parsed = parse(&document)?;
     if parsed.platform != "linux/amd64" {
         return Err(OciError::Platform(super::printable(&parsed.platform)));
     }
@@ -87,5 +88,5 @@ pub(super) fn resolved(
     }
     let layer = |((path, stored), diff_id)| super::LayerBlob { diff_id, stored, path };
     let layers = blobs.into_iter().zip(parsed.diff_ids).map(layer).collect();
-    Ok(Resolved { id, names, created: parsed.created, config: parsed.defaults, layers })
+    Ok(Resolved { id, names, created: parsed.created, config: parsed.defaults, layers, document, manifest: None })
 }

@@ -24,10 +24,7 @@ struct Item {
 /// # Errors
 /// See [`OciError`].
 pub fn resolve_all(source: &Source) -> Result<Vec<Resolved>, OciError> {
-    let bytes = super::layout::read_json(source, MANIFEST)?;
-    let items: Vec<Item> =
-        serde_json::from_slice(&bytes).map_err(|e| OciError::Json { what: MANIFEST.to_owned(), source: e })?;
-    items.into_iter().map(|item| resolve_item(source, item)).collect()
+    items(source)?.into_iter().map(|item| resolve_item(source, item)).collect()
 }
 
 /// The image called `name` (`name:tag`), or the only one.
@@ -49,16 +46,34 @@ pub fn resolve(source: &Source, name: Option<&str>) -> Result<Resolved, OciError
     }
 }
 
+/// What an archive calls its images, by their ids: of an archive that is a layout as well, which says it in fewer words.
+///
+/// # Errors
+/// See [`OciError`].
+pub fn names(source: &Source) -> Result<Vec<(String, Vec<String>)>, OciError> {
+    let names = |item: Item| (id_hex(&item.config).to_owned(), item.repo_tags.unwrap_or_default());
+    Ok(items(source)?.into_iter().map(names).collect())
+}
+
+fn items(source: &Source) -> Result<Vec<Item>, OciError> {
+    let bytes = super::layout::read_json(source, MANIFEST)?;
+    serde_json::from_slice(&bytes).map_err(|e| OciError::Json { what: MANIFEST.to_owned(), source: e })
+}
+
+/// `<hex>.json`, or `blobs/sha256/<hex>` since Docker 25.
+fn id_hex(config: &str) -> &str {
+    config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json")
+}
+
 fn resolve_item(source: &Source, item: Item) -> Result<Resolved, OciError> {
     let bytes = super::layout::read_json(source, &item.config)?;
     let id = Digest::of(&bytes);
-    // "<hex>.json", or "blobs/sha256/<hex>" since Docker 25.
-    let stem = item.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
+    let stem = id_hex(&item.config);
     let what = || format!("image configuration {}", printable(&item.config));
     format!("sha256:{stem}").parse::<Digest>().map_err(|source| OciError::BadDigest { what: what(), source })?;
     if stem != id.hex() {
         return Err(OciError::Digest { what: what(), found: id });
     }
     let blobs = item.layers.into_iter().map(|path| (path, None)).collect();
-    config::resolved(id, item.repo_tags.unwrap_or_default(), config::parse(&bytes)?, blobs)
+    config::resolved(id, item.repo_tags.unwrap_or_default(), bytes, blobs)
 }

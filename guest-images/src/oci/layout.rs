@@ -2,7 +2,7 @@
 //! linux/amd64, every blob checked against its descriptor.
 
 use super::source::Source;
-use super::{MAX_JSON, OciError, Resolved, config, offer, printable};
+use super::{MAX_JSON, Manifest, OciError, Resolved, config, offer, printable};
 use crate::digest::{Digest, HashingReader};
 use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest, MediaType, Os};
 use std::io::Read;
@@ -22,31 +22,50 @@ const DOCKER_LAYERS: [&str; 3] = [
     "application/vnd.docker.image.rootfs.diff.tar",
 ];
 
+/// The file that tells a layout.
+pub const INDEX: &str = "index.json";
+
 /// Finds the image of `tag` (or the only one) for linux/amd64 in a layout.
 ///
 /// # Errors
 /// See [`OciError`]; where there is no fitting image, the error lists what there is.
 pub fn resolve(source: &Source, tag: Option<&str>) -> Result<Resolved, OciError> {
-    let bytes = read_json(source, "index.json")?;
-    let index: ImageIndex = parse(&bytes, "index.json")?;
-    let chosen = choose(index.manifests(), tag)?;
-    let mut search = Search { source, left: MAX_MANIFESTS, platforms: Vec::new(), found: Vec::new() };
-    for descriptor in &chosen {
-        search.visit(descriptor, names(descriptor), 0)?;
-    }
-    let Search { mut found, platforms, .. } = search;
-    found.dedup_by(|b, a| {
-        let same = a.id == b.id;
-        if same {
-            a.names.append(&mut b.names);
-        }
-        same
-    });
+    let index = index(source)?;
+    let mut found = search(source, &choose(index.manifests(), tag)?)?;
     match found.len() {
-        0 => Err(OciError::Platform(offer(platforms))),
         1 => Ok(found.remove(0)),
         _ => Err(OciError::Ambiguous(tags(index.manifests()))),
     }
+}
+
+/// All images for linux/amd64 in a layout, each once, with all its names.
+///
+/// # Errors
+/// See [`OciError`]; there must be one.
+pub fn resolve_all(source: &Source) -> Result<Vec<Resolved>, OciError> {
+    let index = index(source)?;
+    search(source, &index.manifests().iter().collect::<Vec<_>>())
+}
+
+fn index(source: &Source) -> Result<ImageIndex, OciError> {
+    parse(&read_json(source, INDEX)?, INDEX)
+}
+
+/// What there is for linux/amd64, never nothing.
+fn search(source: &Source, descriptors: &[&Descriptor]) -> Result<Vec<Resolved>, OciError> {
+    let mut search = Search { source, left: MAX_MANIFESTS, platforms: Vec::new(), found: Vec::new() };
+    for descriptor in descriptors {
+        search.visit(descriptor, names(descriptor), 0)?;
+    }
+    let Search { found, platforms, .. } = search;
+    let mut images: Vec<Resolved> = Vec::new();
+    for mut image in found {
+        match images.iter_mut().find(|other| other.id == image.id) {
+            Some(other) => other.names.append(&mut image.names),
+            None => images.push(image),
+        }
+    }
+    if images.is_empty() { Err(OciError::Platform(offer(platforms))) } else { Ok(images) }
 }
 
 fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
@@ -127,12 +146,14 @@ impl Search<'_> {
             }
         }
         let config_bytes = read_blob(self.source, manifest.config(), "image configuration")?;
-        let parsed = config::parse(&config_bytes)?;
         let blobs = manifest.layers().iter().map(layer).collect::<Result<Vec<_>, _>>()?;
         let id = digest(manifest.config(), "image configuration")?;
-        match config::resolved(id, names, parsed, blobs) {
+        match config::resolved(id, names, config_bytes, blobs) {
             Err(OciError::Platform(platform)) => self.platforms.push(platform),
-            other => self.found.push(other?),
+            other => {
+                let media_type = descriptor.media_type().to_string();
+                self.found.push(Resolved { manifest: Some(Manifest { media_type, bytes }), ..other? });
+            }
         }
         Ok(())
     }
@@ -158,7 +179,8 @@ fn digest(descriptor: &Descriptor, what: &str) -> Result<Digest, OciError> {
     text.parse().map_err(|source| OciError::BadDigest { what: what.to_owned(), source })
 }
 
-fn blob_path(digest: &Digest) -> String {
+/// Where a layout has the blob of a digest.
+pub fn blob_path(digest: &Digest) -> String {
     format!("blobs/{}", digest.to_string().replacen(':', "/", 1))
 }
 

@@ -32,6 +32,19 @@ pub struct Resolved {
     pub config: ProcessDefaults,
     /// The layers, lowest first.
     pub layers: Vec<LayerBlob>,
+    /// The configuration itself, byte for byte.
+    pub document: Vec<u8>,
+    /// The manifest, where the source has one.
+    pub manifest: Option<Manifest>,
+}
+
+/// An image's manifest, byte for byte.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// OCI's or docker's.
+    pub media_type: String,
+    /// The document.
+    pub bytes: Vec<u8>,
 }
 
 /// One layer, not read yet.

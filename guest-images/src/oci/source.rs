@@ -127,8 +127,15 @@ impl Source {
     /// # Errors
     /// See [`SourceError`].
     pub fn archive(path: &Path, temp: &Path, limit: u64) -> Result<Source, SourceError> {
+        Self::archive_file(path, open_regular(path)?, temp, limit)
+    }
+
+    /// The same of a file that is open already; `path` is what messages call it.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub fn archive_file(path: &Path, mut file: File, temp: &Path, limit: u64) -> Result<Source, SourceError> {
         let read = |source| SourceError::Read { path: path.to_owned(), source };
-        let mut file = open_regular(path)?;
         let mut start = [0; 6];
         let got = file.read_at(&mut start, 0).map_err(read)?;
         if Compression::detect(&start[..got]) != Compression::None {

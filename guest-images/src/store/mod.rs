@@ -5,6 +5,7 @@
 //! version              "1"
 //! layers/KEY.erofs     a converted layer; whoever uses it holds a shared flock on it
 //! merged/KEY.erofs     the metadata of an image with several layers, merged; locked like a layer
+//! blobs/ALGORITHM/HEX  what a loaded image came as, byte for byte; locked like a layer
 //! images/HASH.json     a loaded image: name, configuration, layers
 //! snapshots/ID/layers, containers/ID/layers
 //!                      layers that stay for as long as this file does; the rest of the directory is not the store's
@@ -14,12 +15,17 @@
 //! Lock order: the store's lock (`tmp/store.lock`, for changes to `images/` and removal of layers), then a layer's
 //! work lock, then locks on layer files. Nobody waits for the store's lock while holding a work lock.
 
+mod blobs;
+mod details;
 mod kept;
 mod layers;
 mod lock;
 mod prepare;
 mod records;
+mod save;
 
+pub use blobs::KeptBlob;
+pub use details::{ImageDetails, Step};
 pub use kept::{CONTAINERS, Keeper, KeptLayers, LayerKey, SNAPSHOTS};
 pub use layers::Layer;
 pub use records::ImageInfo;
@@ -96,6 +102,10 @@ pub struct Usage {
     pub layers: usize,
     /// Bytes they take on disk, with what they were merged into (holes take none).
     pub bytes: u64,
+    /// Blobs that loaded images came as.
+    pub blobs: usize,
+    /// Bytes they take on disk.
+    pub blob_bytes: u64,
 }
 
 /// An image store. Any number of processes may have the same one open.
@@ -162,6 +172,15 @@ impl Store {
         self.dir.join("tmp")
     }
 
+    /// An empty file without a name, beside the store's others: for something large that goes with its descriptor.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn unnamed_file(&self) -> Result<File, ImageError> {
+        let dir = self.temp_dir();
+        tempfile::tempfile_in(&dir).map_err(ImageError::io("create a file in", dir))
+    }
+
     fn lock(&self) -> Result<WorkLock, ImageError> {
         WorkLock::acquire(&self.temp_dir(), STORE_KEY)
     }
@@ -214,7 +233,11 @@ impl Store {
         self.remove_record(&record.name)?;
         let used = self.referenced()?;
         for key in keys.difference(&used) {
-            self.remove_layer(&self.layer_path(key))?;
+            self.remove_unused(&self.layer_path(key))?;
+        }
+        let wanted = self.wanted_blobs()?;
+        for digest in record.original.iter().flat_map(|original| &original.blobs).filter(|d| !wanted.contains(*d)) {
+            self.remove_unused(&self.blob_file(digest))?;
         }
         Ok(record.into())
     }
@@ -231,22 +254,31 @@ impl Store {
         for path in self.files("merged")?.into_iter().chain(self.files("layers")?) {
             let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let bytes = path.metadata().map_or(0, |meta| meta.blocks() * 512);
-            if !used.contains(&key) && self.remove_layer(&path)? {
+            if !used.contains(&key) && self.remove_unused(&path)? {
+                freed += bytes;
+            }
+        }
+        let wanted = self.wanted_blobs()?;
+        for (_, path) in self.blob_files()?.into_iter().filter(|(digest, _)| !wanted.contains(digest)) {
+            let bytes = path.metadata().map_or(0, |meta| meta.blocks() * 512);
+            if self.remove_unused(&path)? {
                 freed += bytes;
             }
         }
         Ok(freed)
     }
 
-    /// How much disk the converted layers take.
+    /// How much disk the converted layers and the blobs take.
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn usage(&self) -> Result<Usage, ImageError> {
         let (layers, merged) = (self.files("layers")?, self.files("merged")?);
-        let bytes =
-            layers.iter().chain(&merged).map(|path| path.metadata().map_or(0, |meta| meta.blocks() * 512)).sum();
-        Ok(Usage { layers: layers.len(), bytes })
+        let on_disk = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.blocks() * 512);
+        let bytes = layers.iter().chain(&merged).map(on_disk).sum();
+        let blobs = self.blob_files()?;
+        let blob_bytes = blobs.iter().map(|(_, path)| on_disk(path)).sum();
+        Ok(Usage { layers: layers.len(), bytes, blobs: blobs.len(), blob_bytes })
     }
 
     fn files(&self, directory: &str) -> Result<Vec<PathBuf>, ImageError> {
@@ -270,8 +302,13 @@ impl Store {
         layers.into_iter().chain(merged.map(|digest| layers::key(Origin::Merged, &digest))).collect()
     }
 
-    /// Removes a layer's file unless someone uses it; says whether it did.
-    fn remove_layer(&self, path: &Path) -> Result<bool, ImageError> {
+    /// Digests of the blobs that loaded images came as.
+    fn wanted_blobs(&self) -> Result<HashSet<Digest>, ImageError> {
+        Ok(self.records()?.into_iter().filter_map(|record| record.original).flat_map(|kept| kept.blobs).collect())
+    }
+
+    /// Removes a layer's or a blob's file unless someone uses it; says whether it did.
+    fn remove_unused(&self, path: &Path) -> Result<bool, ImageError> {
         let file = match File::open(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other.map_err(ImageError::io("open", path))?,

@@ -1,14 +1,15 @@
 //! From an image reference to layers that are ready to be attached, and from an archive to loaded images.
 
 use super::layers::{Held, Origin};
-use super::records::{ImageInfo, Record, RecordLayer};
+use super::records::{ImageInfo, Original, Record, RecordLayer};
 use super::{LayersInUse, PreparedImage, Progress, Store};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::oci::config::ProcessDefaults;
 use crate::oci::reference::{ImageRef, normalize_name};
 use crate::oci::source::{Source, SourceError};
-use crate::oci::{Resolved, docker, layout};
+use crate::oci::{OciError, Resolved, docker, layout};
+use std::fs::File;
 use std::path::Path;
 
 impl Store {
@@ -94,20 +95,40 @@ impl Store {
         name: Option<&str>,
         progress: &mut dyn Progress,
     ) -> Result<Vec<ImageInfo>, ImageError> {
+        let source = match path.is_dir() {
+            true => Source::dir(path),
+            false => self.archive(path),
+        };
+        self.load_from(path, source, name, progress)
+    }
+
+    /// The same from an archive that is open already; `what` is what messages call it, and an image in it that has no name.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    pub fn load_file(
+        &self,
+        what: &str,
+        file: File,
+        name: Option<&str>,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
+        let path = Path::new(what);
+        self.load_from(path, Source::archive_file(path, file, &self.temp_dir(), self.limits.bytes), name, progress)
+    }
+
+    fn load_from(
+        &self,
+        path: &Path,
+        source: Result<Source, SourceError>,
+        name: Option<&str>,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
         let name = name.map(normalize_name).transpose()?;
         let what = path.display().to_string();
         let oci = |source| ImageError::Oci { image: what.clone(), source };
-        let source = match path.is_dir() {
-            true => Source::dir(path).map_err(|e| oci(e.into()))?,
-            false => self.archive(path).map_err(|e| oci(e.into()))?,
-        };
-        let images = if source.has(docker::MANIFEST) {
-            docker::resolve_all(&source).map_err(oci)?
-        } else if source.has("index.json") {
-            vec![layout::resolve(&source, None).map_err(oci)?]
-        } else {
-            return Err(ImageError::NotAnImage(path.to_owned()));
-        };
+        let source = source.map_err(|e| oci(e.into()))?;
+        let images = images_in(path, &source, oci)?;
         if name.is_some() && images.len() != 1 {
             return Err(ImageError::NameForMany { path: path.to_owned(), images: images.len() });
         }
@@ -116,14 +137,26 @@ impl Store {
             let names = self.names_for(path, &image, name.as_deref())?;
             // The locks in `held` keep the layers until the records that refer to them are written.
             let held = self.convert(&what, &source, &image, progress)?;
+            let kept = self.keep_image(&what, &source, &image)?;
             let work = self.lock()?;
             for name in names {
-                let record = record(name, &image, &held);
+                let record = record(name, &image, &held, &kept.original);
                 self.write_record(&work, &record)?;
                 loaded.push(record.into());
             }
         }
         Ok(loaded)
+    }
+
+    /// Gives a loaded image another name as well. Whatever had that name before is without it.
+    ///
+    /// # Errors
+    /// There is no such image, or what is to be its name is none.
+    pub fn tag(&self, image: &str, name: &str) -> Result<(), ImageError> {
+        let name = normalize_name(name)?;
+        let work = self.lock()?;
+        let record = Record { name, ..self.find(image)? };
+        self.write_record(&work, &record)
     }
 
     /// Leaves out layers without any file (some builders make one per metadata step), but never all of them; merges those that
@@ -165,7 +198,25 @@ impl Store {
     }
 }
 
-fn record(name: String, image: &Resolved, held: &[Held]) -> Record {
+/// The images in what is to be loaded. An archive that is both kinds is read as a layout, which has the manifests; but
+/// its names are those of docker's table, which are the whole ones.
+fn images_in(path: &Path, source: &Source, oci: impl Fn(OciError) -> ImageError) -> Result<Vec<Resolved>, ImageError> {
+    let for_docker = source.has(docker::MANIFEST);
+    if !source.has(layout::INDEX) {
+        let none = || ImageError::NotAnImage(path.to_owned());
+        return if for_docker { docker::resolve_all(source).map_err(oci) } else { Err(none()) };
+    }
+    let mut images = layout::resolve_all(source).map_err(&oci)?;
+    let names = if for_docker { docker::names(source).map_err(oci)? } else { Vec::new() };
+    for image in &mut images {
+        if let Some((_, names)) = names.iter().find(|(id, _)| id == image.id.hex()) {
+            image.names.clone_from(names);
+        }
+    }
+    Ok(images)
+}
+
+fn record(name: String, image: &Resolved, held: &[Held], original: &Original) -> Record {
     let layer = |held: &Held| RecordLayer { digest: held.layer.digest.clone(), bytes: held.layer.bytes };
     Record {
         name,
@@ -173,5 +224,6 @@ fn record(name: String, image: &Resolved, held: &[Held]) -> Record {
         created: image.created.clone(),
         layers: held.iter().map(layer).collect(),
         config: image.config.clone(),
+        original: Some(original.clone()),
     }
 }

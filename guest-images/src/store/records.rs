@@ -24,6 +24,22 @@ pub(super) struct Record {
     pub created: Option<String>,
     pub layers: Vec<RecordLayer>,
     pub config: ProcessDefaults,
+    /// What it was loaded from. None: by a version that did not keep it.
+    #[serde(default)]
+    pub original: Option<Original>,
+}
+
+/// The blobs of a loaded image, as they came.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Original {
+    /// Digest of its manifest.
+    pub manifest: Digest,
+    /// The manifest's media type.
+    pub media_type: String,
+    /// The manifest's length.
+    pub bytes: u64,
+    /// All of them: the configuration, the layers, the manifest.
+    pub blobs: Vec<Digest>,
 }
 
 /// A layer of a loaded image.
@@ -79,20 +95,23 @@ impl Store {
         Ok(records)
     }
 
-    /// Finds an image by its name, or by the end of it after a slash where only one image fits.
+    /// Finds an image by its name, by the end of it after a slash where only one image fits, or by its id or the beginning of it.
     pub(super) fn find(&self, name: &str) -> Result<Record, ImageError> {
-        let wanted = normalize_name(name)?;
         let records = self.records()?;
+        if let Some(digits) = name.strip_prefix("sha256:").filter(|digits| !digits.is_empty()) {
+            let found = by_id(&records, digits)?;
+            return found.ok_or_else(|| not_found(name.to_owned(), &records));
+        }
+        let wanted = normalize_name(name)?;
         if let Some(record) = records.iter().find(|record| record.name == wanted) {
             return Ok(record.clone());
         }
         let suffix = format!("/{wanted}");
         let mut fitting: Vec<&Record> = records.iter().filter(|record| record.name.ends_with(&suffix)).collect();
-        let list = |records: &[&Record]| offer(records.iter().map(|r| printable(&r.name)).collect());
         match fitting.len() {
-            0 => Err(ImageError::NotFound { name: wanted, available: list(&records.iter().collect::<Vec<_>>()) }),
+            0 => by_id(&records, name)?.ok_or_else(|| not_found(wanted, &records)),
             1 => Ok(fitting.remove(0).clone()),
-            _ => Err(ImageError::Ambiguous { name: wanted, available: list(&fitting) }),
+            _ => Err(ImageError::Ambiguous { name: wanted, available: list(fitting) }),
         }
     }
 
@@ -100,6 +119,27 @@ impl Store {
     pub(super) fn remove_record(&self, name: &str) -> Result<(), ImageError> {
         let path = self.record_path(name);
         fs::remove_file(&path).map_err(ImageError::io("remove", path))
+    }
+}
+
+fn list<'a>(records: impl IntoIterator<Item = &'a Record>) -> String {
+    offer(records.into_iter().map(|record| printable(&record.name)).collect())
+}
+
+fn not_found(name: String, records: &[Record]) -> ImageError {
+    ImageError::NotFound { name: printable(&name), available: list(records) }
+}
+
+/// The one image whose id begins so, under the first of its names.
+fn by_id(records: &[Record], digits: &str) -> Result<Option<Record>, ImageError> {
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(None);
+    }
+    let fitting: Vec<&Record> = records.iter().filter(|record| record.id.hex().starts_with(digits)).collect();
+    match fitting.first() {
+        Some(first) if fitting.iter().all(|record| record.id == first.id) => Ok(Some((*first).clone())),
+        Some(_) => Err(ImageError::Ambiguous { name: digits.to_owned(), available: list(fitting) }),
+        None => Ok(None),
     }
 }
 
@@ -137,6 +177,7 @@ mod tests {
             created: None,
             layers: vec![layer.clone(), layer],
             config: ProcessDefaults::default(),
+            original: None,
         };
         assert_eq!(ImageInfo::from(record).size, u64::MAX);
     }

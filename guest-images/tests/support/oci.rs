@@ -66,7 +66,12 @@ impl Layout {
     /// Adds an image and returns its manifest's descriptor.
     pub fn image(&mut self, platform: (&str, &str), layers: &[LayerFile]) -> Value {
         let diff_ids: Vec<Digest> = layers.iter().map(|l| l.diff_id.clone()).collect();
-        let config = self.blob(CONFIG, config(platform, &diff_ids).to_string().as_bytes());
+        self.image_of(&config(platform, &diff_ids), layers)
+    }
+
+    /// The same, with this configuration.
+    pub fn image_of(&mut self, config: &Value, layers: &[LayerFile]) -> Value {
+        let config = self.blob(CONFIG, config.to_string().as_bytes());
         let layers: Vec<Value> = layers.iter().map(|l| self.blob(l.media_type, &l.stored)).collect();
         let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
         self.blob(MANIFEST, manifest.to_string().as_bytes())
