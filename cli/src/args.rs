@@ -191,7 +191,7 @@ pub struct System {
 
 #[derive(Debug, Subcommand)]
 pub enum SystemWhat {
-    /// Show what images, their layers, templates for warm starts and snapshots take on disk
+    /// Show what images, containers, layers, templates for warm starts and snapshots take on disk
     Df {
         /// How to print
         #[arg(long, value_enum, default_value_t)]

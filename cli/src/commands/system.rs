@@ -1,10 +1,15 @@
 //! `bulkhead system df` and `system prune`: what is kept to make things fast, and away with it.
 
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
 use anyhow::Context;
 use guest_images::Store;
 use serde_json::json;
 
 use crate::args::{Format, System, SystemWhat, Talk};
+use crate::containers::{Containers, Status};
 use crate::failure::Outcome;
 use crate::output;
 use crate::paths;
@@ -23,28 +28,59 @@ pub fn system(args: &System, talk: Talk) -> Outcome {
 }
 
 fn df(store: &Store, templates: &Templates, format: Format) -> Outcome {
-    let (images, layers) = (store.list()?.len(), store.usage()?);
+    let (images, kept) = (store.list()?, store.usage()?);
+    let containers = containers(store)?;
+    let in_use = images.iter().filter(|image| containers.images.contains(&image.id.to_string())).count();
     let templates = templates.list().context("templates")?;
     let bytes = templates.iter().map(|entry| entry.bytes).sum::<u64>();
     let (snapshots, snapshot_bytes) = snapshots(store)?;
     if format == Format::Json {
         output::json(&json!({
             "snapshots": { "count": snapshots, "bytes": snapshot_bytes },
-            "images": { "count": images },
-            "layers": { "count": layers.layers, "bytes": layers.bytes },
+            "images": { "count": images.len(), "active": in_use, "blobs": kept.blobs, "bytes": kept.blob_bytes },
+            "containers": { "count": containers.count, "active": containers.running, "bytes": containers.bytes },
+            "layers": { "count": kept.layers, "bytes": kept.bytes },
             "templates": { "count": templates.len(), "bytes": bytes, "entries": templates },
         }))?;
         return Ok(0);
     }
-    let row = |what: &str, count: usize, size: String| [what.to_owned(), count.to_string(), size];
+    let row = |what: &str, count: usize, active: Option<usize>, size: u64| {
+        [what.to_owned(), count.to_string(), active.map_or("-".into(), |count| count.to_string()), human(size)]
+    };
     let rows = [
-        row("Images", images, "-".into()),
-        row("Layers", layers.layers, human(layers.bytes)),
-        row("Templates", templates.len(), human(bytes)),
-        row("Snapshots", snapshots, human(snapshot_bytes)),
+        row("Images", images.len(), Some(in_use), kept.blob_bytes),
+        row("Containers", containers.count, Some(containers.running), containers.bytes),
+        row("Layers", kept.layers, None, kept.bytes),
+        row("Templates", templates.len(), None, bytes),
+        row("Snapshots", snapshots, None, snapshot_bytes),
     ];
-    output::table(["TYPE", "TOTAL", "SIZE"], rows)?;
+    output::table(["TYPE", "TOTAL", "ACTIVE", "SIZE"], rows)?;
     Ok(0)
+}
+
+/// The containers of a store, counted.
+#[derive(Default)]
+struct Counted {
+    count: usize,
+    running: usize,
+    /// What their directories take on disk: files, logs, records.
+    bytes: u64,
+    /// Ids of the images that they were made from.
+    images: HashSet<String>,
+}
+
+fn containers(store: &Store) -> anyhow::Result<Counted> {
+    let entries = Containers::existing(store.dir()).map(|containers| containers.list()).transpose()?;
+    let mut counted = Counted::default();
+    for entry in entries.into_iter().flatten() {
+        counted.count += 1;
+        counted.running += usize::from(entry.record.state.status == Status::Running);
+        // One that is removed meanwhile takes nothing.
+        let files = fs::read_dir(&entry.dir).into_iter().flatten().flatten();
+        counted.bytes += files.filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks() * 512).sum::<u64>();
+        counted.images.insert(entry.record.image_id);
+    }
+    Ok(counted)
 }
 
 /// How many there are, and what they take.
