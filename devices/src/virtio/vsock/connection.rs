@@ -14,6 +14,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use rustix::net::SendFlags;
 use vmm_sys_util::epoll::EventSet;
@@ -290,6 +291,22 @@ impl Connection {
         self.owes_update = true;
     }
 
+    /// When the guest is to be asked again for room, if there is something for it and it says nothing before.
+    pub fn asks_again(&self) -> Option<Instant> {
+        let held = self.phase == Phase::Established && self.has_input() && self.outward.left() == 0;
+        self.outward.asks_again().filter(|_| held)
+    }
+
+    /// It is time to.
+    pub fn ask_again(&mut self) {
+        self.outward.ask_again();
+    }
+
+    /// The host may have something that the guest wants.
+    fn has_input(&self) -> bool {
+        self.readable && !self.eof && self.guest_shut & SHUTDOWN_RECEIVE == 0
+    }
+
     fn due(&self) -> Option<Due> {
         match self.phase {
             Phase::Greeting | Phase::Lingering => return None,
@@ -300,7 +317,7 @@ impl Connection {
             return Some(Due::Response);
         }
         let shut = self.shut_wanted();
-        let has_input = self.readable && !self.eof && self.guest_shut & SHUTDOWN_RECEIVE == 0;
+        let has_input = self.has_input();
         match () {
             () if self.owes_update => Some(Due::CreditUpdate),
             () if has_input && self.outward.left() > 0 => Some(Due::Data),

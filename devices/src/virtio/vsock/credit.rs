@@ -4,6 +4,8 @@
 //! much, and so keeps many packets on their way; of hundreds each has a little, and none takes another's. What was granted once stays
 //! granted, as with TCP's window: its end never moves back, so a share that has become smaller counts as the data moves on.
 
+use std::time::{Duration, Instant};
+
 use super::connection::Violation;
 use super::packet::Header;
 
@@ -85,6 +87,11 @@ impl FromGuest {
 }
 
 /// To the guest: what it was sent, and has room for.
+///
+/// Where it has no more, it is asked once: its answer is often news. If that tells of next to none, its reader is slow, and asking
+/// on and on would keep both sides busy; then it is for the guest to say when there is room. Linux does, at the latest when its
+/// reader has taken all. A guest may as well say nothing unless it is asked; and so it is asked after a while, each time
+/// after twice as long, as TCP does.
 #[derive(Debug, Default)]
 pub struct ToGuest {
     /// Bytes sent.
@@ -92,16 +99,37 @@ pub struct ToGuest {
     /// What the guest said of its buffer.
     room: u32,
     forwarded: u32,
-    /// It was asked for more, and has not said anything since.
-    asked: bool,
+    question: Question,
+    /// How long the last answer without room was good for; zero if there was room since.
+    pause: Duration,
 }
+
+/// A question for room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Question {
+    /// None since there was room.
+    #[default]
+    None,
+    Asked,
+    /// There is next to no room; asked again at that time.
+    Answered(Instant),
+}
+
+/// The shortest and the longest time until a guest is asked again.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(32));
 
 impl ToGuest {
     /// Every packet of the guest tells its credit.
     pub fn hear(&mut self, header: &Header) {
         self.room = header.buf_alloc;
         self.forwarded = header.fwd_cnt;
-        self.asked = false;
+        // Less than a quarter would only have small packets and questions take turns.
+        if self.left() > self.room / 4 {
+            (self.question, self.pause) = (Question::None, Duration::ZERO);
+        } else if self.question == Question::Asked {
+            self.pause = (self.pause * 2).clamp(PAUSES.0, PAUSES.1);
+            self.question = Question::Answered(Instant::now() + self.pause);
+        }
     }
 
     /// Bytes the guest has room for; none if its numbers make no sense.
@@ -116,12 +144,25 @@ impl ToGuest {
 
     /// It has to be asked.
     pub fn is_unasked(&self) -> bool {
-        !self.asked
+        self.question == Question::None
     }
 
     /// It is asked.
     pub fn ask(&mut self) {
-        self.asked = true;
+        self.question = Question::Asked;
+    }
+
+    /// When it has to be asked again, if it says nothing before.
+    pub fn asks_again(&self) -> Option<Instant> {
+        match self.question {
+            Question::Answered(at) => Some(at),
+            Question::None | Question::Asked => None,
+        }
+    }
+
+    /// Now it has to be.
+    pub fn ask_again(&mut self) {
+        self.question = Question::None;
     }
 }
 
@@ -187,5 +228,37 @@ mod tests {
             assert_eq!(told(&mut credit).0, 1 << 20);
             assert!(!credit.is_news());
         }
+    }
+
+    #[test]
+    fn a_guest_without_room_is_asked_once_and_again_after_longer_and_longer() {
+        let mut credit = ToGuest::default();
+        let said =
+            |credit: &mut ToGuest, fwd_cnt| credit.hear(&Header { buf_alloc: 1000, fwd_cnt, ..Header::default() });
+        said(&mut credit, 0);
+        credit.spend(1000);
+        let mut before = Duration::ZERO;
+        for round in 0..12 {
+            assert!(credit.is_unasked());
+            credit.ask();
+            assert!(credit.asks_again().is_none(), "it has said nothing yet");
+            // Next to none is none.
+            said(&mut credit, round * 20);
+            assert!(!credit.is_unasked());
+            assert!(credit.pause > before || credit.pause == PAUSES.1);
+            before = credit.pause;
+            let at = credit.asks_again().unwrap();
+            said(&mut credit, round * 20 + 1);
+            assert_eq!(credit.asks_again(), Some(at), "it was told once when that is");
+            credit.ask_again();
+        }
+        assert_eq!(before, PAUSES.1);
+        credit.ask();
+        said(&mut credit, 251);
+        assert!(credit.is_unasked() && credit.asks_again().is_none() && credit.pause == Duration::ZERO);
+        // What makes no sense is no room.
+        credit.ask();
+        said(&mut credit, 5000);
+        assert!(credit.left() == 0 && !credit.is_unasked());
     }
 }

@@ -55,6 +55,7 @@ pub const KIND: DeviceKind = DeviceKind {
         libc::SYS_close,
         libc::SYS_epoll_ctl,
         libc::SYS_epoll_wait,
+        libc::SYS_timerfd_settime,
         libc::SYS_unlink,
     ],
     #[cfg(any(test, feature = "testing"))]

@@ -6,6 +6,7 @@
 //! - [`credit`]: how much both ends may send ahead;
 //! - [`backlog`]: bytes on their way to the host;
 //! - [`packet`]: the header;
+//! - [`probe`]: guests that had no room are asked again;
 //! - [`turns`]: the queues: whose turn it is;
 //! - this file: the device: which packet belongs to which connection.
 //!
@@ -19,6 +20,7 @@ mod credit;
 mod greeting;
 mod host;
 mod packet;
+mod probe;
 mod turns;
 
 use std::collections::{HashMap, VecDeque};
@@ -33,6 +35,7 @@ use connection::{Connection, Key, Phase, Produced};
 use host::Endpoint;
 pub use host::KIND;
 use packet::*;
+use probe::Alarm;
 
 use super::chain::Chain;
 use super::table::check_state_version;
@@ -59,6 +62,7 @@ pub struct Vsock {
     config: [u8; 8],
     endpoint: Endpoint,
     epoll: Epoll,
+    alarm: Alarm,
     connections: HashMap<u64, Connection>,
     by_key: HashMap<Key, u64>,
     next_id: u64,
@@ -78,11 +82,14 @@ impl Vsock {
         let epoll = Epoll::new()?;
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
         epoll.ctl(ControlOperation::Add, endpoint.listener().as_raw_fd(), event)?;
+        let alarm = Alarm::new()?;
+        alarm.watch(|operation, fd, event| epoll.ctl(operation, fd, event))?;
         Ok(Vsock {
             guest_cid,
             config: guest_cid.to_le_bytes(),
             endpoint,
             epoll,
+            alarm,
             connections: HashMap::new(),
             by_key: HashMap::new(),
             next_id: LISTENER + 1,
@@ -140,6 +147,7 @@ impl Vsock {
                 tracing::warn!("vsock: a connection cannot be watched: {e}");
             }
         }
+        self.remind(id);
         self.schedule(id);
     }
 
@@ -351,6 +359,7 @@ impl VirtioDevice for Vsock {
         for event in &events[..count] {
             match event.data() {
                 LISTENER => self.accept(),
+                probe::TIMER => self.probe(),
                 id => self.socket_event(id, event.event_set()),
             }
         }
