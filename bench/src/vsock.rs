@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::json;
-use vmm::Console;
+use vmm::{Console, Handle};
 
 use crate::answer::Host;
 use crate::guest;
@@ -51,6 +51,10 @@ pub struct Row {
     pub gbits: f64,
     /// Processor time of the monitor for a KiB, without the vCPU's, nanoseconds.
     pub monitor_ns: f64,
+    /// Bytes of data by packet, of those of both ways: credit, too, goes in packets.
+    pub packet: f64,
+    /// Kicks by packet, each of which takes the vCPU out of the guest.
+    pub kicks: f64,
     /// `gbits` by the floor.
     pub ratio: f64,
 }
@@ -85,7 +89,14 @@ pub fn run(mib: u64, runs: usize) -> Result<Report, BenchError> {
     let row = |((direction, _), samples): (&(&'static str, &str), &Vec<Sample>)| {
         let of = |what: fn(&Sample) -> f64| median(&samples.iter().map(what).collect::<Vec<_>>());
         let gbits = of(|sample| sample.gbits)?;
-        Some(Row { direction, gbits, monitor_ns: of(|sample| sample.cost)?, ratio: gbits / floor })
+        Some(Row {
+            direction,
+            gbits,
+            monitor_ns: of(|sample| sample.cost)?,
+            packet: of(|sample| sample.packet)?,
+            kicks: of(|sample| sample.kicks)?,
+            ratio: gbits / floor,
+        })
     };
     let rows = DIRECTIONS.iter().zip(&samples).map(row).collect::<Option<_>>().ok_or(BenchError::NoRuns)?;
     Ok(Report { runs, bytes, rows, floor })
@@ -96,6 +107,17 @@ struct Sample {
     gbits: f64,
     /// Processor time for a KiB, nanoseconds.
     cost: f64,
+    packet: f64,
+    kicks: f64,
+}
+
+/// Packets and kicks of the device so far.
+fn counted(machine: &Handle) -> (u64, u64) {
+    let devices = machine.devices();
+    // The third queue has events.
+    let queues =
+        devices.iter().filter(|device| device.name.kind == "vsock").flat_map(|d| d.reading.queues.iter().take(2));
+    queues.fold((0, 0), |sum, queue| (sum.0 + queue.operations, sum.1 + queue.kicks))
 }
 
 fn gbits(bytes: u64, began: Instant) -> f64 {
@@ -111,9 +133,10 @@ fn sample(kernel: &Path, uds: &Path, way: &str, bytes: u64) -> Result<Sample, Be
     });
     let host = Host::bind(uds)?;
     let (bell, output) = Bell::new();
-    with_machine(&config, Console { input: None, output }, |_| {
+    with_machine(&config, Console { input: None, output }, |machine| {
         bell.wait()?;
         let mut stream = host.accept(None)?;
+        let earlier = counted(machine);
         let (began, before) = (Instant::now(), threads::time(THREADS)?);
         if way == "out" {
             take(&mut stream, bytes)?;
@@ -130,7 +153,14 @@ fn sample(kernel: &Path, uds: &Path, way: &str, bytes: u64) -> Result<Sample, Be
         bell.wait()?;
         let gbits = gbits(bytes, began);
         let used = threads::time(THREADS)?.saturating_sub(before);
-        Ok(Sample { gbits, cost: used.as_nanos() as f64 / (bytes as f64 / 1024.0) })
+        let later = counted(machine);
+        let packets = later.0.saturating_sub(earlier.0).max(1) as f64;
+        Ok(Sample {
+            gbits,
+            cost: used.as_nanos() as f64 / (bytes as f64 / 1024.0),
+            packet: bytes as f64 / packets,
+            kicks: later.1.saturating_sub(earlier.1) as f64 / packets,
+        })
     })
 }
 

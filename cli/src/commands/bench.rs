@@ -189,11 +189,11 @@ fn print_net(report: &bench::net::Report) -> io::Result<()> {
 
 fn print_vsock(report: &vsock::Report) -> io::Result<()> {
     let rows = report.rows.iter().map(|row| {
-        let [gbits, ratio, cost] =
-            [(row.gbits, 1), (row.ratio, 2), (row.monitor_ns, 0)].map(|(value, digits)| format!("{value:.digits$}"));
-        [row.direction.to_owned(), gbits, ratio, cost]
+        let numbers = [(row.gbits, 1), (row.ratio, 2), (row.monitor_ns, 0), (row.packet, 0), (row.kicks, 3)];
+        let [gbits, ratio, cost, packet, kicks] = numbers.map(|(value, digits)| format!("{value:.digits$}"));
+        [row.direction.to_owned(), gbits, ratio, cost, packet, kicks]
     });
-    output::table(["DIRECTION", "GBIT/S", "BY THE FLOOR", "MONITOR NS A KIB"], rows)?;
+    output::table(["DIRECTION", "GBIT/S", "BY THE FLOOR", "MONITOR NS A KIB", "BYTES EACH", "KICKS"], rows)?;
     let (runs, mib) = (report.runs, report.bytes >> 20);
     output::print(&format!(
         "medians of {runs} runs of {mib} MiB; floor, process to process: {:.1} Gbit/s\n",
