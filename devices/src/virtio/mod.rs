@@ -152,6 +152,12 @@ pub trait VirtioDevice: Send {
     /// The driver writes `data` at `offset` of the configuration space, within its bounds.
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
+    /// Goes on as its configuration, its part of a checked section, says now: only members have changed that are
+    /// [`adjustable`](table::DeviceKind::adjustable). After an error nothing has.
+    fn adjust(&mut self, _config: &serde_json::Value) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// The descriptors to watch while active.
     fn fds(&self) -> Vec<DeviceFd> {
         Vec::new()

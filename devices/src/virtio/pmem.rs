@@ -33,6 +33,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: Some("id"),
     swappable: &[],
+    adjustable: &[],
     limiters: &[],
     told: None,
     writable_files: |_| Vec::new(),

@@ -30,6 +30,7 @@ pub const KIND: DeviceKind = DeviceKind {
     },
     id_key: None,
     swappable: &[],
+    adjustable: &[],
     limiters: &[("rate_limiter", Scope::All)],
     told: None,
     writable_files: |_| Vec::new(),

@@ -34,6 +34,8 @@ pub struct DeviceKind {
     pub id_key: Option<&'static str>,
     /// Members of a device's configuration that can change while a machine runs, by a new device in place of the old one.
     pub swappable: &'static [&'static str],
+    /// The same of members that the device itself takes while it goes on ([`VirtioDevice::adjust`](super::VirtioDevice::adjust)).
+    pub adjustable: &'static [&'static str],
     /// Members of a device's configuration that limit it ([`RateLimiter`](super::limit::RateLimiter)), and what they limit.
     /// They can change while a machine runs.
     pub limiters: &'static [(&'static str, Scope)],

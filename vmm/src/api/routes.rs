@@ -248,7 +248,8 @@ fn told_route(kind: &'static DeviceKind, told: &'static Told, request: &http::Re
 
 /// Members of a device's configuration that can change while its machine runs.
 fn can_change(kind: &DeviceKind) -> impl Iterator<Item = &'static str> + use<> {
-    kind.swappable.iter().copied().chain(kind.limiters.iter().map(|(key, _)| *key))
+    let limiters = kind.limiters.iter().map(|(key, _)| *key);
+    kind.swappable.iter().chain(kind.adjustable).copied().chain(limiters)
 }
 
 /// A change of those members of a device that are in `able`: `null` takes a member away that can be swapped; of any other, and

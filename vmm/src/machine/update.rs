@@ -23,7 +23,7 @@ impl Handle {
     }
 
     /// Gives a device another host side: builds it anew with the changes, and puts it in the place of the old one between
-    /// two of the guest's requests. A snapshot that is taken later knows the new one. After an error nothing has changed.
+    /// two of the guest's requests; or only tells it, if it can go on with what changes. A snapshot that is taken later knows the new one. After an error nothing has changed.
     pub fn update_device(&self, update: &DeviceUpdate) -> Result<(), VmmError> {
         let parts = self.parts()?;
         // Held to the end, so that a snapshot sees a device and its configuration that belong together.
@@ -54,18 +54,23 @@ impl Handle {
         }
         let alone: Value = device.clone().into();
         let limits = Limits::of(kind, &alone)?;
-        let alone = if kind.id_key.is_some() { Value::Array(vec![alone]) } else { alone };
-        (kind.check)(&alone)?;
-        // A device goes on as it is if nothing but its limits change.
-        let only_limits = !update.changes.is_empty() && update.changes.keys().all(|key| limits_something(key));
-        let built = if only_limits { None } else { Some((kind.build)(&alone)?.pop().ok_or_else(missing)?) };
+        let section = if kind.id_key.is_some() { Value::Array(vec![alone.clone()]) } else { alone.clone() };
+        (kind.check)(&section)?;
+        // A device goes on if nothing changes but its limits, and what it takes itself.
+        let stays = |key: &String| limits_something(key) || kind.adjustable.contains(&key.as_str());
+        let goes_on = !update.changes.is_empty() && update.changes.keys().all(stays);
+        let built = if goes_on { None } else { Some((kind.build)(&section)?.pop().ok_or_else(missing)?) };
         let transport = parts.transports.get(index).ok_or_else(|| VmmError::from(SnapshotError::Ended))?;
         let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
         transport.set_limits(&limits).map_err(io_error("timer"))?;
-        if let Some(Err(e)) = built.map(|built| transport.replace(built)) {
+        let changed = match built {
+            Some(built) => transport.replace(built).map_err(|e| invalid(format!("the device{name}: {}", e.reason))),
+            None => transport.adjust(&alone).map_err(VmmError::from),
+        };
+        if changed.is_err() {
             // There is a timer, if it needs one: this cannot fail.
             let _ = transport.set_limits(&before);
-            return Err(invalid(format!("the device{name}: {}", e.reason)));
+            return changed;
         }
         parts.set_config(config);
         Ok(())

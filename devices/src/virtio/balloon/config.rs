@@ -23,6 +23,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: None,
     swappable: &["amount_mib", "stats_polling_interval_s"],
+    adjustable: &[],
     limiters: &[],
     told: Some(Told { members: &["stats_polling_interval_s"], tell }),
     writable_files: |_| Vec::new(),

@@ -27,6 +27,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: Some("drive_id"),
     swappable: &["path_on_host", "extents"],
+    adjustable: &[],
     limiters: &[
         ("rate_limiter", Scope::All),
         ("read_rate_limiter", Scope::Only(Direction::ToGuest)),

@@ -20,6 +20,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: None,
     swappable: &["columns", "rows"],
+    adjustable: &[],
     limiters: &[],
     told: None,
     writable_files: |_| Vec::new(),

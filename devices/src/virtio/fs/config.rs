@@ -36,6 +36,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: None,
     swappable: &[],
+    adjustable: &[],
     limiters: &[],
     told: None,
     // They are the host's, and stay where they are.

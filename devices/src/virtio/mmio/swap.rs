@@ -1,8 +1,14 @@
 //! Another device behind the same window, while the driver goes on: how a disk gets another file.
 
 use super::*;
+use crate::virtio::DeviceError;
 
 impl MmioTransport {
+    /// Has the device go on as its configuration says now, between two of the driver's requests.
+    pub fn adjust(&mut self, config: &serde_json::Value) -> Result<(), DeviceError> {
+        self.device.adjust(config)
+    }
+
     /// Puts `device` in the place of the one there is, between two of the driver's requests: those in flight come to
     /// their end first. It must be of the same kind and offer what the driver was offered. What the driver has written to
     /// the configuration space stays; it is told that the configuration has changed. After an error nothing has.

@@ -28,6 +28,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: Some("iface_id"),
     swappable: &["host_dev_name", "new_tap", "user", "unplugged"],
+    adjustable: &["egress"],
     limiters: &[
         ("rx_rate_limiter", Scope::Only(Direction::ToGuest)),
         ("tx_rate_limiter", Scope::Only(Direction::FromGuest)),
@@ -202,6 +203,12 @@ fn open(interface: &Interface) -> Result<Net, DeviceError> {
     let offer = Offer { mac: interface.guest_mac.map(|Mac(bytes)| bytes), mtu: interface.mtu, pairs };
     let egress = interface.egress.clone().map(Egress::new);
     Net::new(offer, backend, egress).map_err(DeviceError::host(SECTION, "watch the packets' source".into()))
+}
+
+/// Where packets may go that an interface's guest sends.
+pub(super) fn egress(interface: &Value) -> Result<Option<Vec<Rule>>, DeviceError> {
+    let interface: Interface = serde_json::from_value(interface.clone()).map_err(DeviceError::section(SECTION))?;
+    Ok(interface.egress)
 }
 
 #[cfg(any(test, feature = "testing"))]

@@ -188,6 +188,11 @@ impl Egress {
         Egress { rules, callers: vec![Caller::default(); CALLERS].into_boxed_slice() }
     }
 
+    /// Other rules; who has called is still known.
+    pub fn set_rules(&mut self, rules: Vec<Rule>) {
+        self.rules = rules;
+    }
+
     /// Whether a packet of the guest's of `len` bytes, header included, may leave, whose first bytes, up to [`HEAD`], are `head`.
     pub fn allows(&self, head: &[u8], len: usize) -> bool {
         self.judge(head, len).unwrap_or(false)

@@ -41,7 +41,7 @@ use pair::{Pair, Work};
 pub use stream::Stream;
 
 use super::table::check_state_version;
-use super::{DeviceFault, DeviceFd, DeviceInfo, Io, StateError, VirtioDevice};
+use super::{DeviceError, DeviceFault, DeviceFd, DeviceInfo, Io, StateError, VirtioDevice};
 
 const STATE_VERSION: u32 = 2;
 /// Most pairs of queues.
@@ -257,6 +257,14 @@ impl VirtioDevice for Net {
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    fn adjust(&mut self, config: &Value) -> Result<(), DeviceError> {
+        match (config::egress(config)?, &mut self.egress) {
+            (Some(rules), Some(egress)) => egress.set_rules(rules),
+            (rules, egress) => *egress = rules.map(Egress::new),
+        }
+        Ok(())
     }
 
     fn fds(&self) -> Vec<DeviceFd> {

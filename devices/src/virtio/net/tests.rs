@@ -431,4 +431,13 @@ fn a_packet_that_may_not_leave_is_counted_and_goes_nowhere() {
     (answer[35], answer[37]) = (80, 0);
     driver.request(TX, &[Part::Read(&[0; HEADER]), Part::Read(&answer)]);
     assert_eq!(heard(&mut theirs), answer);
+    // The list can change meanwhile. Who has called is known.
+    let now = |rules: Value| serde_json::json!({ "iface_id": "eth0", "unplugged": true, "egress": rules });
+    driver.lock().adjust(&now(serde_json::json!(["192.0.2.2"]))).unwrap();
+    assert!(driver.lock().adjust(&now(serde_json::json!(["192.0.2.1/8"]))).is_err());
+    for frame in [packet(1, 0), answer.clone(), packet(2, 0)] {
+        driver.request(TX, &[Part::Read(&[0; HEADER]), Part::Read(&frame)]);
+    }
+    assert_eq!((heard(&mut theirs), heard(&mut theirs)), (answer, packet(2, 0)));
+    assert_eq!(driver.lock().metrics().read().queues[TX].denied, 3);
 }

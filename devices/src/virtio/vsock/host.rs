@@ -36,6 +36,7 @@ pub const KIND: DeviceKind = DeviceKind {
     parse_flag,
     id_key: None,
     swappable: &[],
+    adjustable: &[],
     limiters: &[],
     told: None,
     writable_files: |_| Vec::new(),

@@ -27,6 +27,7 @@ const THERE: &[(&str, &str, &str)] = &[
     ("PUT", "/drives/root_1", r#"{"drive_id": "root_1", "path_on_host": "/d", "is_root_device": true}"#),
     ("PUT", "/network-interfaces/eth0", r#"{"iface_id": "eth0", "host_dev_name": "tap0", "rx_rate_limiter": null}"#),
     ("PATCH", "/network-interfaces/eth0", r#"{"iface_id": "eth0", "host_dev_name": "tap1"}"#),
+    ("PATCH", "/network-interfaces/eth0", r#"{"iface_id": "eth0", "egress": ["10.0.0.0/8:80"]}"#),
     ("PATCH", "/drives/root_1", r#"{"drive_id": "root_1", "path_on_host": "/e", "rate_limiter": null}"#),
     ("PUT", "/vsock", r#"{"guest_cid": 3, "uds_path": "/s", "vsock_id": "x"}"#),
     ("PUT", "/entropy", "{}"),
@@ -218,6 +219,10 @@ fn a_change_of_a_drive_names_what_changes() {
     let Ok(Request::UpdateDevice(update)) = ask("PATCH", "/drives/a", body) else { panic!() };
     let limiter = serde_json::json!({ "rate_limiter": { "ops": { "size": 1, "refill_time": 2 } } });
     assert_eq!(Value::Object(update.changes), limiter);
+    // Nor do those that say nothing of where packets may go.
+    let body = r#"{"iface_id": "eth0", "egress": null}"#;
+    let Ok(Request::UpdateDevice(update)) = ask("PATCH", "/network-interfaces/eth0", body) else { panic!() };
+    assert!(update.changes.is_empty());
 }
 
 #[test]
