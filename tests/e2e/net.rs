@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::json;
 use tests::control::Control;
 use tests::{Kvm, Lab, Running, cpio};
 
@@ -14,23 +15,41 @@ use crate::bare::own_kernel;
 use crate::ending::wait_for_the_orphan;
 use crate::lab;
 
-/// Bytes that are sent each way. Where guest kernels are emulated, each costs them 0.2 us.
+/// Bytes that are sent each way: 100 MB where the host's kernels run guests, as much as BULKHEAD_TEST_NET_BYTES says, or,
+/// where guest kernels are emulated and each byte costs them 0.2 us, what a test can wait for.
 fn bytes(lab: &Lab) -> u64 {
-    if lab.kvm() == Kvm::SoftwareNested { 1_000_000 } else { 20_000_000 }
+    let told = std::env::var("BULKHEAD_TEST_NET_BYTES").ok();
+    let told = told.map(|bytes| bytes.parse().expect("BULKHEAD_TEST_NET_BYTES is a number"));
+    told.unwrap_or(if lab.kvm() == Kvm::SoftwareNested { 1_000_000 } else { 100_000_000 })
+}
+
+/// A time within which guests on a network are through: each byte is made and looked at on both sides, twice.
+fn patience(lab: &Lab) -> Duration {
+    lab.patience(4) + Duration::from_micros(10 * bytes(lab))
 }
 
 /// As in the guest.
 fn pattern(at: u64) -> u8 {
-    (at ^ (at >> 8) ^ (at >> 16)) as u8
+    (at ^ (at >> 8) ^ (at >> 16) ^ (at >> 24)) as u8
 }
 
-/// Sends `bytes` to the other end, and tells whether as much of the same came back.
+/// Sends `bytes` to the other end, and tells whether as much of the same came back, and nothing else.
 fn exchange(mut other: TcpStream, bytes: u64) -> bool {
-    let all: Vec<u8> = (0..bytes).map(pattern).collect();
-    other.write_all(&all).unwrap();
-    let mut back = Vec::new();
-    other.read_to_end(&mut back).unwrap();
-    back == all
+    const PIECE: usize = 1 << 20;
+    let mut piece = vec![0; PIECE];
+    for at in (0..bytes).step_by(PIECE) {
+        let piece = &mut piece[..PIECE.min((bytes - at) as usize)];
+        piece.iter_mut().zip(at..).for_each(|(byte, at)| *byte = pattern(at));
+        other.write_all(piece).unwrap();
+    }
+    let mut at = 0;
+    loop {
+        let count = other.read(&mut piece).unwrap();
+        if count == 0 || !piece[..count].iter().zip(at..).all(|(byte, at)| *byte == pattern(at)) {
+            return count == 0 && at == bytes;
+        }
+        at += count as u64;
+    }
 }
 
 /// Does that with one client.
@@ -92,7 +111,7 @@ fn fetching(lab: &Lab, net: &str, address: &str, server: SocketAddr) -> Command 
 #[test]
 fn a_guest_fetches_through_a_tap() {
     let lab = lab!("a_guest_fetches_through_a_tap");
-    let patience = lab.patience(4);
+    let patience = patience(&lab);
     if !own_network("a_guest_fetches_through_a_tap") {
         return;
     }
@@ -125,7 +144,7 @@ fn a_guest_fetches_through_a_tap() {
 fn a_container_at_a_tap_of_its_own_reaches_what_it_may() {
     const TEST: &str = "a_container_at_a_tap_of_its_own_reaches_what_it_may";
     let lab = lab!(TEST);
-    let patience = lab.patience(4);
+    let patience = patience(&lab);
     if !own_network(TEST) {
         return;
     }
@@ -138,23 +157,21 @@ fn a_container_at_a_tap_of_its_own_reaches_what_it_may() {
         let words = ["run", "--network", "tap", "--egress", egress];
         lab.bulkhead([&words[..], more, &[&image, "/probe", "fetch", &address, &count]].concat())
     };
-    let ended = Running::start(run(&address, &[])).end(patience);
+    // Where it may not go at first, and may later.
+    let running = Running::start(run("192.0.2.1:9", &[]));
+    let control = wait_for_denied(&lab, &running, patience);
+    let change = json!({ "iface_id": "eth0", "egress": [&address] });
+    control.done("PATCH", "/network-interfaces/eth0", change.clone());
+    let now = control.get("/vm/config")["network-interfaces"][0]["egress"].clone();
+    assert_eq!(now, change["egress"]);
+    let ended = running.end(patience);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(server.join().unwrap());
     assert_eq!(own_taps(), 0);
 
     let running = Running::start(run("192.0.2.1:9", &["--name", "denied"]));
-    let control = Control::of(&running, the_only_machine(&lab, patience).join("api"), patience);
+    wait_for_denied(&lab, &running, patience);
     let deadline = Instant::now() + patience;
-    let denied = || {
-        let metrics = control.get("/bulkhead/v1/metrics");
-        let mut devices = metrics["devices"].as_array().into_iter().flatten();
-        devices.find(|device| device["kind"] == "net").map_or(0, |net| net["queues"][1]["denied"].as_u64().unwrap())
-    };
-    while denied() == 0 {
-        assert!(Instant::now() < deadline, "none of its packets was denied");
-        std::thread::sleep(Duration::from_millis(10));
-    }
     assert_eq!(own_taps(), 1);
     running.signal(Signal::KILL);
     while own_taps() > 0 {
@@ -170,6 +187,22 @@ fn a_container_at_a_tap_of_its_own_reaches_what_it_may() {
     lab.assert_clean();
 }
 
+/// The control socket of the one machine, once a packet of its guest's was not let out.
+fn wait_for_denied(lab: &Lab, running: &Running, patience: Duration) -> Control {
+    let control = Control::of(running, the_only_machine(lab, patience).join("api"), patience);
+    let deadline = Instant::now() + patience;
+    let denied = || {
+        let metrics = control.get("/bulkhead/v1/metrics");
+        let mut devices = metrics["devices"].as_array().into_iter().flatten();
+        devices.find(|device| device["kind"] == "net").map_or(0, |net| net["queues"][1]["denied"].as_u64().unwrap())
+    };
+    while denied() == 0 {
+        assert!(Instant::now() < deadline, "none of its packets was denied");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    control
+}
+
 /// Out through passt, and in through a port of the host: the first container boots, the second goes on from its template.
 #[test]
 fn a_container_reaches_out_and_is_reached_through_passt() {
@@ -179,7 +212,7 @@ fn a_container_reaches_out_and_is_reached_through_passt() {
         tests::lab::skip(TEST, "passt is not installed");
         return;
     }
-    let patience = lab.patience(4);
+    let patience = patience(&lab);
     if !own_network(TEST) {
         return;
     }

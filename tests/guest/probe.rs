@@ -63,7 +63,7 @@ fn number(word: &str) -> u64 {
 
 /// Byte `at` of what a server sends, as in `tests/e2e/net.rs`.
 fn pattern(at: u64) -> u8 {
-    (at ^ (at >> 8) ^ (at >> 16)) as u8
+    (at ^ (at >> 8) ^ (at >> 16) ^ (at >> 24)) as u8
 }
 
 fn fetch(address: &str, bytes: u64) -> ExitCode {
