@@ -33,7 +33,8 @@ fuzz_target!(|data: &[u8]| {
                 drop(theirs.write(&frame));
             }
             3 => {
-                let command = input.bytes(usize::from(input.byte()) % 12);
+                let len = usize::from(input.byte()) % 12;
+                let command = input.bytes(len);
                 let _ = driver.add(4, &[Part::Read(command), Part::Write(u32::from(input.byte() & 3))]);
             }
             _ => {
