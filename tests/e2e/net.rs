@@ -15,12 +15,16 @@ use crate::bare::own_kernel;
 use crate::ending::wait_for_the_orphan;
 use crate::lab;
 
-/// Bytes that are sent each way: 100 MB where the host's kernels run guests, as much as BULKHEAD_TEST_NET_BYTES says, or,
-/// where guest kernels are emulated and each byte costs them 0.2 us, what a test can wait for.
+/// Bytes that are sent each way: 100 MB, but where guests or their host are emulated what a test can wait for. All of it there, too,
+/// with BULKHEAD_TEST_NET_BYTES=100000000.
 fn bytes(lab: &Lab) -> u64 {
-    let told = std::env::var("BULKHEAD_TEST_NET_BYTES").ok();
-    let told = told.map(|bytes| bytes.parse().expect("BULKHEAD_TEST_NET_BYTES is a number"));
-    told.unwrap_or(if lab.kvm() == Kvm::SoftwareNested { 1_000_000 } else { 100_000_000 })
+    let usual = match lab.kvm() {
+        Kvm::SoftwareNested => 1_000_000,
+        Kvm::Hardware if std::env::var_os("BULKHEAD_TEST_EMULATOR").is_some() => 20_000_000,
+        Kvm::Hardware => 100_000_000,
+    };
+    std::env::var("BULKHEAD_TEST_NET_BYTES")
+        .map_or(usual, |bytes| bytes.parse().expect("BULKHEAD_TEST_NET_BYTES is a number"))
 }
 
 /// A time within which guests on a network are through: each byte is made and looked at on both sides, twice.
