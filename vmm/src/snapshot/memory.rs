@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::SeekFrom;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::behind::Behind;
 use crate::memory::Ram;
 
 /// Bytes of a page of the host.
@@ -58,7 +59,7 @@ pub struct Source {
 ///
 /// `sources` are what RAM is a private view of, if it is one.
 pub fn write(ram: &Ram, sources: &[Source], file: &File, id: &[u8; ID_LEN]) -> io::Result<Written> {
-    let mut written = Written::default();
+    let (mut written, mut behind) = (Written::default(), Behind::new(file));
     for_each_region(ram, PRESENT_OR_SWAPPED, 0, &mut |bytes, candidates, offset| {
         for source in sources {
             match &source.extents {
@@ -66,7 +67,7 @@ pub fn write(ram: &Ram, sources: &[Source], file: &File, id: &[u8; ID_LEN]) -> i
                 Some(extents) => mark_extents(extents, offset, candidates),
             }
         }
-        written.bytes += write_pages(bytes, candidates, file, offset)?;
+        written.bytes += write_pages(bytes, candidates, file, offset, &mut behind)?;
         Ok(())
     })?;
     finish(ram, file, id)?;
@@ -76,9 +77,9 @@ pub fn write(ram: &Ram, sources: &[Source], file: &File, id: &[u8; ID_LEN]) -> i
 /// Writes the pages of `ram` that are no longer those of the files that it is a private view of; returns which they are.
 /// Otherwise as [`write()`]. What vCPUs and devices write is found alike: both write through the one mapping.
 pub fn write_changed(ram: &Ram, file: &File, id: &[u8; ID_LEN]) -> io::Result<(Written, Vec<Extent>)> {
-    let (mut written, mut extents) = (Written::default(), Vec::new());
+    let (mut written, mut extents, mut behind) = (Written::default(), Vec::new(), Behind::new(file));
     for_each_region(ram, PRESENT_OR_SWAPPED, OF_FILE, &mut |bytes, changed, offset| {
-        written.bytes += write_pages(bytes, changed, file, offset)?;
+        written.bytes += write_pages(bytes, changed, file, offset, &mut behind)?;
         extents.extend(runs(changed, offset / PAGE as u64));
         Ok(())
     })?;
@@ -212,7 +213,7 @@ pub fn data_runs(file: &File, offset: u64, pages: usize, with: &mut dyn FnMut(Ra
 }
 
 /// Writes the candidates that are not all zeros, in runs; returns their bytes.
-fn write_pages(bytes: &[u8], candidates: &[bool], file: &File, offset: u64) -> io::Result<u64> {
+fn write_pages(bytes: &[u8], candidates: &[bool], file: &File, offset: u64, behind: &mut Behind) -> io::Result<u64> {
     let holds = |page: usize| candidates[page] && !is_zero(&bytes[page * PAGE..(page + 1) * PAGE]);
     let mut total = 0;
     let mut page = 0;
@@ -226,7 +227,9 @@ fn write_pages(bytes: &[u8], candidates: &[bool], file: &File, offset: u64) -> i
             page += 1;
         }
         let run = &bytes[first * PAGE..page * PAGE];
-        file.write_all_at(run, offset + (first * PAGE) as u64)?;
+        let at = offset + (first * PAGE) as u64;
+        file.write_all_at(run, at)?;
+        behind.written(at, run.len() as u64);
         total += run.len() as u64;
     }
     Ok(total)

@@ -9,6 +9,7 @@
 //! A snapshot is as untrusted as the network: [`Snapshot::decode`] bounds everything, devices check their own state, and
 //! KVM checks that of the vCPUs.
 
+mod behind;
 pub mod disks;
 pub mod files;
 pub mod format;
