@@ -1,6 +1,6 @@
 //! Several vCPUs, much memory, vector registers under preemption, ten at once.
 
-use tests::Running;
+use tests::{Kvm, Running};
 
 use crate::lab;
 
@@ -40,7 +40,7 @@ fn vector_registers_survive_preemption() {
     lab.assert_clean();
 }
 
-/// A guest with 8 GiB has 8 GiB, above the hole too; one with 64 MiB boots as well.
+/// A guest with 64 MiB has them, and one with 8 GiB has 8 GiB, above the hole too.
 #[test]
 fn memory_is_what_was_asked_for() {
     let lab = lab!("memory_is_what_was_asked_for");
@@ -53,8 +53,14 @@ fn memory_is_what_was_asked_for() {
     };
     let small = memory("64m", 1);
     assert!((30..=64).contains(&small), "{small} MiB of 64");
-    if lab.memory_mib() < 8192 {
-        tests::lab::skip("memory_is_what_was_asked_for", "this host has less than 8 GiB");
+    let too_much = match lab.kvm() {
+        Kvm::SoftwareNested => {
+            Some("kernel mode is emulated: two million page structures take minutes; 64 MiB were tested")
+        }
+        Kvm::Hardware => (lab.memory_mib() < 8192).then_some("this host has less than 8 GiB"),
+    };
+    if let Some(reason) = too_much {
+        tests::lab::skip("memory_is_what_was_asked_for", reason);
         return;
     }
     let big = memory("8g", 4);
@@ -70,21 +76,8 @@ fn ten_at_once() {
     let start = |n: usize| {
         let script = format!("echo out {n}; echo err {n} >&2; hostname; cat /proc/sys/kernel/random/uuid; exit {n}");
         let name = format!("vm{n}");
-        let mut command = lab.bulkhead([
-            "run",
-            "-m",
-            "96m",
-            "--name",
-            &name,
-            "--hostname",
-            &name,
-            &lab.debian(),
-            "sh",
-            "-c",
-            &script,
-        ]);
-        command.env("N", n.to_string());
-        Running::start(command)
+        let image = lab.debian();
+        Running::start(lab.bulkhead(["run", "--name", &name, "--hostname", &name, &image, "sh", "-c", &script]))
     };
     let running: Vec<Running> = (0..10).map(start).collect();
     let mut uuids = std::collections::BTreeSet::new();
