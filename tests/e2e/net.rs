@@ -79,6 +79,21 @@ pub(crate) fn ip(words: &[&str]) {
     assert!(done.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
+/// Has TCP of this thread's network send large packets also to a peer that seems slow: to one whose kernel is emulated each costs
+/// the same, whatever is in it.
+fn send_large_packets() {
+    for (name, value) in [("tcp_congestion_control", "reno"), ("tcp_min_tso_segs", "44")] {
+        std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value).unwrap();
+    }
+}
+
+/// Packets that have come in by an interface of this thread's network.
+fn packets_from(interface: &str) -> u64 {
+    let interfaces = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let numbers = interfaces.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
+    numbers.unwrap().split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 /// A tap interface that stays without anybody at it, with an address.
 pub(crate) fn make_tap(name: &str, address: &str) {
     let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun").expect("/dev/net/tun");
@@ -119,6 +134,7 @@ fn a_guest_fetches_through_a_tap() {
     if !own_network("a_guest_fetches_through_a_tap") {
         return;
     }
+    send_large_packets();
     make_tap("bh0", "192.0.2.1/24");
     let listener = TcpListener::bind("192.0.2.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -130,12 +146,15 @@ fn a_guest_fetches_through_a_tap() {
     assert!(server.join().unwrap());
 
     // A container, which is told its address.
-    let server = serve(&listener, bytes(&lab));
+    let (server, before) = (serve(&listener, bytes(&lab)), packets_from("bh0"));
     let (address, count) = (address.to_string(), bytes(&lab).to_string());
     let words = ["run", "--network", "tap=bh0", &lab.probe_image(), "/probe", "fetch", &address, &count];
     let ended = Running::start(lab.bulkhead(words)).end(patience);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(server.join().unwrap());
+    // Acknowledgements too. Two segments in each would be three times as many.
+    let packets = packets_from("bh0") - before;
+    assert!(lab.kvm() != Kvm::SoftwareNested || packets < 100 + bytes(&lab) / 10_000, "{packets} packets");
 
     let ended = lab.run(["boot", "--kernel", &own_kernel(&lab), "--net", "tap=bh1"]);
     assert_eq!(ended.code, Some(125), "{ended:?}");
