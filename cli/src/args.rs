@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::bench::{Bench, BenchWhat};
 pub use self::containers::{Filter, Inspect, Kill, Kind, Logs, Port, Ps, Rename, Rm, Start, Stop, Wait};
 pub use self::exec::Exec;
-pub use self::images::{History, Images, Load, Rmi, Save, Tag};
+pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
 pub use self::network::{Destination, Network, Publish};
 #[cfg(test)]
 pub use self::network::{egress, publish};
@@ -97,6 +97,10 @@ pub enum Verb {
     Commit(Commit),
     /// Load images from an OCI layout, an OCI archive or a docker archive into the store
     Load(Load),
+    /// Bring an image from a registry into the store
+    Pull(Pull),
+    /// Give a loaded image to a registry
+    Push(Push),
     /// List loaded images
     Images(Images),
     /// Remove loaded images

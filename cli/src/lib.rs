@@ -166,6 +166,8 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Restore(restore) => commands::restore::restore(restore, cli.talk, began),
         Verb::Rollback(rollback) => commands::snapshots::rollback(&rollback),
         Verb::Commit(commit) => commands::snapshots::commit(&commit, cli.talk),
+        Verb::Pull(pull) => commands::registry::pull(&pull, cli.talk),
+        Verb::Push(push) => commands::registry::push(&push, cli.talk),
         Verb::Load(load) => commands::images::load(&load, cli.talk),
         Verb::Images(images) => commands::images::images(&images, cli.talk),
         Verb::Tag(tag) => commands::images::tag(&tag),

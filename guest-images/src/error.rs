@@ -69,7 +69,9 @@ pub enum ImageError {
         source: MergeError,
     },
     /// No loaded image of that name.
-    #[error("no image '{name}' in the store; there is: {available} (load one with `bulkhead load FILE`)")]
+    #[error(
+        "no image '{name}' in the store; there is: {available} (`bulkhead pull NAME` or `bulkhead load FILE` brings one)"
+    )]
     NotFound {
         /// The name.
         name: String,

@@ -30,8 +30,8 @@ pub use layer::Limits;
 pub use oci::config::ProcessDefaults;
 pub use oci::reference::ImageRef;
 pub use store::{
-    CONTAINERS, ImageDetails, ImageInfo, Keeper, KeptBlob, KeptLayers, Layer, LayerKey, LayersInUse, PreparedImage,
-    Progress, SNAPSHOTS, Step, Store,
+    CONTAINERS, ImageDetails, ImageInfo, Keeper, KeptBlob, KeptLayers, Layer, LayerKey, LayersInUse, Original,
+    PreparedImage, Progress, SNAPSHOTS, Step, Store,
 };
 
 /// The guest's first process, a static executable, built from `guest-images/init` by this crate's build script.

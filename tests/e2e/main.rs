@@ -14,6 +14,7 @@
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
 //! | [`memory`] | RAM of machines that go on from a snapshot |
 //! | [`net`] | guests on a network |
+//! | [`registry`] | images from and to a registry on this host |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
@@ -43,6 +44,7 @@ mod load;
 mod many;
 mod memory;
 mod net;
+mod registry;
 mod snapshots;
 mod tracer;
 mod verbs;

@@ -31,6 +31,20 @@ pub struct Save {
 }
 
 #[derive(Debug, Args)]
+pub struct Pull {
+    /// An image at a registry; without a host in its name that is docker's
+    #[arg(value_name = "[HOST[:PORT]/]NAME[:TAG][@DIGEST]", value_parser = NonEmptyStringValueParser::new())]
+    pub image: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Push {
+    /// A loaded image, whose name says where to; `bulkhead tag` gives it one
+    #[arg(value_name = "[HOST[:PORT]/]NAME[:TAG]", value_parser = NonEmptyStringValueParser::new())]
+    pub image: String,
+}
+
+#[derive(Debug, Args)]
 pub struct Tag {
     /// A loaded image, by name or the beginning of the id
     #[arg(value_name = "IMAGE", value_parser = NonEmptyStringValueParser::new())]

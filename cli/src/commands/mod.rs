@@ -10,6 +10,7 @@ pub mod images;
 pub mod inspect;
 pub mod logs;
 pub mod ps;
+pub mod registry;
 pub mod restore;
 pub mod run;
 pub mod snapshots;

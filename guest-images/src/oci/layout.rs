@@ -47,6 +47,18 @@ pub fn resolve_all(source: &Source) -> Result<Vec<Resolved>, OciError> {
     search(source, &index.manifests().iter().collect::<Vec<_>>())
 }
 
+/// The image whose manifest (or index of manifests) a descriptor names.
+///
+/// # Errors
+/// See [`OciError`].
+pub fn resolve_descriptor(source: &Source, descriptor: &Descriptor) -> Result<Resolved, OciError> {
+    let mut found = search(source, &[descriptor])?;
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        _ => Err(OciError::Ambiguous(printable(descriptor.digest().as_ref()))),
+    }
+}
+
 fn index(source: &Source) -> Result<ImageIndex, OciError> {
     parse(&read_json(source, INDEX)?, INDEX)
 }

@@ -144,6 +144,13 @@ pub enum OciError {
     Nesting(usize),
 }
 
+impl OciError {
+    /// A document that cannot be made or read, in the words of whoever knows its form.
+    pub(crate) fn spec(what: &str, problem: oci_spec::OciSpecError) -> Self {
+        OciError::Json { what: what.to_owned(), source: serde::ser::Error::custom(problem) }
+    }
+}
+
 /// Text of the image for use in an error: one line, bounded.
 pub(crate) fn printable(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).take(200).collect();

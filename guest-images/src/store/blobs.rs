@@ -12,6 +12,7 @@ use crate::oci::layout::blob_path;
 use crate::oci::source::{Blob, Source, SourceError};
 use crate::oci::{LayerBlob, Manifest, OciError, Resolved};
 use crate::pipe::Compression;
+use oci_spec::OciSpecError;
 use oci_spec::image::{Descriptor, DescriptorBuilder, ImageManifestBuilder, MediaType};
 use rustix::fs::FlockOperation;
 use std::fs::{self, DirBuilder, File};
@@ -162,10 +163,7 @@ impl Store {
 
     /// A manifest for an image that came without one: the same for the same blobs. The configuration is the first.
     fn manifest_for(&self, blobs: &[KeptBlob]) -> Result<Manifest, OciError> {
-        let spec = |problem: oci_spec::OciSpecError| OciError::Json {
-            what: "image manifest".into(),
-            source: serde::ser::Error::custom(problem),
-        };
+        let spec = |problem| OciError::spec("image manifest", problem);
         let (config, layers) = blobs.split_first().ok_or(OciError::Layers(0))?;
         let config = descriptor(config, MediaType::ImageConfig).map_err(spec)?;
         let layers = layers.iter().map(|blob| descriptor(blob, layer_type(&blob.file)));
@@ -203,9 +201,20 @@ fn read_error(source: &Source, layer: &LayerBlob, error: io::Error) -> OciError 
     SourceError::Read { path: source.path().join(&layer.path), source: error }.into()
 }
 
-fn descriptor(blob: &KeptBlob, media_type: MediaType) -> Result<Descriptor, oci_spec::OciSpecError> {
-    let digest: oci_spec::image::Digest = blob.digest.to_string().parse()?;
-    DescriptorBuilder::default().media_type(media_type).digest(digest).size(blob.bytes).build()
+impl Original {
+    /// What leads to the manifest.
+    pub(super) fn descriptor(&self) -> Result<Descriptor, OciSpecError> {
+        describe(&self.manifest, self.bytes, MediaType::from(self.media_type.as_str()))
+    }
+}
+
+fn descriptor(blob: &KeptBlob, media_type: MediaType) -> Result<Descriptor, OciSpecError> {
+    describe(&blob.digest, blob.bytes, media_type)
+}
+
+fn describe(digest: &Digest, bytes: u64, media_type: MediaType) -> Result<Descriptor, OciSpecError> {
+    let digest: oci_spec::image::Digest = digest.to_string().parse()?;
+    DescriptorBuilder::default().media_type(media_type).digest(digest).size(bytes).build()
 }
 
 fn layer_type(file: &File) -> MediaType {

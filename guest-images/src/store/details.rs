@@ -89,6 +89,15 @@ impl Store {
         Ok(steps)
     }
 
+    /// The blobs of a loaded image.
+    ///
+    /// # Errors
+    /// As [`Store::details`].
+    pub fn original_of(&self, name: &str) -> Result<Original, ImageError> {
+        let record = self.find(name)?;
+        self.original(&record).cloned()
+    }
+
     pub(super) fn original<'a>(&self, record: &'a Record) -> Result<&'a Original, ImageError> {
         record.original.as_ref().ok_or_else(|| ImageError::NoOriginal(record.name.clone()))
     }

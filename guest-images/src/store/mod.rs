@@ -28,8 +28,8 @@ pub use blobs::KeptBlob;
 pub use details::{ImageDetails, Step};
 pub use kept::{CONTAINERS, Keeper, KeptLayers, LayerKey, SNAPSHOTS};
 pub use layers::Layer;
-pub use records::ImageInfo;
 use records::Record;
+pub use records::{ImageInfo, Original};
 
 use crate::digest::Digest;
 use crate::error::ImageError;

@@ -148,6 +148,23 @@ impl Store {
         Ok(loaded)
     }
 
+    /// Makes an image of blobs that are in the store already, and held there by the caller. It replaces what has had its name.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; the blobs may be no image, whatever their digests are.
+    pub fn adopt(&self, name: &str, original: Original, progress: &mut dyn Progress) -> Result<ImageInfo, ImageError> {
+        let name = normalize_name(name)?;
+        let oci = |source| ImageError::Oci { image: name.clone(), source };
+        let source = Source::dir(&self.dir).map_err(|e| oci(e.into()))?;
+        let descriptor = original.descriptor().map_err(|e| oci(OciError::spec("image manifest", e)))?;
+        let image = layout::resolve_descriptor(&source, &descriptor).map_err(oci)?;
+        let held = self.convert(&name, &source, &image, progress)?;
+        let work = self.lock()?;
+        let record = record(name, &image, &held, &original);
+        self.write_record(&work, &record)?;
+        Ok(record.into())
+    }
+
     /// Gives a loaded image another name as well. Whatever had that name before is without it.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ pub(super) struct Record {
 
 /// The blobs of a loaded image, as they came.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Original {
+pub struct Original {
     /// Digest of its manifest.
     pub manifest: Digest,
     /// The manifest's media type.
