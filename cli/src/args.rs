@@ -17,7 +17,7 @@ use ::vmm::config::BootProtocol;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
-pub use self::containers::{Filter, Inspect, Kill, Kind, Logs, Port, Ps, Rename, Rm, Start, Stop, Wait};
+pub use self::containers::{Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Wait};
 pub use self::exec::Exec;
 pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
 pub use self::network::{Destination, Network, Publish};
@@ -67,6 +67,10 @@ pub enum Verb {
     Restart(Stop),
     /// Send a signal to the processes of containers
     Kill(Kill),
+    /// Have the processors of containers stand still
+    Pause(Names),
+    /// Have paused containers go on
+    Unpause(Names),
     /// Wait for containers to end, and print their exit codes
     Wait(Wait),
     /// Print what a container's process has written

@@ -152,6 +152,8 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Stop(stop) => commands::containers::stop(&stop),
         Verb::Restart(restart) => commands::containers::restart(&restart),
         Verb::Kill(kill) => commands::containers::kill(&kill),
+        Verb::Pause(names) => commands::containers::pause(&names),
+        Verb::Unpause(names) => commands::containers::unpause(&names),
         Verb::Wait(wait) => commands::containers::wait(&wait),
         Verb::Rm(rm) => commands::containers::rm(&rm),
         Verb::Rename(rename) => commands::containers::rename(&rename),

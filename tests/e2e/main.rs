@@ -15,6 +15,7 @@
 //! | [`memory`] | RAM of machines that go on from a snapshot |
 //! | [`net`] | guests on a network |
 //! | [`registry`] | images from and to a registry on this host |
+//! | [`paused`] | containers that stand still |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
@@ -44,6 +45,7 @@ mod load;
 mod many;
 mod memory;
 mod net;
+mod paused;
 mod registry;
 mod snapshots;
 mod tracer;

@@ -124,6 +124,13 @@ pub struct Kill {
 }
 
 #[derive(Debug, Args)]
+pub struct Names {
+    /// Containers, by name or the beginning of the id
+    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct Wait {
     /// Containers, by name or the beginning of the id
     #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]

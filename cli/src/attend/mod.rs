@@ -40,6 +40,10 @@ pub enum Order {
         /// Which: 1 to 31.
         signal: u8,
     },
+    /// Have its processors stand still.
+    Pause {},
+    /// Have them go on.
+    Unpause {},
     /// End the VM, whatever its guest says to that.
     End {},
     /// Go on from a snapshot, in place of what the VM is now.
@@ -161,6 +165,8 @@ mod tests {
             Order::About {},
             Order::Snapshot { name: None },
             Order::Rollback { to: "one".into() },
+            Order::Pause {},
+            Order::Unpause {},
             Order::Exec(Exec { args: vec!["true".into()], ..Exec::default() }),
             Order::Exec(Exec { env: vec!["A=1".into()], cwd: Some("/".into()), user: Some("0".into()), ..exec }),
         ] {

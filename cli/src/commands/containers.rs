@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::events::monotonic_ns;
 
 use super::inspect::find;
-use crate::args::{Kill, Rename, Rm, Start, Stop, Talk, Wait};
+use crate::args::{Kill, Names, Rename, Rm, Start, Stop, Talk, Wait};
 use crate::attend::Order;
 use crate::attend::client::{AskError, ask};
 use crate::containers::{Containers, ContainersError, Entry, Status};
@@ -57,6 +57,9 @@ pub fn start(args: &Start, talk: Talk, began: u64) -> Outcome {
 /// Starts one, unless it runs.
 fn in_background(word: &str) -> anyhow::Result<()> {
     let entry = find(word)?;
+    if entry.record.state.paused {
+        return Err(anyhow!("cannot start container {word}: it is paused; `bulkhead unpause {word}` has it go on"));
+    }
     if entry.record.state.status == Status::Running {
         return Ok(());
     }
@@ -121,6 +124,24 @@ pub fn kill(args: &Kill) -> Outcome {
         }
         Ok(word.to_owned())
     })
+}
+
+/// Has them stand still.
+pub fn pause(args: &Names) -> Outcome {
+    each(&args.containers, |word| stand_still(word, &Order::Pause {}))
+}
+
+/// Has those go on that stand still.
+pub fn unpause(args: &Names) -> Outcome {
+    each(&args.containers, |word| stand_still(word, &Order::Unpause {}))
+}
+
+fn stand_still(word: &str, order: &Order) -> anyhow::Result<String> {
+    let running = Running::of(&find(word)?)?;
+    let running =
+        running.ok_or_else(|| anyhow!("container {word} is not running; `bulkhead start {word}` starts it"))?;
+    running.order(order)?;
+    Ok(word.to_owned())
 }
 
 /// Waits for them to end, and prints their exit codes.
@@ -210,7 +231,14 @@ impl Running {
 
     /// Sends its process a signal. One that has ended meanwhile needs none.
     fn signal(&self, signal: u8) -> anyhow::Result<()> {
-        self.order(&Order::Signal { signal })
+        self.order(&Order::Signal { signal })?;
+        // As docker: one that stands still goes on to end, and finds any other signal when it goes on.
+        let ends = signal == SIGKILL || signal == self.entry.record.stop_signal;
+        if ends && self.entry.record.state.paused {
+            // Somebody else may have been quicker.
+            let _ = self.order(&Order::Unpause {});
+        }
+        Ok(())
     }
 
     /// Kills its processes; its VM, if that does not help.

@@ -133,7 +133,7 @@ fn describe(entry: &Entry) -> Value {
         "Path": program,
         "Args": arguments,
         "State": {
-            "Status": state.status.word(), "Running": running, "Paused": false, "Restarting": false, "Dead": false,
+            "Status": state.word(), "Running": running, "Paused": state.paused, "Restarting": false, "Dead": false,
             "Pid": state.pid, "ExitCode": state.exit_code, "Error": state.error,
             "StartedAt": clock::rfc3339(state.started_ns), "FinishedAt": clock::rfc3339(state.finished_ns),
         },

@@ -54,7 +54,7 @@ fn row(entry: &Entry, now_ns: u64, whole: bool) -> Value {
         "Command": command,
         "CreatedAt": clock::rfc3339(record.created_ns),
         "RunningFor": format!("{} ago", since(record.created_ns, now_ns)),
-        "State": record.state.status.word(),
+        "State": record.state.word(),
         "Status": status(record, now_ns),
         "Ports": ports(record).join(", "),
         "Labels": sanitize(&labels),
@@ -71,7 +71,10 @@ fn status(record: &Record, now_ns: u64) -> String {
     let state = &record.state;
     match state.status {
         Status::Created => "Created".into(),
-        Status::Running => format!("Up {}", since(state.started_ns, now_ns)),
+        Status::Running => {
+            let paused = if state.paused { " (Paused)" } else { "" };
+            format!("Up {}{paused}", since(state.started_ns, now_ns))
+        }
         Status::Exited => format!("Exited ({}) {} ago", state.exit_code, since(state.finished_ns, now_ns)),
     }
 }
@@ -101,7 +104,7 @@ fn fits_one(entry: &Entry, key: &str, value: &str) -> bool {
     match key {
         "name" => entry.name.contains(value.trim_start_matches('^').trim_start_matches('/').trim_end_matches('$')),
         "id" => record.id.as_str().starts_with(value),
-        "status" => record.state.status.word() == value,
+        "status" => record.state.word() == value,
         "exited" => record.state.status == Status::Exited && value.parse() == Ok(record.state.exit_code),
         "ancestor" => {
             let id = record.image_id.trim_start_matches("sha256:");
@@ -152,6 +155,8 @@ mod tests {
         entry.record.start();
         entry.record.state.started_ns = now - 5_000_000_000;
         assert_eq!(cells(&entry)[4..6], ["Up 5 seconds", "127.0.0.1:8080->80/tcp"]);
+        entry.record.state.paused = true;
+        assert_eq!((&cells(&entry)[4][..], entry.record.state.word()), ("Up 5 seconds (Paused)", "paused"));
         entry.record.end(3, String::new());
         entry.record.state.finished_ns = now - 1_000_000_000;
         assert_eq!(cells(&entry)[4..6], ["Exited (3) 1 second ago", ""]);

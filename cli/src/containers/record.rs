@@ -56,6 +56,8 @@ pub struct Record {
 pub struct State {
     /// In one word.
     pub status: Status,
+    /// It runs, and stands still.
+    pub paused: bool,
     /// Process that has it, if it runs.
     pub pid: u32,
     /// How it ended last: the process's own, or 125, 126, 127, 128 + signal.
@@ -79,6 +81,13 @@ pub enum Status {
     Running,
     /// Its process has ended.
     Exited,
+}
+
+impl State {
+    /// As docker says it.
+    pub fn word(&self) -> &'static str {
+        if self.paused { "paused" } else { self.status.word() }
+    }
 }
 
 impl Status {
@@ -120,7 +129,7 @@ impl Record {
 
     fn finish(&mut self, status: Status, code: u8, error: String) {
         let finished_ns = if status == Status::Created { 0 } else { now_ns() };
-        self.state = State { status, pid: 0, exit_code: code, error, finished_ns, ..self.state };
+        self.state = State { status, paused: false, pid: 0, exit_code: code, error, finished_ns, ..self.state };
     }
 
     /// The file's bytes.

@@ -8,12 +8,14 @@
 //! It ends no VM but one that it has started itself and that does not work; it talks to the control sockets of those there are.
 //!
 //! - this file: orders;
+//! - [`pause`]: the VM standing still because a client wants it so;
 //! - [`execs`]: processes that have joined the container's main one;
 //! - [`tracked`]: the container's record, which follows what becomes of the VM;
 //! - [`history`]: where the VM came from, and what the next snapshot can be a change to.
 
 mod execs;
 mod history;
+mod pause;
 mod tracked;
 
 use std::io;
@@ -66,6 +68,8 @@ pub struct Owner {
     container: Option<Shared>,
     /// Its process runs.
     runs: bool,
+    /// Its processors stand still, by a client's order.
+    paused: bool,
     job: Option<Job>,
     execs: Execs,
     /// Readable if there is something of clients, or of a VM that is being tried out.
@@ -109,6 +113,7 @@ impl Owner {
             succession,
             container: None,
             runs: false,
+            paused: false,
             job: None,
             execs: Execs::default(),
             any,
@@ -164,8 +169,11 @@ impl Owner {
                 return Some(Wish::End);
             }
             Order::Signal { signal } => return self.signal(signal, client),
+            Order::Exec(_) | Order::Snapshot { .. } | Order::Rollback { .. } if self.paused => {
+                return self.refuse_paused(client);
+            }
             Order::Exec(exec) => return self.exec(exec, client),
-            Order::Snapshot { .. } | Order::Rollback { .. } => {}
+            Order::Snapshot { .. } | Order::Rollback { .. } | Order::Pause {} | Order::Unpause {} => {}
         }
         if self.job.is_some() {
             client.refuse("the microVM is being snapshotted or rolled back; try again when that is done");
@@ -183,6 +191,8 @@ impl Owner {
                 Ok(successor) => self.judge(successor, client),
                 Err(error) => refuse(client, &error),
             },
+            Order::Pause {} => self.pause(true, client),
+            Order::Unpause {} => self.pause(false, client),
             Order::About {} | Order::End {} | Order::Signal { .. } | Order::Exec(_) => None,
         }
     }

@@ -34,6 +34,12 @@ impl Tracked {
         }
     }
 
+    /// It stands still, or goes on.
+    pub fn paused(&mut self, paused: bool) {
+        self.record.state.paused = paused;
+        self.write();
+    }
+
     /// Its process has ended with this code, or could not be started.
     pub fn ended(&mut self, code: u8, error: String) {
         self.record.end(code, error);
