@@ -16,6 +16,13 @@ pub fn own_kernel(lab: &Lab) -> String {
     kernel["detail"].as_str().unwrap().split_once(": ").unwrap().1.to_owned()
 }
 
+/// The layer of the Debian image that has Debian itself, as a file system. Call it after [`Lab::patience`], whose guest has it made.
+pub fn base_layer(lab: &Lab) -> PathBuf {
+    let layers = std::fs::read_dir(lab.store().join("layers")).unwrap().map(|entry| entry.unwrap().path());
+    let layer = layers.filter(|path| path.extension().is_some_and(|extension| extension == "erofs"));
+    layer.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap()
+}
+
 /// Debian's unmodified kernel and an initramfs for it, where this host's harness brings them.
 fn debians_kernel(test: &str, lab: &Lab) -> Option<(PathBuf, PathBuf)> {
     if lab.kvm() == Kvm::SoftwareNested {
@@ -91,9 +98,7 @@ fn debians_own_kernel_boots() {
     let disk = lab.path("disk");
     std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
     let patience = lab.patience(8);
-    let layers = std::fs::read_dir(lab.store().join("layers")).unwrap().map(|entry| entry.unwrap().path());
-    let layer = layers.filter(|path| path.extension().is_some_and(|extension| extension == "erofs"));
-    let layer = layer.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
+    let layer = base_layer(&lab);
     let pmem = lab.path("layer");
     std::fs::copy(&layer, &pmem).unwrap();
     let [kernel, initrd, disk, pmem] = [kernel, initrd, disk, pmem].map(|path| path.display().to_string());

@@ -1,0 +1,151 @@
+//! MicroVMs without a container: Debian's own programs, which a shell starts as a script says that is on a disk.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tests::{Lab, Running};
+
+use crate::bare::{base_layer, own_kernel};
+use crate::lab;
+
+/// Sectors, of which a disk consists.
+const SECTOR: usize = 512;
+
+/// What each script begins with: where programs are, and what a failure looks like. A word from the host is awaited with `read`.
+const PROLOGUE: &str = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin\ntrap 'echo FAILED over' EXIT\nset -e\n\
+    mount -t proc proc /proc\nmount -t sysfs sysfs /sys\nmount -t tmpfs tmpfs /run\n";
+
+/// A guest whose first process is a shell.
+struct Guest {
+    process: Running,
+    patience: Duration,
+}
+
+impl Guest {
+    /// Starts one with these words for its kernel. The script is the last of its drives; all that it does takes less than `patience`.
+    fn start(
+        lab: &Lab,
+        patience: Duration,
+        words: &str,
+        (mut drives, pmem): (Vec<Value>, Value),
+        script: &str,
+    ) -> Guest {
+        let mut text = format!("{PROLOGUE}{script}\ntrap - EXIT\necho over\nread end\n").into_bytes();
+        text.resize(text.len().next_multiple_of(SECTOR), b'\n');
+        let (path, file) = (lab.path("script"), lab.path("vm.json"));
+        fs::write(&path, text).unwrap();
+        let letter = char::from(b'a' + drives.len() as u8);
+        drives.push(json!({ "drive_id": "script", "path_on_host": path, "is_read_only": true }));
+        let arguments = format!("console=ttyS0 quiet {words} init=/bin/sh -- /dev/vd{letter}");
+        let config = json!({
+            "boot-source": { "kernel_image_path": own_kernel(lab), "boot_args": arguments },
+            "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
+            "drives": drives, "pmem": pmem,
+        });
+        fs::write(&file, config.to_string()).unwrap();
+        let mut command = lab.bulkhead(["vmm", "--no-api", "--config-file", file.to_str().unwrap()]);
+        command.stdin(Stdio::piped());
+        Guest { process: Running::start(command), patience }
+    }
+
+    /// Its output up to the line that begins with `word`, which the script says when it has come that far.
+    fn until(&mut self, word: &str) -> Vec<String> {
+        let mut said = Vec::new();
+        loop {
+            let line = self.process.line(self.patience).trim_end().to_owned();
+            assert!(!line.contains("FAILED"), "{said:#?}");
+            let found = line.starts_with(word);
+            said.push(line);
+            if found {
+                return said;
+            }
+        }
+    }
+
+    fn go_on(&mut self) {
+        self.process.say("\n");
+    }
+
+    fn end(mut self) -> Vec<String> {
+        let said = self.until("over");
+        self.process.signal(Signal::TERM);
+        assert_eq!(self.process.end(self.patience).code, Some(143));
+        said
+    }
+}
+
+/// Debian as the root of a guest, on a disk.
+fn root(layer: &Path) -> Value {
+    json!({ "drive_id": "root", "path_on_host": layer, "is_read_only": true, "is_root_device": true })
+}
+
+/// A block device of the host on a file, which gives errors where that ends.
+struct Loop(String);
+
+impl Loop {
+    /// None, with the reason, where there are none to be had.
+    fn on(file: &Path) -> Result<Loop, String> {
+        let losetup = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        let output = losetup.map_err(|error| error.to_string())?;
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(Loop(said(&output.stdout))) } else { Err(said(&output.stderr)) }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // Where it fails there is a device more on the host; the test has said what it found.
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Errors of the host's disk reach the guest as such, one by one; the rest of that disk and the others serve on, and it is whole again
+/// when the host's is.
+#[test]
+fn a_disk_that_fails_is_told_and_harms_nothing_else() {
+    const NAME: &str = "a_disk_that_fails_is_told_and_harms_nothing_else";
+    const SIZES: [u64; 2] = [1 << 20, 4 << 20];
+    let lab = lab!(NAME);
+    let beneath = lab.path("beneath");
+    let file = fs::File::create(&beneath).unwrap();
+    file.set_len(SIZES[1]).unwrap();
+    let device = match Loop::on(&beneath) {
+        Ok(device) => device,
+        Err(reason) => return tests::lab::skip(NAME, &format!("no loop device: {reason}")),
+    };
+    file.set_len(SIZES[0]).unwrap();
+    let patience = lab.patience(10);
+    let layer = base_layer(&lab);
+    let script = r#"
+        cat >/run/reads <<'EOF'
+            use strict; use Errno qw(EIO);
+            my ($good, $bad, $root) = (0, 0, 0);
+            for my $round (1 .. 20) {
+                for my $at (0, 2 << 20, (4 << 20) - 4096) {
+                    open(my $disk, "<", "/dev/vdb") or die "open: $!";
+                    sysseek($disk, $at, 0);
+                    my $count = sysread($disk, my $data, 4096);
+                    if (defined $count) { $good++ } else { $! == EIO or die "read: $!"; $bad++ }
+                }
+                open(my $file, "<", "/usr/bin/perl") or die "open: $!";
+                sysseek($file, $round << 16, 0);
+                $root++ if sysread($file, my $data, 4096) == 4096;
+            }
+            print "reads $good $bad $root\n";
+EOF
+        perl /run/reads; read go; perl /run/reads
+    "#;
+    let drives = vec![root(&layer), json!({ "drive_id": "d", "path_on_host": device.0 })];
+    let mut guest = Guest::start(&lab, patience, "", (drives, Value::Null), script);
+    let said = |lines: Vec<String>| lines.last().unwrap().clone();
+    assert_eq!(said(guest.until("reads ")), "reads 20 40 20");
+    file.set_len(SIZES[1]).unwrap();
+    guest.go_on();
+    assert_eq!(said(guest.until("reads ")), "reads 60 0 20");
+    guest.end();
+    lab.assert_clean();
+}
