@@ -21,7 +21,7 @@
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
 //! | [`disk`] | a writable disk: what the guest was promised, in the file on the host |
 //! | [`load`] | a guest under load, saved and restored again and again |
-//! | [`scripted`] | microVMs in which Debian's programs use disks |
+//! | [`scripted`] | microVMs in which Debian's programs use disks and memory |
 //! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
 //! | [`tracer`] | no tests: what kills at a call |
 //! | [`verbs`] | images, doctor, bench |

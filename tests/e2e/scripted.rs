@@ -149,3 +149,31 @@ EOF
     guest.end();
     lab.assert_clean();
 }
+
+/// A guest's root is memory with a layer in it: its programs run there, in place, and are the same as on a disk. What is written there is
+/// lost, whoever flushes it is told, and the host's file stays.
+#[test]
+fn a_layer_is_used_in_place() {
+    let lab = lab!("a_layer_is_used_in_place");
+    let (patience, layer) = (lab.patience(10), lab.path("layer"));
+    fs::copy(base_layer(&lab), &layer).unwrap();
+    let before = fs::read(&layer).unwrap();
+    let script = r#"
+        echo dax $(cat /sys/block/pmem0/queue/dax) $(grep -c '^/dev/root / erofs .*dax=always' /proc/mounts)
+        mount -t erofs -o ro /dev/vda /mnt
+        cmp /usr/bin/perl /mnt/usr/bin/perl; echo same
+        set +e
+        dd if=/dev/zero of=/dev/pmem0 bs=4096 count=1 conv=notrunc,fsync; echo written $?
+        head -c 4 /usr/bin/perl | od -An -tx1
+        set -e
+    "#;
+    let pmem = json!([{ "id": "m", "path_on_host": layer, "read_only": true, "root_device": true }]);
+    let copy = json!({ "drive_id": "copy", "path_on_host": layer, "is_read_only": true });
+    let words = "rootfstype=erofs rootflags=dax=always";
+    let said = Guest::start(&lab, patience, words, (vec![copy], pmem), script).end();
+    for want in ["dax 1 1", "same", "written 1", " 7f 45 4c 46"] {
+        assert!(said.iter().any(|line| line == want), "no '{want}' in {said:#?}");
+    }
+    assert!(fs::read(&layer).unwrap() == before, "the guest has changed the file");
+    lab.assert_clean();
+}
