@@ -319,17 +319,18 @@ mod tests {
         let (mut near, far) = UnixStream::pair().unwrap();
         let output = Output::with_room("output", Box::new(far)).unwrap();
         let room = output.room().unwrap();
-        let (mut sent, mut received) = (0usize, 0usize);
+        let mut sent = 0usize;
         while output.offer(&[7; 5000]) == 5000 {
             sent += 5000;
             assert!(sent < 16 << 20, "it grows");
         }
         assert!(output.shared.lock().buffer.len() <= LIMIT);
         let mut bytes = vec![0; 1 << 20];
+        // There can be room before anything is read: what was refused came while the thread was at a write.
         while room.read().is_err() {
-            received += io::Read::read(&mut near, &mut bytes).unwrap();
+            io::Read::read(&mut near, &mut bytes).unwrap();
         }
-        assert!(received > 0 && output.offer(b"more") == 4);
+        assert_eq!(output.offer(b"more"), 4);
         // One that is gone takes everything.
         drop(near);
         while output.offer(&[7; 5000]) < 5000 || !output.shared.lock().dead {

@@ -51,6 +51,7 @@ fn a_paused_container_stands_still_and_goes_on() {
     let stopped = lab.run(["stop", "-t", "-1", "still"]);
     assert_eq!((stopped.code, stopped.text()), (Some(0), "still\n"), "{stopped:?}");
     assert_eq!(lab.run(["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "still"]).text(), "exited 5\n");
+    assert_eq!(log.end(lab.patience(1)).text(), "up\ngot\n");
     lab.run(["pause", "still"]).assert_failed(1, &["not running"]);
     assert_eq!(lab.run(["rm", "still"]).code, Some(0));
     lab.assert_clean();
