@@ -4,7 +4,7 @@
 //! `blobs/ALGORITHM/HEX`, as in an OCI layout: the store's directory can be read as one. Like a layer, a blob is written aside
 //! under a lock of its own, and whoever uses it holds a shared flock on it.
 
-use super::lock::{WorkLock, is_linked, lock};
+use super::lock::{WorkLock, lock, open_held};
 use super::{Store, records::Original};
 use crate::digest::{Digest, HashingReader};
 use crate::error::ImageError;
@@ -54,14 +54,7 @@ impl Store {
     /// The host refuses.
     pub fn blob(&self, digest: &Digest) -> Result<Option<KeptBlob>, ImageError> {
         let path = self.blob_file(digest);
-        let file = match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(ImageError::io("open", &path))?,
-        };
-        lock(&file, FlockOperation::LockShared).map_err(ImageError::io("lock", &path))?;
-        if !is_linked(&file).map_err(ImageError::io("read", &path))? {
-            return Ok(None);
-        }
+        let Some(file) = open_held(&path)? else { return Ok(None) };
         let bytes = file.metadata().map_err(ImageError::io("read", &path))?.len();
         Ok(Some(KeptBlob { digest: digest.clone(), bytes, file }))
     }

@@ -1,6 +1,6 @@
 //! The cache of converted layers: `layers/KEY.erofs`, each made once, whole or not there, locked while in use.
 
-use super::lock::{WorkLock, is_linked, lock};
+use super::lock::{WorkLock, open_held};
 use super::{Progress, Store};
 use crate::digest::{Algorithm, Digest, HashingReader};
 use crate::erofs::{self, BLOCK, ErofsError, MergeError};
@@ -9,7 +9,7 @@ use crate::layer::{self, Flavour, LayerError, Limits};
 use crate::oci::source::Source;
 use crate::oci::{LayerBlob, OciError};
 use crate::pipe;
-use rustix::fs::{FlockOperation, statvfs};
+use rustix::fs::statvfs;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -66,14 +66,7 @@ impl Store {
     /// Opens a converted layer and locks it against removal. `None`: it is not there (or damaged).
     pub(super) fn open_layer(&self, origin: Origin, digest: &Digest) -> Result<Option<Held>, ImageError> {
         let path = self.layer_path(&key(origin, digest));
-        let file = match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(ImageError::io("open", &path))?,
-        };
-        lock(&file, FlockOperation::LockShared).map_err(ImageError::io("lock", &path))?;
-        if !is_linked(&file).map_err(ImageError::io("read", &path))? {
-            return Ok(None);
-        }
+        let Some(file) = open_held(&path)? else { return Ok(None) };
         let mut block = [0; BLOCK];
         let bytes = file.metadata().map_err(ImageError::io("read", &path))?.len();
         let whole = file.read_exact_at(&mut block, 0).is_ok();

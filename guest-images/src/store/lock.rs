@@ -26,6 +26,16 @@ pub(super) fn is_linked(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.nlink() > 0)
 }
 
+/// Opens a file of the store and locks it against removal. `None`: it is not there, or has just been removed.
+pub(super) fn open_held(path: &Path) -> Result<Option<File>, ImageError> {
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(ImageError::io("open", path))?,
+    };
+    lock(&file, FlockOperation::LockShared).map_err(ImageError::io("lock", path))?;
+    Ok(is_linked(&file).map_err(ImageError::io("read", path))?.then_some(file))
+}
+
 /// A held lock on a piece of work.
 #[derive(Debug)]
 pub(super) struct WorkLock {
