@@ -5,6 +5,7 @@
 //! - [`terminal`]: the same on a terminal
 //! - [`control`]: a client of a microVM's control socket
 //! - [`elf`]: kernels that are none
+//! - [`evidence`]: what processes wait for that do not end
 //! - [`cpio`]: an initramfs with one program
 //!
 //! The same test binary runs on the machine itself and on the emulated AMD-V host (docs/test-hosts.md). What a host cannot
@@ -14,6 +15,7 @@
 pub mod control;
 pub mod cpio;
 pub mod elf;
+pub mod evidence;
 pub mod lab;
 pub mod process;
 pub mod terminal;

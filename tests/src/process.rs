@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use crate::evidence;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -122,9 +123,8 @@ impl Running {
             match output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.seen.extend(bytes),
                 Err(e) => {
-                    let _ = self.child.kill();
-                    let stderr = drain(self.stderr.take());
-                    panic!("no '{text}' ({e}) in {:?}; stderr {:?}", show(&self.seen), show(&stderr));
+                    let (evidence, stderr) = self.give_up();
+                    panic!("no '{text}' ({e}) in {:?}; stderr {stderr:?}\n{evidence}", show(&self.seen));
                 }
             }
         }
@@ -146,9 +146,8 @@ impl Running {
             match output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.seen.extend(bytes),
                 Err(e) => {
-                    let _ = self.child.kill();
-                    let stderr = drain(self.stderr.take());
-                    panic!("no line ({e}) after {:?}; stderr {:?}", show(&self.seen), show(&stderr));
+                    let (evidence, stderr) = self.give_up();
+                    panic!("no line ({e}) after {:?}; stderr {stderr:?}\n{evidence}", show(&self.seen));
                 }
             }
         }
@@ -165,14 +164,30 @@ impl Running {
     /// # Panics
     /// It does not end within that time; then it is killed.
     pub fn end(mut self, patience: Duration) -> Ended {
-        let status = self.status(patience);
+        let (status, evidence) = match self.status(patience) {
+            Some(status) => (Some(status), String::new()),
+            None => (None, self.give_up_waiting()),
+        };
         let mut stdout = std::mem::take(&mut self.seen);
         stdout.extend(drain(self.stdout.take()));
         let stderr = show(&drain(self.stderr.take()));
         match status {
             Some(status) => Ended { code: status.code(), stdout, stderr },
-            None => panic!("not ended after {patience:?}: stdout {:?}, stderr {stderr:?}", show(&stdout)),
+            None => panic!("not ended after {patience:?}: stdout {:?}, stderr {stderr:?}\n{evidence}", show(&stdout)),
         }
+    }
+
+    /// Kills it. What it and its like waited for, and what it said on stderr.
+    fn give_up(&mut self) -> (String, String) {
+        let evidence = self.give_up_waiting();
+        (evidence, show(&drain(self.stderr.take())))
+    }
+
+    fn give_up_waiting(&mut self) -> String {
+        let evidence = evidence::of(self.pid());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        evidence
     }
 
     fn status(&mut self, patience: Duration) -> Option<ExitStatus> {
@@ -181,11 +196,7 @@ impl Running {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.pidfd.as_fd(), PollFlags::IN)], Some(&left)) {
-                Ok(0) => {
-                    let _ = self.child.kill();
-                    let _ = self.child.wait();
-                    return None;
-                }
+                Ok(0) => return None,
                 Ok(_) => return Some(self.child.wait().expect("wait")),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => panic!("poll: {e}"),
