@@ -67,7 +67,7 @@ fn a_signal_while_the_guest_boots_ends_it_all() {
 fn after_sigkill_the_next_command_cleans_up() {
     let lab = lab!("after_sigkill_the_next_command_cleans_up");
     let boot = lab.patience(1);
-    let lab = lab.own_store();
+    let lab = lab.own_store_with(&["layers", "merged"]);
     for millis in [0, 5, 30, 100, 200, 400, 1000, 2000] {
         let running = sleeper(&lab);
         std::thread::sleep(Duration::from_millis(millis));

@@ -57,10 +57,10 @@ fn commands_join_a_running_container() {
     one_whose_client_is_gone(&web);
     through_a_snapshot(&web);
 
-    // Ten at once, and one that is told to end.
+    // Five at once, and one that is told to end.
     let told =
         web.begin(&["joinable", "sh", "-c", "trap 'exit 9' TERM; echo ready; while :; do sleep 1000 & wait; done"]);
-    let all: Vec<_> = (0..10).map(|at| (at, web.begin(&["-i", "joinable", "cat"]))).collect();
+    let all: Vec<_> = (0..5).map(|at| (at, web.begin(&["-i", "joinable", "cat"]))).collect();
     for (at, mut running) in all {
         running.feed(format!("{at}").repeat(100_000).into_bytes());
         let ended = running.end(web.patience);

@@ -10,7 +10,7 @@ fn two_vcpus_both_work() {
     let lab = lab!("two_vcpus_both_work");
     let script = r#"
         echo "nproc=$(nproc)"
-        spin() { i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done; }
+        spin() { i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done; }
         for cpu in 0 1; do taskset -c $cpu sh -c "$(declare -f spin); spin" & done; wait
         awk '/^cpu[0-9]/ { print $1 "=" ($2 > 0 ? "worked" : "idle") }' /proc/stat
     "#;
@@ -25,7 +25,7 @@ fn vector_registers_survive_preemption() {
     let lab = lab!("vector_registers_survive_preemption");
     let image = lab.probe_image();
     for cpus in ["1", "2"] {
-        let ended = lab.run(["run", "--cpus", cpus, &image, "/probe", "avx", "3", "4"]);
+        let ended = lab.run(["run", "--cpus", cpus, &image, "/probe", "avx", "3", "2"]);
         if ended.text().starts_with("no avx") {
             // QEMU's TCG takes a nested guest's XSETBV without telling the KVM around it, so CPUID leaf 0xD keeps the size of
             // the first state, and the guest's kernel, finding that inconsistent, turns XSAVE off.

@@ -20,7 +20,7 @@ use crate::lab;
 fn bytes(lab: &Lab) -> u64 {
     let usual = match lab.kvm() {
         Kvm::SoftwareNested => 1_000_000,
-        Kvm::Hardware if std::env::var_os("BULKHEAD_TEST_EMULATOR").is_some() => 20_000_000,
+        Kvm::Hardware if std::env::var_os("BULKHEAD_TEST_EMULATOR").is_some() => 8_000_000,
         Kvm::Hardware => 100_000_000,
     };
     std::env::var("BULKHEAD_TEST_NET_BYTES")

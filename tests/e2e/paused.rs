@@ -19,13 +19,15 @@ fn vcpu_time(lab: &Lab, name: &str) -> u64 {
 /// A busy container stands still, is shown so, keeps signals for later, and goes on; `stop` ends one that stands still.
 #[test]
 fn a_paused_container_stands_still_and_goes_on() {
-    let lab = lab!("a_paused_container_stands_still_and_goes_on").own_store();
+    let lab = lab!("a_paused_container_stands_still_and_goes_on");
+    let patience = lab.patience(1);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     let script = "trap 'echo got' USR1; trap 'exit 5' TERM; echo up; while :; do :; done";
     let start = lab.keeping(["run", "-d", "--name", "still", &lab.debian(), "sh", "-c", script]);
-    let started = Running::start(start).end(lab.patience(1));
+    let started = Running::start(start).end(patience);
     assert_eq!(started.code, Some(0), "{started:?}");
     let mut log = Running::start(lab.keeping(["logs", "-f", "still"]));
-    log.wait_for("up", lab.patience(1));
+    log.wait_for("up", patience);
 
     assert_eq!(lab.run(["pause", "still"]).text(), "still\n");
     let first = vcpu_time(&lab, "still");
@@ -42,7 +44,7 @@ fn a_paused_container_stands_still_and_goes_on() {
     assert_eq!(vcpu_time(&lab, "still"), first, "it had time of a processor");
 
     assert_eq!(lab.run(["unpause", "still"]).text(), "still\n");
-    log.wait_for("got", lab.patience(1));
+    log.wait_for("got", patience);
     assert!(vcpu_time(&lab, "still") > first);
     lab.run(["unpause", "still"]).assert_failed(1, &["not paused"]);
     assert_eq!(lab.run(["exec", "still", "echo", "hi"]).text(), "hi\n");
@@ -51,7 +53,7 @@ fn a_paused_container_stands_still_and_goes_on() {
     let stopped = lab.run(["stop", "-t", "-1", "still"]);
     assert_eq!((stopped.code, stopped.text()), (Some(0), "still\n"), "{stopped:?}");
     assert_eq!(lab.run(["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "still"]).text(), "exited 5\n");
-    assert_eq!(log.end(lab.patience(1)).text(), "up\ngot\n");
+    assert_eq!(log.end(patience).text(), "up\ngot\n");
     lab.run(["pause", "still"]).assert_failed(1, &["not running"]);
     assert_eq!(lab.run(["rm", "still"]).code, Some(0));
     lab.assert_clean();

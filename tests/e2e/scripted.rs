@@ -163,10 +163,10 @@ fn a_layer_is_used_in_place() {
     let script = r#"
         echo dax $(cat /sys/block/pmem0/queue/dax) $(grep -c '^/dev/root / erofs .*dax=always' /proc/mounts)
         mount -t erofs -o ro /dev/vda /mnt
-        cmp /usr/bin/perl /mnt/usr/bin/perl; echo same
+        cmp /usr/bin/bash /mnt/usr/bin/bash; echo same
         set +e
         dd if=/dev/zero of=/dev/pmem0 bs=4096 count=1 conv=notrunc,fsync; echo written $?
-        head -c 4 /usr/bin/perl | od -An -tx1
+        head -c 4 /usr/bin/bash | od -An -tx1
         set -e
     "#;
     let pmem = json!([{ "id": "m", "path_on_host": layer, "read_only": true, "root_device": true }]);

@@ -166,7 +166,7 @@ fn a_client_that_speaks_nonsense(lab: &Lab) {
 fn a_container_goes_on_and_back() {
     let lab = lab!("a_container_goes_on_and_back");
     let patience = lab.patience(2);
-    let lab = lab.own_store();
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     done(lab.run(["load", &lab.images("debian-docker.tar").display().to_string()]));
     let script = "n=0; echo ready; while read -r line; do n=$((n+1)); eval \"$line\"; done; echo end $n; exit 5";
     let mut web = interactive(&lab, &["run", "-i", "--name", "web", "debian", "sh", "-c", script]);

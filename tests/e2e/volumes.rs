@@ -14,42 +14,49 @@ fn a_container_has_the_hosts_directories() {
     let lab = lab!("a_container_has_the_hosts_directories");
     let patience = lab.patience(2);
     let data: Vec<u8> = (0..1_000_000u32).flat_map(|n| [(n >> 3) as u8]).collect();
-    for round in ["first", "second"] {
-        let dir = lab.path(round);
+    let run = |name: &str, script: &str| {
+        let dir = lab.path(name);
         fs::create_dir_all(dir.join("rw/sub")).unwrap();
         fs::create_dir_all(dir.join("ro")).unwrap();
         fs::write(dir.join("rw/big"), &data).unwrap();
-        fs::write(dir.join("ro/name"), format!("{round}\n")).unwrap();
+        fs::write(dir.join("ro/name"), format!("{name}\n")).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", dir.join("rw/link")).unwrap();
         let volume = |from: &str, to: &str| format!("{}/{from}:{to}", dir.display());
-        let script = r#"
-            cd /data; cat /ro/name /one; cp big sub/copy && rm big
-            mkdir -m 750 made && mv sub/copy made/moved && chmod 600 made/moved
-            ln made/moved made/hard; ln -s moved made/soft; cat link; ls made
-            for n in 1 2 3; do echo $n >>made/log; done
-            truncate -s 5 /data/sub/short; sync made/log
-            echo no >/ro/new || echo refused; rm /ro/name || echo refused; echo no >/one || echo refused
-        "#;
         let (rw, ro, one) = (volume("rw", "/data"), volume("ro", "/ro:ro"), volume("ro/name", "/one:ro"));
         let image = lab.debian();
         let arguments =
-            ["run", "--verbose", "--hostname", round, "-v", &ro, "-v", &rw, "-v", &one, &image, "sh", "-c", script];
+            ["run", "--verbose", "--hostname", name, "-v", &ro, "-v", &rw, "-v", &one, &image, "sh", "-c", script];
         let ended = Running::start(lab.bulkhead(arguments)).end(patience);
         assert_eq!(ended.code, Some(0), "{ended:?}");
-        let listing = "hard\nmoved\nsoft\n";
-        assert_eq!(ended.text(), format!("{round}\n{round}\n{round}\n{listing}{}", "refused\n".repeat(3)), "{ended:?}");
-        let made = dir.join("rw/made");
-        assert!(fs::read(made.join("moved")).unwrap() == data, "the copy is another");
-        let moved = fs::metadata(made.join("moved")).unwrap();
-        assert_eq!((moved.permissions().mode() & 0o777, moved.nlink()), (0o600, 2));
-        assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o750);
-        assert_eq!(fs::read_to_string(made.join("log")).unwrap(), "1\n2\n3\n");
-        assert_eq!(fs::metadata(dir.join("rw/sub/short")).unwrap().len(), 5);
-        assert!(!dir.join("rw/big").exists() && fs::read_dir(dir.join("ro")).unwrap().count() == 1);
-        assert_eq!(fs::read_to_string(dir.join("ro/name")).unwrap(), format!("{round}\n"));
-        let warm = ended.stderr.lines().any(|line| line.trim_start().starts_with("wake "));
-        assert!(warm || round == "first", "{ended:?}");
-    }
+        (dir, ended)
+    };
+    let script = r#"
+        cd /data; cat /ro/name /one; cp big sub/copy && rm big
+        mkdir -m 750 made && mv sub/copy made/moved && chmod 600 made/moved
+        ln made/moved made/hard; ln -s moved made/soft; cat link; ls made
+        for n in 1 2 3; do echo $n >>made/log; done
+        truncate -s 5 /data/sub/short; sync made/log
+        echo no >/ro/new || echo refused; rm /ro/name || echo refused; echo no >/one || echo refused
+    "#;
+    let (dir, ended) = run("first", script);
+    let said = format!("first\nfirst\nfirst\nhard\nmoved\nsoft\n{}", "refused\n".repeat(3));
+    assert_eq!(ended.text(), said, "{ended:?}");
+    let made = dir.join("rw/made");
+    assert!(fs::read(made.join("moved")).unwrap() == data, "the copy is another");
+    let moved = fs::metadata(made.join("moved")).unwrap();
+    assert_eq!((moved.permissions().mode() & 0o777, moved.nlink()), (0o600, 2));
+    assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o750);
+    assert_eq!(fs::read_to_string(made.join("log")).unwrap(), "1\n2\n3\n");
+    assert_eq!(fs::metadata(dir.join("rw/sub/short")).unwrap().len(), 5);
+    assert!(!dir.join("rw/big").exists() && fs::read_dir(dir.join("ro")).unwrap().count() == 1);
+    assert_eq!(fs::read_to_string(dir.join("ro/name")).unwrap(), "first\n");
+
+    let (dir, ended) =
+        run("second", "cat /ro/name /one /data/link; echo mine >/data/sub/file; echo no >/ro/new || echo refused");
+    assert_eq!(ended.text(), "second\nsecond\nsecond\nrefused\n", "{ended:?}");
+    assert!(ended.stderr.lines().any(|line| line.trim_start().starts_with("wake ")), "{ended:?}");
+    assert_eq!(fs::read_to_string(dir.join("rw/sub/file")).unwrap(), "mine\n");
+    assert!(fs::read(dir.join("rw/big")).unwrap() == data && fs::read_dir(dir.join("ro")).unwrap().count() == 1);
     lab.assert_clean();
 }
 

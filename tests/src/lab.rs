@@ -68,6 +68,23 @@ pub fn skip(test: &str, reason: &str) {
     std::io::stderr().write_all(line.as_bytes()).expect("stderr");
 }
 
+/// A copy of a directory, its files as links. What has a dot before its name is somebody's work.
+fn link(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    fs::set_permissions(to, fs::metadata(from)?.permissions())?;
+    for entry in fs::read_dir(from)?.flatten() {
+        let to = to.join(entry.file_name());
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let linked =
+            if entry.file_type()?.is_dir() { link(&entry.path(), &to) } else { fs::hard_link(entry.path(), to) };
+        // What others do not need any more may go meanwhile.
+        linked.or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+    }
+    Ok(())
+}
+
 /// A test's place: a run directory of its own, and the store all share.
 #[derive(Debug)]
 pub struct Lab {
@@ -115,6 +132,17 @@ impl Lab {
     pub fn own_store(mut self) -> Self {
         self.store = self.path("store");
         self
+    }
+
+    /// The same, but with these directories of the store that all share: files that nobody writes to.
+    ///
+    /// # Panics
+    /// They cannot be linked to.
+    pub fn own_store_with(self, directories: &[&str]) -> Self {
+        let shared = self.store.clone();
+        let lab = self.own_store();
+        directories.iter().for_each(|name| link(&shared.join(name), &lab.store.join(name)).expect("links"));
+        lab
     }
 
     /// The image store in use.
