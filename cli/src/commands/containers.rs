@@ -147,20 +147,27 @@ fn stand_still(word: &str, order: &Order) -> anyhow::Result<String> {
 /// Waits for them to end, and prints their exit codes.
 pub fn wait(args: &Wait) -> Outcome {
     each(&args.containers, |word| {
-        let entry = find(word)?;
-        let Some(running) = Running::of(&entry)? else { return Ok(entry.record.state.exit_code.to_string()) };
-        running.ends_within(None)?;
         let containers = Containers::of(&paths::store())?;
-        // If it was killed, it is said so here.
-        containers.sweep()?;
-        match containers.find(record_word(&entry)) {
-            Ok(entry) => Ok(entry.record.state.exit_code.to_string()),
-            Err(ContainersError::NotFound(_)) => {
-                Err(anyhow!("container {word} is gone, and its exit code with it (--rm)"))
-            }
-            Err(error) => Err(error.into()),
-        }
+        exit_code(&containers, word, &find(word)?).map(|code| code.to_string())
     })
+}
+
+/// The exit code of a container, which may be its last one, once it does not run.
+fn exit_code(containers: &Containers, word: &str, entry: &Entry) -> anyhow::Result<u8> {
+    if entry.record.state.status != Status::Running {
+        return Ok(entry.record.state.exit_code);
+    }
+    // Of one that has ended since it was looked at, too, only the record of now tells how.
+    if let Some(running) = Running::among(containers, entry)? {
+        running.ends_within(None)?;
+    }
+    // If it was killed, it is said so here.
+    containers.sweep()?;
+    match containers.find(record_word(entry)) {
+        Ok(entry) => Ok(entry.record.state.exit_code),
+        Err(ContainersError::NotFound(_)) => Err(anyhow!("container {word} is gone, and its exit code with it (--rm)")),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes them.
@@ -205,10 +212,14 @@ struct Running {
 
 impl Running {
     fn of(entry: &Entry) -> anyhow::Result<Option<Self>> {
+        Self::among(&Containers::of(&paths::store())?, entry)
+    }
+
+    fn among(containers: &Containers, entry: &Entry) -> anyhow::Result<Option<Self>> {
         if entry.record.state.status != Status::Running {
             return Ok(None);
         }
-        let owner = running::owner(&Containers::of(&paths::store())?, entry)?;
+        let owner = running::owner(containers, entry)?;
         Ok(owner.map(|owner| Running { entry: entry.clone(), owner }))
     }
 
@@ -258,5 +269,30 @@ impl Running {
             Ok(_) | Err(AskError::Gone(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containers::record::tests::record;
+
+    /// It ended after it was looked at, and before it could be waited for.
+    #[test]
+    fn the_exit_code_is_that_of_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::of(dir.path()).unwrap();
+        let (_, held, mut record) = containers.create(Some("web"), |id| record(&id), |_, _| Ok(())).unwrap();
+        record.start();
+        record.write(&held.dir(), false).unwrap();
+        let seen = containers.find("web").unwrap();
+        assert_eq!(seen.record.state.status, Status::Running);
+        record.end(7, String::new());
+        record.write(&held.dir(), false).unwrap();
+        drop(held);
+        assert_eq!(exit_code(&containers, "web", &seen).unwrap(), 7);
+        assert_eq!(exit_code(&containers, "web", &containers.find("web").unwrap()).unwrap(), 7);
+        containers.remove("web").unwrap();
+        assert!(exit_code(&containers, "web", &seen).unwrap_err().to_string().contains("web is gone"));
     }
 }
