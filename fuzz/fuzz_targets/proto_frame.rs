@@ -1,6 +1,7 @@
-//! Bytes of a control connection, as either side receives them: in pieces, until the buffer refuses them.
+//! Bytes of a control connection and of files, as either side receives them: in pieces, until the buffer refuses them.
 #![no_main]
 
+use guest_protocol::files::{FileMessage, MAX_FILE_FRAME};
 use guest_protocol::{FrameBuffer, GuestMessage, HostMessage, MAX_GUEST_FRAME, MAX_HOST_FRAME, StreamHeader};
 use libfuzzer_sys::fuzz_target;
 use serde::de::DeserializeOwned;
@@ -9,6 +10,7 @@ fuzz_target!(|input: (u16, &[u8])| {
     let (piece, bytes) = input;
     receive::<HostMessage>(bytes, usize::from(piece) + 1, MAX_HOST_FRAME);
     receive::<GuestMessage>(bytes, usize::from(piece) + 1, MAX_GUEST_FRAME);
+    receive::<FileMessage>(bytes, usize::from(piece) + 1, MAX_FILE_FRAME);
     if let Some(header) = bytes.first_chunk().copied().and_then(StreamHeader::from_bytes) {
         assert_eq!(header.to_bytes(), bytes[..StreamHeader::LEN]);
     }

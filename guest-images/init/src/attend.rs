@@ -41,6 +41,8 @@ pub struct Container {
     pub own: Own,
     /// The file system of its writable layer, if that is on a disk.
     pub upper: Option<OwnedFd>,
+    /// The directory of that layer.
+    pub layer: OwnedFd,
     /// It is on a network.
     pub networked: bool,
     /// /dev/urandom.
@@ -97,11 +99,12 @@ pub fn attend<M: Machine>(
 /// Starts one of the processes that are to join the main one: one at a time, since that takes a while, and nothing else is seen to
 /// meanwhile. Not while a freeze is under way.
 fn start_one<M: Machine>(machine: &M, control: &Control, container: &mut Container) -> Result<(), HostGone> {
-    let Container { running, execs, defaults, freezer, own, .. } = container;
+    let Container { running, execs, defaults, freezer, own, layer, .. } = container;
     if freezer.as_ref().is_some_and(Freezer::is_under_way) {
         return Ok(());
     }
-    let common = Common { main: running, defaults, hostname: own.hostname(), freezer: freezer.as_ref() };
+    let (hostname, freezer, layer) = (own.hostname(), freezer.as_ref(), layer.as_fd());
+    let common = Common { main: running, defaults, hostname, freezer, layer };
     execs.start_one(machine, control, &common)
 }
 

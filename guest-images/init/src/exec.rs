@@ -11,16 +11,17 @@ use crate::control::{Control, HostGone};
 use crate::failure::Failure;
 use crate::freeze::Freezer;
 use crate::guest::{Machine, STREAMS};
+use crate::helper;
 use crate::process::{self, Defaults};
 use crate::relay::Step;
 use crate::running::{Running, send, wait};
 use crate::streams::{Opening, Streams, resize};
-use crate::sys::{Child, Clock, clock_ns, join_pid_namespace};
+use crate::sys::{Child, Clock, PidNamespace, clock_ns, join_pid_namespace};
 use alloc::format;
 use alloc::vec::Vec;
 use guest_protocol::{Exec, ExitStatus, FailureKind, MAX_EXECS, ProcessId, WindowSize};
 use rustix::event::{PollFd, PollFlags};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 
 /// Descriptors that one of them waits for: its own end, and its flows.
@@ -56,6 +57,8 @@ pub struct Common<'a> {
     pub hostname: &'a str,
     /// What they can be frozen with.
     pub freezer: Option<&'a Freezer>,
+    /// The directory of the container's writable layer.
+    pub layer: BorrowedFd<'a>,
 }
 
 impl Execs {
@@ -106,9 +109,12 @@ impl Execs {
         }
     }
 
-    fn start<M: Machine>(&mut self, machine: &M, exec: Exec, common: &Common<'_>) -> Result<Joined, Failure> {
+    fn start<M: Machine>(&mut self, machine: &M, mut exec: Exec, common: &Common<'_>) -> Result<Joined, Failure> {
         let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
         let id = exec.process;
+        if exec.helper.is_some() {
+            exec.terminal = None;
+        }
         let opening = match exec.attached {
             true => Opening::begin(machine, id, exec.terminal.is_some(), exec.stdin).map_err(guest(STREAMS))?,
             false => Opening::none(id),
@@ -128,7 +134,10 @@ impl Execs {
         };
         let terminal = exec.terminal.is_some();
         let cgroup = common.freezer.map(Freezer::cgroup);
-        let child = process::join(exec, common.defaults, common.hostname, stdio, cgroup)?;
+        let child = match &exec.helper {
+            Some(helper) => helper::start(helper, stdio, common.layer, PidNamespace::Joined, cgroup)?,
+            None => process::join(exec, common.defaults, common.hostname, stdio, cgroup)?,
+        };
         let streams = Streams { terminal_end: ends.into_iter().next().filter(|_| terminal), ..streams };
         Ok(Joined { id: Some(id), child, streams, ended: None })
     }

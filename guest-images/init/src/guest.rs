@@ -156,6 +156,7 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     let names = if upper.is_some() { Names::new().ok() } else { Some(stage.names) };
     let has_names = names.map_or(Ok(false), |names| names.write(&start))?;
     root::mount_overlay(&start.root)?;
+    let layer = root::layer()?;
     let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
     root::switch()?;
     if !has_names {
@@ -183,7 +184,10 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
     let networked = start.network.is_some();
     let execs = Execs::default();
-    Ok((Container { upper, running, streams, execs, defaults, freezer, own, networked, random: stage.random }, root_ns))
+    Ok((
+        Container { upper, layer, running, streams, execs, defaults, freezer, own, networked, random: stage.random },
+        root_ns,
+    ))
 }
 
 /// Makes the kernel this guest's own: its random numbers, its clock, its name.

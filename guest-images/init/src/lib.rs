@@ -38,6 +38,7 @@ pub mod failure;
 pub mod freeze;
 pub mod guest;
 pub mod heap;
+pub mod helper;
 pub mod names;
 pub mod network;
 pub mod process;

@@ -95,6 +95,15 @@ pub fn upper_on_disk<M: Machine>(machine: &M) -> Result<OwnedFd, Failure> {
     openat(CWD, UPPER, flags, Mode::empty()).map_err(|error| failed("the writable layer's disk", error))
 }
 
+/// The directory of the writable layer, to be looked at when it is mounted over the others. Before [`switch`].
+///
+/// # Errors
+/// [`FailureKind::Root`].
+pub fn layer() -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, UPPER_LAYER, flags, Mode::empty()).map_err(|error| failed("the writable layer", error))
+}
+
 fn make_mount_point(path: &str) -> Result<(), Failure> {
     ensure_directory(path)?;
     // Whatever the image has there cannot be seen under the mount, so it need not be looked for. Without support for

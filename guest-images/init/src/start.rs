@@ -3,7 +3,7 @@
 use core::arch::global_asm;
 use core::fmt::Write;
 use core::panic::PanicInfo;
-use guest_init::sys::complain;
+use guest_init::sys::{self, complain};
 
 // The System V ABI's process entry: rsp is 16-byte aligned and points at the argument count; there is no return address. The
 // arguments and the environment are not used.
@@ -36,6 +36,10 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     let _ = writeln!(line, "init: {info}");
     let text = line.text.get(..line.length).and_then(|text| core::str::from_utf8(text).ok());
     complain(text.unwrap_or("init: defect\n"));
+    // A helper's defect is its own.
+    if sys::is_helper() {
+        sys::exit(101);
+    }
     super::stop(guest_protocol::End::Reset)
 }
 

@@ -5,12 +5,12 @@ mod interface;
 mod spawn;
 
 pub use interface::Interface;
-pub use spawn::{Child, PidNamespace, StringList, execve, join_pid_namespace, spawn, spawn_idle};
+pub use spawn::{Child, PidNamespace, StringList, execve, fork, is_helper, join_pid_namespace, spawn, spawn_idle};
 
 use core::arch::asm;
 use core::ffi::{c_int, c_long, c_void};
 use core::ptr;
-use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, Errno};
 use rustix::ioctl::{self, Opcode};
 use rustix::net::SocketFlags;
@@ -21,6 +21,23 @@ const SYS_WRITE: usize = 1;
 const SYS_EXIT: usize = 60;
 const SYS_CLOCK_SETTIME: usize = 227;
 const SYS_CLOCK_GETTIME: usize = 228;
+const SYS_CLOSE_RANGE: usize = 436;
+
+/// Closes every descriptor of this process but those of its standard streams: for a process that nobody else's are in.
+///
+/// # Errors
+/// As close_range(2).
+pub fn close_all_but_streams() -> io::Result<()> {
+    // SAFETY: it touches no memory. What owns one of them is never used again: only [`fork`]'s child calls this, before all else.
+    unsafe { syscall(SYS_CLOSE_RANGE, 3, u32::MAX as usize, 0) }.map(drop)
+}
+
+/// Its stdin and stdout, in a child of [`fork`] that has been given some.
+#[must_use]
+pub fn streams() -> (BorrowedFd<'static>, BorrowedFd<'static>) {
+    // SAFETY: nothing here closes these two, and their numbers are valid ones.
+    unsafe { (BorrowedFd::borrow_raw(0), BorrowedFd::borrow_raw(1)) }
+}
 
 /// The clocks used here, by their kernel numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! - [`message`]: the messages of the control connection and the plain data in them.
 //! - [`process`]: what a process is to be, and how it ended.
 //! - [`account`]: which user and groups a process gets, from an image's files.
+//! - [`files`]: files on their way in or out of a container, and what else init does for the host.
 //! - [`frame`]: how a message becomes bytes and back: `u32` little-endian length, then postcard.
 //! - [`stream`]: the eight bytes that open a stream connection; after them the stream is raw bytes.
 //!
@@ -18,6 +19,7 @@
 extern crate alloc;
 
 pub mod account;
+pub mod files;
 pub mod frame;
 pub mod message;
 pub mod process;
@@ -30,7 +32,7 @@ pub use process::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// Tag of the virtio-fs device whose file system holds the host's directories ([`Volume`]).
 pub const VOLUMES: &str = "bulkhead";
 /// The host's vsock context id.

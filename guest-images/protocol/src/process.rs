@@ -1,6 +1,7 @@
 //! Processes: what they are to be, how they ended, and why they did not start.
 
 use crate::account::Account;
+use crate::files::Helper;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,9 @@ pub struct Exec {
     pub process: ProcessId,
     /// The command; the first is looked up in PATH unless it has a slash.
     pub args: Vec<String>,
+    /// Not a command, but something that init does itself, as root, in `/`: then `args`, `env`, `cwd`, `user` and `terminal` say
+    /// nothing.
+    pub helper: Option<Helper>,
     /// `KEY=value`: in place of what the main process was given by these names, and beside the rest.
     pub env: Vec<String>,
     /// Absolute. Unlike the main process's it is not made if it is missing.

@@ -1,4 +1,5 @@
 //! Round trips and hostile bytes.
+use guest_protocol::files::{Copied, FileMessage, Helper, MAX_FILE_FRAME};
 use guest_protocol::*;
 use proptest::prelude::*;
 
@@ -69,12 +70,24 @@ fn thaw() -> impl Strategy<Value = HostMessage> {
 fn exec() -> impl Strategy<Value = HostMessage> {
     let strings = || proptest::collection::vec(".{0,40}", 0..20);
     let options = (any::<Option<String>>(), any::<Option<String>>(), any::<Option<(u16, u16)>>());
-    (any::<ProcessId>(), strings(), strings(), options, any::<[bool; 2]>()).prop_map(
-        |(process, args, env, (cwd, user, size), [stdin, attached])| {
+    (any::<ProcessId>(), strings(), strings(), options, any::<[bool; 2]>(), proptest::option::of(helper())).prop_map(
+        |(process, args, env, (cwd, user, size), [stdin, attached], helper)| {
             let terminal = size.map(|(rows, columns)| WindowSize { rows, columns });
-            HostMessage::Exec(Box::new(Exec { process, args, env, cwd, user, terminal, stdin, attached }))
+            HostMessage::Exec(Box::new(Exec { process, args, helper, env, cwd, user, terminal, stdin, attached }))
         },
     )
+}
+
+fn helper() -> impl Strategy<Value = Helper> {
+    prop_oneof![
+        Just(Helper::Processes),
+        (".{0,40}", any::<bool>()).prop_map(|(path, follow)| Helper::Pack { path, follow }),
+        (".{0,40}", ".{0,40}", any::<[bool; 2]>()).prop_map(|(path, name, [directory, contents])| Helper::Unpack {
+            path,
+            copied: Copied { name, directory, contents }
+        }),
+        any::<bool>().prop_map(|content| Helper::Changes { content }),
+    ]
 }
 
 fn message() -> impl Strategy<Value = HostMessage> {
@@ -116,6 +129,25 @@ proptest! {
     fn hostile_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..600), piece in 1usize..64) {
         // Whatever comes out, it ends, and within the limit.
         let _ = receive(&bytes, piece, 256);
+    }
+
+    #[test]
+    fn hostile_files_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..600), kind in 0u8..6) {
+        // Of a length that fits, so that more than that is looked at.
+        let mut frame = (bytes.len() as u32 + 1).to_le_bytes().to_vec();
+        frame.push(kind);
+        frame.extend(bytes);
+        let mut buffer = FrameBuffer::new(MAX_FILE_FRAME);
+        let mut rest = frame.as_slice();
+        while let Ok(None) = buffer.take::<FileMessage>() {
+            if rest.is_empty() {
+                break;
+            }
+            let count = rest.len().min(buffer.space().len());
+            buffer.space()[..count].copy_from_slice(&rest[..count]);
+            buffer.received(count);
+            rest = &rest[count..];
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use core::arch::asm;
 use core::ffi::{c_char, c_int, c_void};
 use core::mem::offset_of;
 use core::ptr;
+use core::sync::atomic::{AtomicBool, Ordering};
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{self, Errno};
 use rustix::process::Pid;
@@ -54,6 +55,8 @@ pub struct Child {
 }
 
 const CLONE_VM: u64 = 0x100;
+const PIDFD: u64 = 0x1000;
+const NEWPID: u64 = 0x2000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const SIGCHLD: u64 = 17;
 
@@ -72,6 +75,19 @@ struct CloneArguments {
     set_tid: u64,
     set_tid_size: u64,
     cgroup: u64,
+}
+
+impl CloneArguments {
+    /// The child is to be there.
+    fn join(&mut self, namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>) {
+        if namespace == PidNamespace::New {
+            self.flags |= NEWPID;
+        }
+        if let Some(cgroup) = cgroup {
+            self.flags |= CLONE_INTO_CGROUP;
+            self.cgroup = cgroup.as_raw_fd() as u64;
+        }
+    }
 }
 
 /// The PID namespace of a child.
@@ -103,9 +119,7 @@ pub fn join_pid_namespace(process: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// As clone3(2).
 pub fn spawn<F: FnMut()>(namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>, mut main: F) -> io::Result<Child> {
-    const PIDFD: u64 = 0x1000;
     const VFORK: u64 = 0x4000;
-    const NEWPID: u64 = 0x2000_0000;
     /// Of the caller's stack, for the child.
     const STACK: u64 = 32 << 10;
 
@@ -123,13 +137,7 @@ pub fn spawn<F: FnMut()>(namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>
         stack_size: STACK,
         ..CloneArguments::default()
     };
-    if namespace == PidNamespace::New {
-        arguments.flags |= NEWPID;
-    }
-    if let Some(cgroup) = cgroup {
-        arguments.flags |= CLONE_INTO_CGROUP;
-        arguments.cgroup = cgroup.as_raw_fd() as u64;
-    }
+    arguments.join(namespace, cgroup);
     let result: isize;
     // SAFETY: CLONE_VM | CLONE_VFORK: the child borrows this process's memory, and this thread does not run until the child
     // has gone to another program or ended. The child's stack is this one, below what the caller uses (the 128 bytes under
@@ -166,6 +174,43 @@ pub fn spawn<F: FnMut()>(namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>
         );
     }
     let pid = checked(result)?;
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+    // SAFETY: with CLONE_PIDFD the kernel has put a descriptor there that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Child { pid, pidfd })
+}
+
+/// This process is a child of [`fork`].
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a child of [`fork`], and not init.
+#[must_use]
+pub fn is_helper() -> bool {
+    FORKED.load(Ordering::Relaxed)
+}
+
+/// Starts a child that is a copy of this process, and runs `main` in it, whose result is its exit code. What the child does to its
+/// memory and descriptors is its own.
+///
+/// # Errors
+/// As clone3(2).
+pub fn fork(namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>, main: impl FnOnce() -> u8) -> io::Result<Child> {
+    let mut pidfd: c_int = -1;
+    let mut arguments = CloneArguments {
+        flags: PIDFD,
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: SIGCHLD,
+        ..CloneArguments::default()
+    };
+    arguments.join(namespace, cgroup);
+    // SAFETY: a clone_args of this size, which it reads; without CLONE_VM the child goes on in a copy of all memory, this stack
+    // included, and so returns from here as the parent does. There is one thread, so nothing in the copy is half done.
+    let pid = unsafe { syscall(SYS_CLONE3, ptr::from_mut(&mut arguments) as usize, size_of::<CloneArguments>(), 0) }?;
+    if pid == 0 {
+        FORKED.store(true, Ordering::Relaxed);
+        let code = main();
+        super::exit(code);
+    }
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
     // SAFETY: with CLONE_PIDFD the kernel has put a descriptor there that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };

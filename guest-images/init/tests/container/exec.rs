@@ -4,22 +4,28 @@ use super::*;
 use std::collections::BTreeMap;
 
 /// What a process that joined has come to: its streams, to their ends, and what the guest said.
-struct Joined {
+pub struct Joined {
     stdout: String,
     stderr: String,
     status: ExitStatus,
 }
 
 impl Joined {
+    /// What it wrote.
+    pub fn stdout(self) -> String {
+        self.stdout
+    }
+
     fn code(&self) -> (&str, ExitStatus) {
         (&self.stdout, self.status)
     }
 }
 
-fn exec(process: ProcessId, args: &[&str]) -> Exec {
+pub fn exec(process: ProcessId, args: &[&str]) -> Exec {
     Exec {
         process,
         args: args.iter().map(ToString::to_string).collect(),
+        helper: None,
         env: vec![],
         cwd: None,
         user: None,
@@ -52,7 +58,7 @@ fn text(mut stream: UnixStream) -> thread::JoinHandle<String> {
 
 impl Host {
     /// The container that others join: it has said "ready", and goes on until it is told otherwise.
-    fn joinable(host: Option<Self>, main: Start) -> Option<(Self, UnixStream)> {
+    pub fn joinable(host: Option<Self>, main: Start) -> Option<(Self, UnixStream)> {
         let mut host = host?;
         host.send(&HostMessage::Start(Box::new(main)));
         let mut stdout = host.stream(StreamKind::Stdout);
@@ -65,7 +71,7 @@ impl Host {
     }
 
     /// Orders a process; its streams once it runs.
-    fn order(&mut self, order: &Exec) -> Result<Vec<UnixStream>, (FailureKind, String)> {
+    pub fn order(&mut self, order: &Exec) -> Result<Vec<UnixStream>, (FailureKind, String)> {
         self.send(&HostMessage::Exec(Box::new(order.clone())));
         let streams: Vec<UnixStream> = kinds(order).iter().map(|_| self.streams.accept().unwrap().0).collect();
         match self.next() {
@@ -86,14 +92,14 @@ impl Host {
         Ok(streams)
     }
 
-    fn end_of(&mut self, process: ProcessId) -> ExitStatus {
+    pub fn end_of(&mut self, process: ProcessId) -> ExitStatus {
         match self.next() {
             Some(GuestMessage::Exited { process: ended, status, .. }) if ended == process => status,
             other => panic!("{other:?} instead of the end of {process}"),
         }
     }
 
-    fn join(&mut self, order: &Exec) -> Joined {
+    pub fn join(&mut self, order: &Exec) -> Joined {
         let streams = self.order(order).unwrap();
         let [stdout, stderr] = <[UnixStream; 2]>::try_from(streams).unwrap().map(text);
         let status = self.end_of(order.process);
@@ -101,7 +107,7 @@ impl Host {
     }
 }
 
-const IDLE: &str = "trap 'exit 3' TERM; echo ready; while :; do sleep 1000 & wait; done";
+pub const IDLE: &str = "trap 'exit 3' TERM; echo ready; while :; do sleep 1000 & wait; done";
 
 fn container() -> Option<(Host, UnixStream)> {
     Host::joinable(Host::new(), start(shell(IDLE)))

@@ -3,6 +3,7 @@
 
 mod exec;
 mod frozen;
+mod helper;
 
 use guest_init::guest::{self, Machine};
 use guest_protocol::*;
