@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256, Sha512};
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::str::FromStr;
 
 /// A digest that is known to be well-formed: a supported algorithm, and lower-case hex of its length.
@@ -194,6 +194,37 @@ impl<R: Read> Read for HashingReader<R> {
         self.hasher.update(&buffer[..got]);
         self.bytes += got as u64;
         Ok(got)
+    }
+}
+
+/// A writer that hashes what is written through it.
+#[derive(Debug)]
+pub struct HashingWriter<W> {
+    inner: W,
+    hasher: Hasher,
+}
+
+impl<W: Write> HashingWriter<W> {
+    /// Hashes what is written to `inner`.
+    pub fn new(inner: W, algorithm: Algorithm) -> Self {
+        HashingWriter { inner, hasher: Hasher::new(algorithm) }
+    }
+
+    /// What is behind it, and the digest of all bytes written.
+    pub fn finish(self) -> (W, Digest) {
+        (self.inner, self.hasher.finish())
+    }
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

@@ -31,7 +31,7 @@ pub use oci::config::ProcessDefaults;
 pub use oci::reference::ImageRef;
 pub use store::{
     CONTAINERS, ImageDetails, ImageInfo, Keeper, KeptBlob, KeptLayers, Layer, LayerKey, LayersInUse, Original,
-    PreparedImage, Progress, SNAPSHOTS, Step, Store,
+    PreparedImage, Progress, SNAPSHOTS, Said, Step, Store,
 };
 
 /// The guest's first process, a static executable, built from `guest-images/init` by this crate's build script.

@@ -12,6 +12,8 @@ const MAX_STEPS: usize = 200;
 const MAX_TARGET: u64 = 4096;
 /// Largest directory that is read, in bytes: some ten thousand names.
 const MAX_DIRECTORY: u64 = 256 << 10;
+/// No directory is larger, in bytes.
+const LARGEST_DIRECTORY: u64 = 256 << 20;
 /// Directories of the root that a container has something else at.
 const COVERED: [&[u8]; 3] = [b"dev", b"proc", b"sys"];
 
@@ -115,6 +117,21 @@ impl<'a> Files<'a> {
             }
         }
         Ok(Entry::Unclear)
+    }
+
+    /// Whether there is something at an absolute path: links on the way are followed, one at its end is something.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn holds(&self, path: &[u8]) -> Result<bool, ReadError> {
+        let parts: Vec<&[u8]> = parts(path).collect();
+        let Some((name, way)) = parts.split_last() else { return Ok(true) };
+        let Entry::File { nid, mode } = self.look_up(&way.join(&b'/'))? else { return Ok(false) };
+        if mode & 0o170_000 != DIRECTORY {
+            return Ok(false);
+        }
+        let directory = self.read(nid, LARGEST_DIRECTORY)?.ok_or(ReadError::Damaged("a directory's size"))?;
+        Ok(entries(&directory)?.into_iter().any(|(entry, _)| entry == *name))
     }
 
     /// The bytes of a file, directory or symbolic link; `None` if they are more than `limit`.

@@ -99,7 +99,7 @@ impl Store {
         }
     }
 
-    fn keep_bytes(&self, bytes: &[u8]) -> Result<KeptBlob, ImageError> {
+    pub(super) fn keep_bytes(&self, bytes: &[u8]) -> Result<KeptBlob, ImageError> {
         self.keep_document(&Digest::of(bytes), bytes)
     }
 

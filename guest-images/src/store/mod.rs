@@ -16,6 +16,7 @@
 //! work lock, then locks on layer files. Nobody waits for the store's lock while holding a work lock.
 
 mod blobs;
+mod commit;
 mod details;
 mod kept;
 mod layers;
@@ -25,6 +26,7 @@ mod records;
 mod save;
 
 pub use blobs::KeptBlob;
+pub use commit::Said;
 pub use details::{ImageDetails, Step};
 pub use kept::{CONTAINERS, Keeper, KeptLayers, LayerKey, SNAPSHOTS};
 pub use layers::Layer;
