@@ -4,6 +4,7 @@
 mod bench;
 mod containers;
 mod exec;
+mod files;
 mod images;
 mod network;
 mod run;
@@ -19,6 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::bench::{Bench, BenchWhat};
 pub use self::containers::{Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Wait};
 pub use self::exec::Exec;
+pub use self::files::{Copy, Diff, Top};
 pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
 pub use self::network::{Destination, Network, Publish};
 #[cfg(test)]
@@ -87,6 +89,12 @@ pub enum Verb {
     Rm(Rm),
     /// Run another command in a running container
     Exec(Exec),
+    /// List the processes of a running container
+    Top(Top),
+    /// Copy files between a running container and this host
+    Cp(Copy),
+    /// List what a running container has changed in its files: A added, C changed, D deleted
+    Diff(Diff),
     /// Boot a bare microVM, its serial console on stdin and stdout
     Boot(Boot),
     /// Take a snapshot of a running microVM, which goes on
@@ -97,7 +105,7 @@ pub enum Verb {
     Restore(Restore),
     /// Have a running microVM go on from an earlier snapshot of it
     Rollback(Rollback),
-    /// Make a warm image of a running container: `run NAME@warm` starts its process where it was
+    /// Make an image of a running container's files, or of its memory as well
     Commit(Commit),
     /// Load images from an OCI layout, an OCI archive or a docker archive into the store
     Load(Load),
@@ -341,7 +349,8 @@ mod tests {
         assert!(matches!(got.what, Some(SnapshotsWhat::Rm { names }) if names == ["a", "b"]));
         assert!(usage(&["snapshots", "rm"]).contains("NAME"));
         assert!(usage(&["snapshots", "prune"]).contains("--keep"));
-        assert!(usage(&["commit", "vm", "name"]).contains("--memory"));
+        assert!(usage(&["commit", "vm"]).contains("NAME"));
+        assert!(usage(&["commit", "--memory", "-m", "text", "vm", "name"]).contains("--memory"));
         assert!(usage(&["snapshot", ""]).contains("VM"));
     }
 

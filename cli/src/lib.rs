@@ -42,11 +42,13 @@ mod commands;
 mod container;
 mod containers;
 mod control;
+mod copying;
 mod egress;
 mod env;
 mod failure;
 #[cfg(feature = "testing")]
 pub mod fuzzing;
+mod helping;
 mod launch;
 mod life;
 mod logs;
@@ -167,7 +169,11 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Snapshots(snapshots) => commands::snapshots::snapshots(&snapshots, cli.talk),
         Verb::Restore(restore) => commands::restore::restore(restore, cli.talk, began),
         Verb::Rollback(rollback) => commands::snapshots::rollback(&rollback),
-        Verb::Commit(commit) => commands::snapshots::commit(&commit, cli.talk),
+        Verb::Commit(commit) if commit.memory => commands::snapshots::commit(&commit, cli.talk),
+        Verb::Commit(commit) => commands::commit::commit(&commit),
+        Verb::Top(top) => commands::look::top(&top),
+        Verb::Cp(copy) => commands::copy::copy(&copy),
+        Verb::Diff(diff) => commands::look::diff(&diff),
         Verb::Pull(pull) => commands::registry::pull(&pull, cli.talk),
         Verb::Push(push) => commands::registry::push(&push, cli.talk),
         Verb::Load(load) => commands::images::load(&load, cli.talk),

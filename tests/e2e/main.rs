@@ -6,6 +6,7 @@
 //! | [`container`] | what a command finds inside, and what comes out |
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
 //! | [`exec`] | other commands in a container that runs |
+//! | [`files`] | files in and out of containers, and images of them |
 //! | [`frozen`] | clones of a container that is busy |
 //! | [`images`] | the store of images without any guest: names, history, archives |
 //! | [`interactive`] | terminals |
@@ -37,6 +38,7 @@ mod control;
 mod disk;
 mod ending;
 mod exec;
+mod files;
 mod frozen;
 mod images;
 mod interactive;

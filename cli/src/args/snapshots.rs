@@ -99,14 +99,28 @@ pub struct Rollback {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "The new layer holds what `bulkhead diff` shows. The container goes on meanwhile: what changes while it is read is as \
+                  with docker's --pause=false."
+)]
 pub struct Commit {
-    /// Keep the memory and the processes, not only the files (there is no other kind yet)
-    #[arg(long, required = true)]
+    /// Keep the memory and the processes, too: `run NAME@warm` goes on from there
+    #[arg(long, conflicts_with_all = ["author", "message", "change"])]
     pub memory: bool,
-    /// A running microVM, or the beginning of its name
-    #[arg(value_name = "VM", value_parser = NonEmptyStringValueParser::new())]
+    /// Who is responsible
+    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    pub author: String,
+    /// What it is about
+    #[arg(short, long, value_name = "TEXT", default_value = "")]
+    pub message: String,
+    /// Change what the image says of its process: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR, as in a
+    /// Dockerfile
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub change: Vec<String>,
+    /// A running container, or the beginning of its name
+    #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub vm: String,
-    /// Name for the image; `bulkhead run NAME@warm` starts it
-    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    /// Name for the image
+    #[arg(value_name = "NAME[:TAG]", value_parser = NonEmptyStringValueParser::new())]
     pub name: String,
 }

@@ -9,6 +9,7 @@ pub mod client;
 pub mod server;
 pub mod talk;
 
+use guest_protocol::files::Helper;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -60,7 +61,11 @@ pub enum Order {
 #[serde(deny_unknown_fields)]
 pub struct Exec {
     /// The command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
+    /// Not a command, but something that the guest's init does itself: then all else but `stdin` says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helper: Option<Helper>,
     /// `KEY=value`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
@@ -181,7 +186,7 @@ mod tests {
             (r#"{"version":1,"order":"explode"}"#, "explode"),
             (r#"{"version":1,"order":"rollback"}"#, "to"),
             (r#"{"version":1,"order":"snapshot","path":"/etc"}"#, "path"),
-            (r#"{"version":1,"order":"exec"}"#, "args"),
+            (r#"{"version":1,"order":"exec","helper":"Everything"}"#, "Everything"),
             (r#"{"version":1,"order":"exec","args":["ls"],"root":true}"#, "root"),
             (r#"{"version":1,"order":"exec","args":["ls"],"terminal":{"rows":1}}"#, "columns"),
         ] {

@@ -45,6 +45,7 @@ fn process(args: &Args, command: Vec<String>) -> anyhow::Result<Exec> {
     }
     Ok(Exec {
         args: command,
+        helper: None,
         env: env::merge(&[], &args.env_file, &args.env, |key| std::env::var(key).ok())?,
         cwd: args.workdir.clone(),
         user: args.user.clone(),

@@ -2,13 +2,16 @@
 
 pub mod bench;
 pub mod boot;
+pub mod commit;
 pub mod containers;
+pub mod copy;
 pub mod doctor;
 pub mod exec;
 pub mod history;
 pub mod images;
 pub mod inspect;
 pub mod logs;
+pub mod look;
 pub mod ps;
 pub mod registry;
 pub mod restore;

@@ -212,9 +212,9 @@ fn name(kind: StreamKind) -> Stream {
 }
 
 fn message(process: ProcessId, exec: Exec) -> HostMessage {
-    let Exec { args, env, cwd, user, terminal, stdin, detached } = exec;
+    let Exec { args, helper, env, cwd, user, terminal, stdin, detached } = exec;
     let (stdin, attached, terminal) = (stdin && !detached, !detached, terminal.map(window));
-    HostMessage::Exec(Box::new(protocol::Exec { process, args, env, cwd, user, terminal, stdin, attached }))
+    HostMessage::Exec(Box::new(protocol::Exec { process, args, helper, env, cwd, user, terminal, stdin, attached }))
 }
 
 fn window(Size { rows, columns }: Size) -> WindowSize {

@@ -45,7 +45,8 @@ impl Attendant for Asker {
 
 fn exec(process: ProcessId) -> HostMessage {
     let (args, env) = (vec!["true".into()], vec![]);
-    let exec = Exec { process, args, env, cwd: None, user: None, terminal: None, stdin: false, attached: true };
+    let exec =
+        Exec { process, args, helper: None, env, cwd: None, user: None, terminal: None, stdin: false, attached: true };
     HostMessage::Exec(Box::new(exec))
 }
 

@@ -1,0 +1,131 @@
+//! Files in and out of a running container, its processes, and images of what it has become.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Stdio;
+
+use serde_json::Value;
+use tests::{Lab, Running};
+
+use crate::lab;
+
+/// What a verb prints, which succeeds.
+fn done(lab: &Lab, arguments: &[&str]) -> String {
+    let ended = lab.run(arguments);
+    assert_eq!(ended.code, Some(0), "{arguments:?}: {ended:?}");
+    ended.text().to_owned()
+}
+
+/// `cp` with an archive of one file, `name`, that holds `content`.
+fn archive(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o640);
+    builder.append_data(&mut header, name, content).unwrap();
+    builder.into_inner().unwrap()
+}
+
+/// One container, into which files go and from which they come; it becomes an image, and that a container.
+#[test]
+fn a_container_gives_and_takes_files_and_becomes_an_image() {
+    let lab = lab!("a_container_gives_and_takes_files_and_becomes_an_image");
+    let patience = lab.patience(2);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
+    let tar = lab.images("debian.tar").display().to_string();
+    done(&lab, &["load", "-q", "-i", &tar, "--name", "debian"]);
+    let script = "cd /srv; echo hi > file; ln -s file link; rm /etc/issue; trap exit TERM; echo up; while :; do sleep 1000 & wait; done";
+    let command = ["run", "--name", "web", "-e", "TIER=web", "debian", "sh", "-c", script];
+    let mut web = Running::start(lab.bulkhead(command));
+    web.wait_for("up\n", patience);
+
+    let processes: Vec<Value> = done(&lab, &["top", "--format", "json", "web"])
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(
+        processes[0]["PID"] == "1" && processes[0]["Command"].as_str().unwrap().starts_with("sh -c "),
+        "{processes:?}"
+    );
+    assert!(processes.iter().any(|process| process["Command"] == "sleep 1000"), "{processes:?}");
+
+    // In: a tree, into a directory that is there and as one that is not.
+    let tree = lab.path("tree");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    let big: Vec<u8> = (0..300_000u32).flat_map(|n| [(n >> 3) as u8]).collect();
+    fs::write(tree.join("sub/big"), &big).unwrap();
+    fs::set_permissions(tree.join("sub/big"), fs::Permissions::from_mode(0o754)).unwrap();
+    let from = tree.display().to_string();
+    assert_eq!(done(&lab, &["cp", &from, "web:/srv"]), "");
+    done(&lab, &["cp", &format!("{from}/."), "web:srv/new"]);
+    let mut command = lab.bulkhead(["cp", "-", "web:/srv"]);
+    command.stdin(Stdio::piped());
+    let mut streaming = Running::start(command);
+    streaming.feed(archive("from/archive", b"packed"));
+    let streamed = streaming.end(patience);
+    assert_eq!(streamed.code, Some(0), "{streamed:?}");
+
+    // Out: what went in, by its new name, and as an archive.
+    let out = lab.path("out");
+    done(&lab, &["cp", "web:/srv", &out.display().to_string()]);
+    assert!(fs::read(out.join("tree/sub/big")).unwrap() == big && fs::read(out.join("new/sub/big")).unwrap() == big);
+    let meta = fs::metadata(out.join("tree/sub/big")).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.mtime()), (0o754, fs::metadata(tree.join("sub/big")).unwrap().mtime()));
+    assert_eq!(fs::read_to_string(out.join("from/archive")).unwrap(), "packed");
+    assert_eq!(fs::read_link(out.join("link")).unwrap().to_str(), Some("file"));
+    let packed = lab.run(["cp", "-L", "web:/srv/link", "-"]);
+    let mut entries = tar::Archive::new(&packed.stdout[..]);
+    let mut entry = entries.entries().unwrap().next().unwrap().unwrap();
+    let mut content = String::new();
+    entry.read_to_string(&mut content).unwrap();
+    assert_eq!((entry.path().unwrap().to_str(), content.as_str()), (Some("link"), "hi\n"), "{}", packed.stderr);
+
+    // What cannot be.
+    for (line, words) in [
+        (["web:/none", "/tmp"], ["/none", "no such file"]),
+        (["/none/here", "web:/srv"], ["/none/here", "No such file"]),
+        (["web:/etc/passwd", "/none/here"], ["/none/here", "No such file"]),
+        (["web:/srv", "/dev/null"], ["/dev/null", "directory"]),
+        (["other:/x", "/tmp"], ["other", "web"]),
+        (["/x", "/y"], ["CONTAINER:PATH", ""]),
+        (["web:/x", "web:/y"], ["between containers", ""]),
+    ] {
+        lab.run(["cp", line[0], line[1]]).assert_failed(1, &words);
+    }
+
+    let changes = done(&lab, &["diff", "web"]);
+    for line in ["A /srv/file", "A /srv/link", "A /srv/tree/sub/big", "C /srv", "D /etc/issue", "C /etc"] {
+        assert!(changes.lines().any(|change| change == line), "{line}: {changes}");
+    }
+    assert!(!changes.contains("/etc/hosts") && !changes.contains("/proc"), "{changes}");
+
+    let line =
+        ["commit", "-m", "with a tree", "-c", "CMD [\"cat\", \"/srv/file\"]", "-c", "ENV NEW=1", "web", "team/web:1"];
+    let id = done(&lab, &line);
+    assert!(id.starts_with("sha256:"), "{id}");
+    let history = done(&lab, &["history", "--format", "{{.Comment}}", "team/web:1"]);
+    assert_eq!(history.lines().next(), Some("with a tree"), "{history}");
+    let image: Value = serde_json::from_str(&done(&lab, &["inspect", "team/web:1"])).unwrap();
+    let env = image[0]["Config"]["Env"].to_string();
+    assert!(env.contains("TIER=web") && env.contains("NEW=1"), "{image}");
+    lab.run(["commit", "web", "BAD NAME"]).assert_failed(1, &["BAD NAME"]);
+    lab.run(["commit", "-c", "RUN x", "web", "x"]).assert_failed(1, &["RUN x"]);
+    web.signal(rustix::process::Signal::TERM);
+    web.end(patience);
+    for verb in ["top", "diff"] {
+        lab.run([verb, "web"]).assert_failed(1, &["web"]);
+    }
+
+    assert_eq!(done(&lab, &["run", "--rm", "team/web:1"]), "hi\n");
+    let script = "cmp /srv/tree/sub/big /srv/new/sub/big && [ ! -e /etc/issue ] && [ -e /etc/passwd ] && stat -c %a /srv/from/archive";
+    assert_eq!(done(&lab, &["run", "--rm", "team/web:1", "sh", "-c", script]), "640\n");
+    // What is saved of it is loaded again as what it is.
+    let saved = lab.path("saved.tar").display().to_string();
+    done(&lab, &["save", "-o", &saved, "team/web:1"]);
+    done(&lab, &["rmi", "-f", "team/web:1"]);
+    done(&lab, &["load", "-q", "-i", &saved]);
+    let again: Value = serde_json::from_str(&done(&lab, &["inspect", "team/web:1"])).unwrap();
+    assert_eq!(again[0]["Id"], image[0]["Id"]);
+    lab.assert_clean();
+}
