@@ -32,7 +32,7 @@ use crate::failure::sanitize;
 
 /// Runs container images, each in a microVM of its own.
 #[derive(Debug, Parser)]
-#[command(name = "bulkhead", version, disable_help_subcommand = true, max_term_width = 110)]
+#[command(name = "bulkhead", version, disable_help_subcommand = true, max_term_width = 110, args_override_self = true)]
 #[command(
     after_help = "Exit codes: the command's own; 125 Bulkhead failed, 126 not executable, 127 not found, 128+n signal n."
 )]
@@ -352,6 +352,14 @@ mod tests {
         assert!(usage(&["commit", "vm"]).contains("NAME"));
         assert!(usage(&["commit", "--memory", "-m", "text", "vm", "name"]).contains("--memory"));
         assert!(usage(&["snapshot", ""]).contains("VM"));
+    }
+
+    /// As docker's: the last one counts, and lists have all.
+    #[test]
+    fn a_flag_may_be_given_again() {
+        let words = "bulkhead run --rm --rm --name a --name b -e A -e B debian".split(' ');
+        let Verb::Run(run) = Cli::try_parse_from(words).unwrap().verb else { panic!() };
+        assert!(run.rm && run.name.as_deref() == Some("b") && run.env == ["A", "B"], "{run:?}");
     }
 
     #[test]

@@ -70,14 +70,15 @@ fn what_fails_leaves_nothing() {
     store.load(&temp.path().join("oci.tar"), Some("base"), &mut ()).expect("good");
     let before = blobs(temp.path());
     let broken = |out: &mut dyn Write| {
-        out.write_all(&[1; 5000]).and_then(|()| Err(io::Error::other("the guest is gone"))).map_err(|source| {
-            ImageError::Io { action: "write", path: "layer".into(), source }
-        })
+        out.write_all(&[1; 5000])
+            .and_then(|()| Err(io::Error::other("the guest is gone")))
+            .map_err(|source| ImageError::Io { action: "write", path: "layer".into(), source })
     };
     let error = store.commit("base", "x", SAID, broken, |_| ()).unwrap_err();
     assert!(format!("{error:?}").contains("gone"), "{error:?}");
     let nonsense = |out: &mut dyn Write| {
-        let write = out.write_all(b"this is no tar archive, whatever it is called: it is some text that goes on for a while");
+        let write =
+            out.write_all(b"this is no tar archive, whatever it is called: it is some text that goes on for a while");
         write.map_err(|source| ImageError::Io { action: "write", path: "layer".into(), source })
     };
     store.commit("base", "x", SAID, nonsense, |_| ()).unwrap_err();

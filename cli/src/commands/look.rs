@@ -2,19 +2,21 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use guest_images::erofs::Files;
-use guest_images::{Keeper, Store};
+use guest_images::{LayerKey, Store};
 use guest_protocol::files::{EntryKind, FileMessage, Helper, ProcessInfo};
 use serde_json::{Value, json};
 
-use super::inspect::find;
 use crate::args::{Diff, Top};
+use crate::attend::Order;
+use crate::attend::client::ask;
 use crate::clock;
 use crate::failure::{Failure, Outcome, sanitize};
 use crate::helping::Helping;
 use crate::output::{self, Columns};
 use crate::paths;
+use crate::running;
 
 const PROCESSES: Columns<8> = Columns {
     head: ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"],
@@ -55,10 +57,12 @@ fn row(process: &ProcessInfo, now: Duration) -> Value {
 /// Lists what a container has changed.
 pub fn diff(args: &Diff) -> Outcome {
     let work = || -> anyhow::Result<String> {
-        let entry = find(&args.container)?;
-        let kept = Store::open(paths::store())?.kept(Keeper::Container(entry.record.id.as_str()))?;
-        let kept = kept.ok_or_else(|| anyhow!("container {}: it has no list of layers", entry.name))?;
-        let image = Files::open(kept.lock.files().iter()).context("the container's image")?;
+        let (name, directory) = running::find(&args.container)?;
+        let about = ask(&directory, &name, &Order::About {}, &mut |_| ())?;
+        let keys = about["layers"].as_array().into_iter().flatten();
+        let keys = keys.filter_map(|key| key.as_str()).map(str::parse).collect::<Result<Vec<LayerKey>, _>>()?;
+        let image = Store::open(paths::store())?.in_use(keys)?;
+        let image = Files::open(image.lock.files().iter()).context("the container's image")?;
         let mut lines = String::new();
         Helping::begin(&args.container, Helper::Changes { content: false }, false)?.hear_all(|message| {
             let FileMessage::Entry(entry) = message else { return Ok(()) };

@@ -265,8 +265,9 @@ impl Owner {
     }
 
     fn about(&self) -> Value {
-        let Facts { name, what, vcpus, memory_mib, .. } = &self.facts;
-        json!({ "name": name, "what": what, "vcpus": vcpus, "memory_mib": memory_mib, "pid": std::process::id(),
+        let Facts { name, what, vcpus, memory_mib, layers } = &self.facts;
+        let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+        json!({ "name": name, "what": what, "vcpus": vcpus, "memory_mib": memory_mib, "pid": std::process::id(), "layers": layers,
                 "came_from": self.history.parent().map(|held| held.record.id) })
     }
 

@@ -123,14 +123,30 @@ impl Store {
     pub fn kept(&self, keeper: Keeper<'_>) -> Result<Option<KeptLayers>, ImageError> {
         let path = keeper.list(&self.dir);
         let Some(keys) = read_list(&path)? else { return Ok(None) };
+        self.layers_of(keys, |key| bad_list(&path, format!("layer {key} is gone"))).map(Some)
+    }
+
+    /// Layers that somebody else has in use, locked as those of a prepared image.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub fn in_use(&self, keys: Vec<LayerKey>) -> Result<KeptLayers, ImageError> {
+        let dir = self.dir.join("layers");
+        self.layers_of(keys, |_| ImageError::io("find a layer in", &dir)(io::ErrorKind::NotFound.into()))
+    }
+
+    fn layers_of(
+        &self,
+        keys: Vec<LayerKey>,
+        missing: impl Fn(&LayerKey) -> ImageError,
+    ) -> Result<KeptLayers, ImageError> {
         let (mut layers, mut files) = (Vec::new(), Vec::new());
         for key in &keys {
-            let missing = || bad_list(&path, format!("layer {key} is gone"));
-            let held = self.open_layer(key.origin, &key.digest)?.ok_or_else(missing)?;
+            let held = self.open_layer(key.origin, &key.digest)?.ok_or_else(|| missing(key))?;
             layers.push(held.layer);
             files.push(held.file);
         }
-        Ok(Some(KeptLayers { layers, keys, lock: LayersInUse(files) }))
+        Ok(KeptLayers { layers, keys, lock: LayersInUse(files) })
     }
 
     /// Keys of the files that are kept. A list that cannot be read is an error: what it names must not go.
