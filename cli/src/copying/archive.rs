@@ -53,11 +53,13 @@ pub fn read(archive: impl Read, sink: &mut Sink<'_>) -> anyhow::Result<()> {
         }
         let mtime = (i64::try_from(mtime).unwrap_or(0), 0);
         sink(FileMessage::Entry(Entry { path: Bytes(path), kind, mode: mode & 0o7777, uid, gid, mtime, xattrs }))?;
-        let mut data = vec![0; if file { MAX_DATA } else { 0 }];
-        while file {
-            match entry.read(&mut data).context(broken)? {
-                0 => break,
-                count => sink(FileMessage::Data(data[..count].into()))?,
+        if file {
+            let mut data = vec![0; MAX_DATA];
+            loop {
+                match entry.read(&mut data).context(broken)? {
+                    0 => break,
+                    count => sink(FileMessage::Data(data[..count].into()))?,
+                }
             }
         }
     }

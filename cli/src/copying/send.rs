@@ -89,7 +89,7 @@ fn send(
     // Something else may have taken its place: it is not to be waited for.
     let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     flags.set(OFlags::NOFOLLOW, !follow);
-    let mut file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(place)?;
+    let mut file = File::options().read(true).custom_flags(flags.bits() as i32).open(place)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(anyhow!("it has become something else"));
