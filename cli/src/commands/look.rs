@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use guest_images::erofs::Files;
 use guest_images::{LayerKey, Store};
 use guest_protocol::files::{EntryKind, FileMessage, Helper, ProcessInfo};
@@ -23,13 +23,26 @@ const PROCESSES: Columns<8> = Columns {
     fields: ["UID", "PID", "PPID", "C", "STime", "TTY", "Time", "Command"],
 };
 
+/// Most bytes that a guest may have to say: it is not trusted to end.
+const MOST: usize = 64 << 20;
+
+/// Counts what a guest says.
+///
+/// # Errors
+/// It is too much.
+fn bounded(said: &mut usize, more: usize) -> anyhow::Result<()> {
+    *said += more;
+    if *said > MOST { Err(anyhow!("the container says more than {} MiB of itself", MOST >> 20)) } else { Ok(()) }
+}
+
 /// Lists a container's processes.
 pub fn top(args: &Top) -> Outcome {
-    let mut rows = Vec::new();
+    let (mut rows, mut said) = (Vec::new(), 0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut hear = || {
         Helping::begin(&args.container, Helper::Processes, false)?.hear_all(|message| {
             if let FileMessage::Process(process) = message {
+                bounded(&mut said, size_of::<ProcessInfo>() + process.command.len())?;
                 rows.push(row(&process, now));
             }
             Ok(())
@@ -63,10 +76,11 @@ pub fn diff(args: &Diff) -> Outcome {
         let keys = keys.filter_map(|key| key.as_str()).map(str::parse).collect::<Result<Vec<LayerKey>, _>>()?;
         let image = Store::open(paths::store())?.in_use(keys)?;
         let image = Files::open(image.lock.files().iter()).context("the container's image")?;
-        let mut lines = String::new();
+        let (mut lines, mut said) = (String::new(), 0);
         Helping::begin(&args.container, Helper::Changes { content: false }, false)?.hear_all(|message| {
             let FileMessage::Entry(entry) = message else { return Ok(()) };
             let path = [b"/", entry.path.0.as_slice()].concat();
+            bounded(&mut said, path.len())?;
             let letter = match entry.kind {
                 EntryKind::Removed => 'D',
                 _ if image.holds(&path).context("the container's image")? => 'C',
@@ -86,6 +100,13 @@ pub fn diff(args: &Diff) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_is_not_heard_for_ever() {
+        let mut said = 0;
+        let rounds = (0..).take_while(|_| bounded(&mut said, 1 << 20).is_ok()).count();
+        assert_eq!(rounds, MOST >> 20);
+    }
 
     #[test]
     fn a_process_is_shown_as_ps_does() {

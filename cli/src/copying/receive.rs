@@ -1,6 +1,7 @@
 //! Entries that a guest has sent, made on this host. What a guest says is not trusted: nothing is made or changed but below the one
 //! directory, through no symbolic link, whatever the entries are called and in whatever order they come.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
@@ -29,14 +30,15 @@ pub struct Receiver {
     directory: Option<OwnedFd>,
     /// The file whose content comes, and how much of it is missing.
     file: Option<(File, Entry, u64)>,
-    /// What is made in a directory changes its time, and needs it to be writable.
-    directories: Vec<Entry>,
+    /// What is made in a directory changes its time, and needs it to be writable. By their paths: each is there once, however often the
+    /// guest speaks of it, and so there are no more than are on the disk.
+    directories: BTreeMap<Vec<u8>, Entry>,
 }
 
 impl Receiver {
     /// One that makes what comes at `top`.
     pub fn at(top: PathBuf, archive: bool) -> Self {
-        Receiver { top, archive, directory: None, file: None, directories: Vec::new() }
+        Receiver { top, archive, directory: None, file: None, directories: BTreeMap::new() }
     }
 
     /// Takes a message.
@@ -67,7 +69,8 @@ impl Receiver {
     /// It was not.
     pub fn finish(mut self) -> anyhow::Result<()> {
         self.close()?;
-        for entry in std::mem::take(&mut self.directories).iter().rev() {
+        // What is in a directory comes behind it in this order.
+        for entry in std::mem::take(&mut self.directories).values().rev() {
             let path = self.shown(&entry.path.0);
             let opened = self.open(&entry.path.0);
             opened
@@ -146,7 +149,7 @@ impl Receiver {
                     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
                     self.directory = Some(openat(parent, name, flags, Mode::empty())?);
                 }
-                self.directories.push(entry);
+                self.directories.insert(entry.path.0.clone(), Entry { xattrs: Vec::new(), ..entry });
             }
             EntryKind::File { size } => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -213,6 +216,7 @@ mod tests {
     use super::*;
     use crate::copying::send;
     use guest_protocol::files::Bytes;
+    use proptest::prelude::*;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
@@ -305,6 +309,56 @@ mod tests {
         assert_eq!(fs::metadata(top.join("l")).unwrap().mode() & 0o7777, 0o755);
     }
 
+    fn any_message() -> impl Strategy<Value = FileMessage> {
+        let path = || {
+            prop::sample::select(vec![
+                "",
+                "a",
+                "b",
+                "a/b",
+                "l",
+                "l/a",
+                "a/l",
+                "..",
+                "../outside/file",
+                "/etc/x",
+                "a/../l",
+            ])
+        };
+        let kind = prop_oneof![
+            Just(EntryKind::Directory { opaque: false }),
+            (0..3u64).prop_map(|size| EntryKind::File { size }),
+            prop::sample::select(vec![".", "..", "../outside", "a"])
+                .prop_map(|target| EntryKind::Symlink { target: target.as_bytes().into() }),
+            path().prop_map(|to| EntryKind::Hardlink { to: to.as_bytes().into() }),
+            Just(EntryKind::Fifo),
+            Just(EntryKind::Removed),
+        ];
+        prop_oneof![
+            4 => (path(), kind).prop_map(|(path, kind)| named(path, kind)),
+            1 => (0..3usize).prop_map(|count| FileMessage::Data(Bytes(vec![b'x'; count]))),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_a_guest_says_nothing_is_made_elsewhere(messages in prop::collection::vec(any_message(), 0..14)) {
+            let dir = tempfile::tempdir().unwrap();
+            let outside = dir.path().join("outside");
+            fs::create_dir(&outside).unwrap();
+            fs::write(outside.join("file"), "mine").unwrap();
+            let before = fs::metadata(outside.join("file")).unwrap();
+            let _ = receive(&dir.path().join("top"), [vec![directory("")], messages].concat());
+            let names = |dir: &Path| fs::read_dir(dir).unwrap().count();
+            prop_assert_eq!((names(dir.path()), names(&outside)), (2, 1));
+            let after = fs::metadata(outside.join("file")).unwrap();
+            prop_assert_eq!((after.mode(), after.nlink(), after.ctime_nsec()), (before.mode(), 1, before.ctime_nsec()));
+            prop_assert_eq!(fs::read(outside.join("file")).unwrap(), b"mine");
+        }
+    }
+
     #[test]
     fn what_does_not_come_whole_is_told() {
         let dir = tempfile::tempdir().unwrap();
@@ -317,6 +371,10 @@ mod tests {
             assert!(receive(&top, messages.clone()).is_err(), "{messages:?}");
         }
         receive(&top, vec![file(), data(1), data(1)]).unwrap();
+        // What is said again takes no place.
+        let mut receiver = Receiver::at(dir.path().join("again"), false);
+        (0..1000).for_each(|_| receiver.take(directory("")).unwrap());
+        assert_eq!(receiver.directories.len(), 1);
         fs::remove_file(&top).unwrap();
         fs::create_dir(&top).unwrap();
         assert!(receive(&top, vec![file(), data(2)]).is_err());
