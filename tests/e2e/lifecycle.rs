@@ -1,6 +1,7 @@
 //! Containers that have a record: they live without their CLI, and the verbs look after them.
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tests::{Ended, Lab, Running};
 
 use crate::ending::{child_of, wait_for_the_orphan};
@@ -140,7 +141,11 @@ fn a_container_that_is_lost_has_ended() {
     detached(&lab, &["--name", &goes, "--rm"], "exec sleep 1000");
     let waiter = Running::start(lab.bulkhead(["wait", &stays]));
     for name in [&stays, &goes] {
-        kill_process(supervisor(&lab, name), Signal::KILL).unwrap();
+        let pid = supervisor(&lab, name);
+        let end = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+        // Until then it has the container, though it looks as if it were gone: a process gives up its files after its memory.
+        poll(&mut [PollFd::new(&end, PollFlags::IN)], None).unwrap();
     }
     assert_eq!(done(waiter.end(patience)), "137\n");
     wait_for_the_orphan(&lab);
