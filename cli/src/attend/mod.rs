@@ -154,7 +154,10 @@ impl Order {
             }
             None => return Err("'version' is missing".into()),
         }
-        serde_json::from_value(value).map_err(|e| e.to_string())
+        match serde_json::from_value(value).map_err(|e| e.to_string())? {
+            Order::Exec(Exec { args, helper: None, .. }) if args.is_empty() => Err("missing field `args`".into()),
+            order => Ok(order),
+        }
     }
 }
 
@@ -186,6 +189,7 @@ mod tests {
             (r#"{"version":1,"order":"explode"}"#, "explode"),
             (r#"{"version":1,"order":"rollback"}"#, "to"),
             (r#"{"version":1,"order":"snapshot","path":"/etc"}"#, "path"),
+            (r#"{"version":1,"order":"exec"}"#, "args"),
             (r#"{"version":1,"order":"exec","helper":"Everything"}"#, "Everything"),
             (r#"{"version":1,"order":"exec","args":["ls"],"root":true}"#, "root"),
             (r#"{"version":1,"order":"exec","args":["ls"],"terminal":{"rows":1}}"#, "columns"),
