@@ -10,7 +10,7 @@ use crate::digest::{Digest, HashingReader};
 use crate::error::ImageError;
 use crate::oci::layout::blob_path;
 use crate::oci::source::{Blob, Source, SourceError};
-use crate::oci::{LayerBlob, Manifest, OciError, Resolved};
+use crate::oci::{LayerBlob, MAX_JSON, Manifest, OciError, Resolved};
 use crate::pipe::Compression;
 use oci_spec::OciSpecError;
 use oci_spec::image::{Descriptor, DescriptorBuilder, ImageManifestBuilder, MediaType};
@@ -57,6 +57,19 @@ impl Store {
         let Some(file) = open_held(&path)? else { return Ok(None) };
         let bytes = file.metadata().map_err(ImageError::io("read", &path))?.len();
         Ok(Some(KeptBlob { digest: digest.clone(), bytes, file }))
+    }
+
+    /// The blob of a loaded image.
+    pub(super) fn blob_of(&self, image: &str, digest: &Digest) -> Result<KeptBlob, ImageError> {
+        self.blob(digest)?.ok_or_else(|| ImageError::NoOriginal(image.to_owned()))
+    }
+
+    /// The bytes of a manifest or configuration.
+    pub(super) fn read_document(&self, blob: &KeptBlob) -> Result<Vec<u8>, ImageError> {
+        let mut bytes = Vec::new();
+        let read = FromStart { file: &blob.file, at: 0 }.take(MAX_JSON).read_to_end(&mut bytes);
+        read.map_err(ImageError::io("read", self.blob_file(&blob.digest)))?;
+        Ok(bytes)
     }
 
     /// Keeps a blob, which `write` writes into an empty file if it is not there yet. What it wrote is checked here. Of several that

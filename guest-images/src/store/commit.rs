@@ -5,17 +5,12 @@ use super::records::{ImageInfo, Original};
 use super::{Progress, Store};
 use crate::digest::{Algorithm, Digest, HashingWriter};
 use crate::error::ImageError;
+use crate::oci::layout::{DOCKER_LAYER_GZIP, DOCKER_MANIFEST};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use oci_spec::image::MediaType;
 use serde_json::{Value, json};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-
-/// Longest document of an image that is read.
-const MAX_JSON: u64 = 8 << 20;
-/// What docker calls a layer of its images, where they are not OCI's.
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+use std::io::{self, Seek, SeekFrom, Write};
 
 /// What is said of a new layer.
 #[derive(Debug, Clone, Copy)]
@@ -46,12 +41,12 @@ impl Store {
     ) -> Result<ImageInfo, E> {
         let original = self.original_of(base)?;
         // All of them stay while these live.
-        let mut kept = original.blobs.iter().map(|digest| self.held(base, digest)).collect::<Result<Vec<_>, _>>()?;
-        let manifest_blob = self.held(base, &original.manifest)?;
+        let mut kept = original.blobs.iter().map(|digest| self.blob_of(base, digest)).collect::<Result<Vec<_>, _>>()?;
+        let manifest_blob = self.blob_of(base, &original.manifest)?;
         let mut manifest = self.read_json(&manifest_blob)?;
         let config_digest = manifest["config"]["digest"].as_str().and_then(|text| text.parse().ok());
         let config_digest: Digest = config_digest.ok_or_else(|| ImageError::NoOriginal(base.to_owned()))?;
-        let mut config = self.read_json(&self.held(base, &config_digest)?)?;
+        let mut config = self.read_json(&self.blob_of(base, &config_digest)?)?;
 
         let (diff_id, layer) = self.keep_new_layer(write)?;
         config["created"] = said.created.into();
@@ -77,7 +72,7 @@ impl Store {
         manifest["config"]["digest"] = config.digest.to_string().into();
         manifest["config"]["size"] = config.bytes.into();
         let media_type = match original.media_type.as_str() {
-            DOCKER_MANIFEST => DOCKER_LAYER.into(),
+            DOCKER_MANIFEST => DOCKER_LAYER_GZIP.into(),
             _ => MediaType::ImageLayerGzip.to_string(),
         };
         let descriptor = json!({ "mediaType": media_type, "digest": layer.digest.to_string(), "size": layer.bytes });
@@ -92,17 +87,9 @@ impl Store {
         Ok(self.adopt(name, original, &mut () as &mut dyn Progress)?)
     }
 
-    fn held(&self, image: &str, digest: &Digest) -> Result<KeptBlob, ImageError> {
-        self.blob(digest)?.ok_or_else(|| ImageError::NoOriginal(image.to_owned()))
-    }
-
     fn read_json(&self, blob: &KeptBlob) -> Result<Value, ImageError> {
-        let path = self.blob_file(&blob.digest);
-        let mut bytes = Vec::new();
-        let mut file = &blob.file;
-        let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.take(MAX_JSON).read_to_end(&mut bytes));
-        read.map_err(ImageError::io("read", &path))?;
-        serde_json::from_slice(&bytes).map_err(|source| ImageError::Record { path, source })
+        serde_json::from_slice(&self.read_document(blob)?)
+            .map_err(|source| ImageError::Record { path: self.blob_file(&blob.digest), source })
     }
 
     /// Packs a layer and keeps it: the digest of its archive, and the blob.

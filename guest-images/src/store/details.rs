@@ -1,13 +1,10 @@
 //! All that the store knows of one loaded image.
 
 use super::Store;
-use super::blobs::FromStart;
 use super::records::{ImageInfo, Original, Record};
 use crate::digest::Digest;
 use crate::error::ImageError;
-use crate::oci::MAX_JSON;
 use oci_spec::image::ImageConfiguration;
-use std::io::Read;
 
 /// A loaded image, in full.
 #[derive(Debug)]
@@ -103,10 +100,6 @@ impl Store {
     }
 
     fn document(&self, record: &Record) -> Result<Vec<u8>, ImageError> {
-        let blob = self.blob(&record.id)?.ok_or_else(|| ImageError::NoOriginal(record.name.clone()))?;
-        let mut bytes = Vec::new();
-        let read = FromStart { file: &blob.file, at: 0 }.take(MAX_JSON).read_to_end(&mut bytes);
-        read.map_err(ImageError::io("read", self.blob_file(&record.id)))?;
-        Ok(bytes)
+        self.read_document(&self.blob_of(&record.name, &record.id)?)
     }
 }
