@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use guest_protocol::files::{Bytes, Entry, EntryKind, FileMessage, MAX_DATA, is_contained};
+use guest_protocol::files::{Bytes, Entry, EntryKind, FileMessage, MAX_DATA, is_contained, join};
 use tar::{Archive, Builder, EntryType, Header};
 
 use super::send::Sink;
@@ -111,12 +111,10 @@ fn append(
     if !is_contained(&entry.path.0) {
         return Err(anyhow!("the container calls a file '{}', which leads elsewhere", entry.path.0.escape_ascii()));
     }
-    let name = match (prefix.as_bytes(), entry.path.0.as_slice()) {
-        (b"", b"") => return messages(),
-        (prefix, b"") => prefix.to_vec(),
-        (b"", path) => path.to_vec(),
-        (prefix, path) => [prefix, b"/", path].concat(),
-    };
+    let name = join(prefix.as_bytes(), &entry.path.0);
+    if name.is_empty() {
+        return messages();
+    }
     let failed =
         || format!("cannot write {} into the archive", crate::failure::sanitize(&String::from_utf8_lossy(&name)));
     let path = Path::new(OsStr::from_bytes(&name));
@@ -163,11 +161,7 @@ fn append(
                 return Err(anyhow!("the container links to '{}', which leads elsewhere", to.0.escape_ascii()));
             }
             header.set_entry_type(EntryType::Link);
-            let to = match (prefix.as_bytes(), to.0.as_slice()) {
-                (b"", to) => to.to_vec(),
-                (prefix, b"") => prefix.to_vec(),
-                (prefix, to) => [prefix, b"/", to].concat(),
-            };
+            let to = join(prefix.as_bytes(), &to.0);
             builder.append_link(&mut header, path, Path::new(OsStr::from_bytes(&to))).with_context(failed)?;
         }
         EntryKind::Character { device } => plain(builder, EntryType::Char, *device).with_context(failed)?,

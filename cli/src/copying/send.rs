@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use guest_protocol::files::{Bytes, Entry, EntryKind, FileMessage, MAX_DATA};
+use guest_protocol::files::{Bytes, Entry, EntryKind, FileMessage, MAX_DATA, join};
 use rustix::fs::{OFlags, major, minor};
 
 /// Whoever takes them.
@@ -51,11 +51,7 @@ pub fn all(top: &Path, how: How, sink: &mut Sink<'_>) -> anyhow::Result<()> {
                 names.push(found.with_context(read)?.file_name());
             }
             names.sort_unstable();
-            let below = names.iter().rev().map(|name| match path.as_slice() {
-                [] => name.as_bytes().to_vec(),
-                path => [path, b"/", name.as_bytes()].concat(),
-            });
-            waiting.extend(below);
+            waiting.extend(names.iter().rev().map(|name| join(&path, name.as_bytes())));
             continue;
         }
         if meta.nlink() > 1 {

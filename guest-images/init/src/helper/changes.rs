@@ -2,12 +2,12 @@
 //! (Linux `filesystems/overlayfs.rst`). The working directory is that layer.
 
 use super::pack::{attributes, described, is_directory, link, names, send};
-use super::{Broken, Output, below, broken, open};
+use super::{Broken, Output, broken, open};
 use crate::failure::Reason;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
-use guest_protocol::files::{EntryKind, FileMessage};
+use guest_protocol::files::{EntryKind, FileMessage, join};
 use rustix::fs::{AtFlags, CWD, FileType, Stat, major, minor, statat};
 use rustix::io;
 
@@ -27,7 +27,7 @@ pub fn all(output: &mut Output<'_>, content: bool) -> Result<(), Broken> {
         let mut names = names(&place).map_err(broken("the writable layer"))?;
         names.sort_unstable();
         for name in names {
-            let path = if directory.is_empty() { name } else { below(&directory, &name) };
+            let path = join(&directory, &name);
             if OWN.contains(&path.as_slice()) || path == ETC && is_own(&path) {
                 continue;
             }
@@ -45,7 +45,7 @@ pub fn all(output: &mut Output<'_>, content: bool) -> Result<(), Broken> {
 }
 
 fn is_own(etc: &[u8]) -> bool {
-    names(etc).is_ok_and(|names| names.iter().all(|name| OWN.contains(&below(etc, name).as_slice())))
+    names(etc).is_ok_and(|names| names.iter().all(|name| OWN.contains(&join(etc, name).as_slice())))
 }
 
 /// Sends one. The outer error is that it cannot be read.

@@ -13,7 +13,6 @@ use crate::failure::{Failure, Reason};
 use crate::sys::{self, Child, PidNamespace};
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 use guest_protocol::files::{FileMessage, Helper, MAX_FILE_FRAME};
 use guest_protocol::{FailureKind, encode};
 use rustix::fd::{AsFd, BorrowedFd};
@@ -139,13 +138,4 @@ pub fn read_full(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-/// `top`, or what is at `path` below it.
-pub fn below(top: &[u8], path: &[u8]) -> Vec<u8> {
-    match path {
-        [] => top.to_vec(),
-        _ if top.ends_with(b"/") => [top, path].concat(),
-        _ => [top, b"/", path].concat(),
-    }
 }

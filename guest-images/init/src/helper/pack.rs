@@ -1,13 +1,13 @@
 //! Files of the container to the host.
 
-use super::{Broken, Output, below, broken, open, read_full};
+use super::{Broken, Output, broken, open, read_full};
 use crate::failure::Reason;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
-use guest_protocol::files::{Bytes, Entry, EntryKind, FileMessage, MAX_DATA};
+use guest_protocol::files::{Bytes, Entry, EntryKind, FileMessage, MAX_DATA, join};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, fstat, lgetxattr, lgetxattr_query, llistxattr,
     llistxattr_query, major, minor, openat, readlinkat_raw, statat,
@@ -38,7 +38,7 @@ pub fn all(output: &mut Output<'_>, path: &str, follow: bool) -> Result<(), Brok
         return Ok(());
     }
     while let Some(directory) = waiting.pop() {
-        let names = match names(&below(top, &directory)) {
+        let names = match names(&join(top, &directory)) {
             Ok(names) => names,
             Err(error) if directory.is_empty() => return Err(broken(path)(error)),
             Err(error) => {
@@ -47,9 +47,8 @@ pub fn all(output: &mut Output<'_>, path: &str, follow: bool) -> Result<(), Brok
             }
         };
         for name in names {
-            let path = below(&directory, &name);
-            let path = path.strip_prefix(b"/").unwrap_or(&path).to_vec();
-            let place = below(top, &path);
+            let path = join(&directory, &name);
+            let place = join(top, &path);
             let looked = statat(CWD, place.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
             let sent = looked.and_then(|stat| walk.entry(&path, &stat, false).map(|sent| (stat, sent)));
             match sent {
@@ -78,7 +77,7 @@ struct Walk<'o, 'f, 't> {
 impl Walk<'_, '_, '_> {
     /// Sends one entry with its content. The outer error is that it cannot be read.
     fn entry(&mut self, path: &[u8], stat: &Stat, follow: bool) -> io::Result<Result<(), Broken>> {
-        let place = below(self.top, path);
+        let place = join(self.top, path);
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => EntryKind::Directory { opaque: false },
             FileType::Symlink => EntryKind::Symlink { target: link(&place)? },

@@ -1,12 +1,12 @@
 //! Files of the host into the container.
 
-use super::{Broken, Output, below, broken};
+use super::{Broken, Output, broken};
 use crate::failure::Reason;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_protocol::files::{
-    Bytes, Copied, Entry, EntryKind, FileMessage, MAX_FILE_FRAME, There, destination, is_contained,
+    Bytes, Copied, Entry, EntryKind, FileMessage, MAX_FILE_FRAME, There, destination, is_contained, join,
 };
 use guest_protocol::{FrameBuffer, FrameError};
 use rustix::fd::{BorrowedFd, OwnedFd};
@@ -84,7 +84,7 @@ impl Making<'_> {
         if !is_contained(&entry.path.0) {
             return Err(Errno::INVAL);
         }
-        let place = below(self.top, &entry.path.0);
+        let place = join(self.top, &entry.path.0);
         let place = place.as_slice();
         let directory = matches!(entry.kind, EntryKind::Directory { .. });
         match statat(CWD, place, AtFlags::SYMLINK_NOFOLLOW) {
@@ -124,7 +124,7 @@ impl Making<'_> {
                 if !is_contained(&to.0) {
                     return Err(Errno::INVAL);
                 }
-                return linkat(CWD, below(self.top, &to.0).as_slice(), CWD, place, AtFlags::empty());
+                return linkat(CWD, join(self.top, &to.0).as_slice(), CWD, place, AtFlags::empty());
             }
             EntryKind::Character { device } => special(FileType::CharacterDevice, *device)?,
             EntryKind::Block { device } => special(FileType::BlockDevice, *device)?,
@@ -159,7 +159,7 @@ impl Making<'_> {
         match self.file.take() {
             Some((file, entry, 0)) => {
                 drop(file);
-                describe(&below(self.top, &entry.path.0), &entry)
+                describe(&join(self.top, &entry.path.0), &entry)
             }
             Some(_) => Err(Errno::NODATA),
             None => Ok(()),
@@ -169,7 +169,7 @@ impl Making<'_> {
     fn finish(mut self) -> Result<(), Broken> {
         self.close().map_err(broken("the last file"))?;
         for entry in self.directories.iter().rev() {
-            let place = below(self.top, &entry.path.0);
+            let place = join(self.top, &entry.path.0);
             describe(&place, entry).map_err(broken(&shown(self.top, &entry.path.0)))?;
         }
         Ok(())
@@ -180,7 +180,7 @@ impl Making<'_> {
 fn make_parents(top: &[u8], path: &[u8]) -> io::Result<()> {
     let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
     for end in ends {
-        let directory = below(top, path.get(..end).unwrap_or_default());
+        let directory = join(top, path.get(..end).unwrap_or_default());
         match mkdirat(CWD, directory.as_slice(), Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error),
@@ -190,7 +190,7 @@ fn make_parents(top: &[u8], path: &[u8]) -> io::Result<()> {
 }
 
 fn shown(top: &[u8], path: &[u8]) -> String {
-    format!("{}", below(top, path).escape_ascii())
+    format!("{}", join(top, path).escape_ascii())
 }
 
 fn is_directory(place: &[u8]) -> bool {
