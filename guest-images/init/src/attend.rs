@@ -39,14 +39,22 @@ pub struct Container {
     pub freezer: Option<Freezer>,
     /// What it was told it is.
     pub own: Own,
-    /// The file system of its writable layer, if that is on a disk.
-    pub upper: Option<OwnedFd>,
-    /// The directory of that layer.
-    pub layer: OwnedFd,
+    /// The root of its writable layer's file system.
+    pub upper: OwnedFd,
+    /// That is on a disk.
+    pub on_disk: bool,
     /// It is on a network.
     pub networked: bool,
     /// /dev/urandom.
     pub random: OwnedFd,
+}
+
+impl Container {
+    /// All of it goes; what is left is its writable layer's file system, if that is on a disk.
+    #[must_use]
+    pub fn into_disk(self) -> Option<OwnedFd> {
+        self.on_disk.then_some(self.upper)
+    }
 }
 
 /// Sees to the process, its streams and the host's messages until the process has ended and all it wrote is passed on.
@@ -99,12 +107,12 @@ pub fn attend<M: Machine>(
 /// Starts one of the processes that are to join the main one: one at a time, since that takes a while, and nothing else is seen to
 /// meanwhile. Not while a freeze is under way.
 fn start_one<M: Machine>(machine: &M, control: &Control, container: &mut Container) -> Result<(), HostGone> {
-    let Container { running, execs, defaults, freezer, own, layer, .. } = container;
+    let Container { running, execs, defaults, freezer, own, upper, .. } = container;
     if freezer.as_ref().is_some_and(Freezer::is_under_way) {
         return Ok(());
     }
-    let (hostname, freezer, layer) = (own.hostname(), freezer.as_ref(), layer.as_fd());
-    let common = Common { main: running, defaults, hostname, freezer, layer };
+    let (hostname, freezer, upper) = (own.hostname(), freezer.as_ref(), upper.as_fd());
+    let common = Common { main: running, defaults, hostname, freezer, upper };
     execs.start_one(machine, control, &common)
 }
 

@@ -57,8 +57,8 @@ pub struct Common<'a> {
     pub hostname: &'a str,
     /// What they can be frozen with.
     pub freezer: Option<&'a Freezer>,
-    /// The directory of the container's writable layer.
-    pub layer: BorrowedFd<'a>,
+    /// The root of the container's writable layer's file system.
+    pub upper: BorrowedFd<'a>,
 }
 
 impl Execs {
@@ -135,7 +135,7 @@ impl Execs {
         let terminal = exec.terminal.is_some();
         let cgroup = common.freezer.map(Freezer::cgroup);
         let child = match &exec.helper {
-            Some(helper) => helper::start(helper, stdio, common.layer, PidNamespace::Joined, cgroup)?,
+            Some(helper) => helper::start(helper, stdio, common.upper, PidNamespace::Joined, cgroup)?,
             None => process::join(exec, common.defaults, common.hostname, stdio, cgroup)?,
         };
         let streams = Streams { terminal_end: ends.into_iter().next().filter(|_| terminal), ..streams };

@@ -100,10 +100,8 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
         Ok((mut container, root_ns)) => {
             control.started(MAIN_PROCESS, root_ns)?;
             let (status, exit_ns) = attend(machine, control, &mut container)?;
-            let upper = container.upper.take();
-            drop(container);
             // All processes have ended. If it cannot be written, there is nothing to be done about it here.
-            let _ = upper.map(freeze_file_system);
+            let _ = container.into_disk().map(freeze_file_system);
             control.exited(MAIN_PROCESS, status, exit_ns)?;
         }
     }
@@ -148,15 +146,12 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
         network::set_up(network)?;
     }
     root::mount_layers(machine, &start.root)?;
-    let upper = match start.root.upper {
-        Upper::Disk => Some(root::upper_on_disk(machine)?),
-        Upper::Memory { .. } => None,
-    };
+    let on_disk = start.root.upper == Upper::Disk;
+    let upper = if on_disk { root::upper_on_disk(machine)? } else { stage.upper };
     // On a disk that has an /etc already, only the whole root tells what that has become.
-    let names = if upper.is_some() { Names::new().ok() } else { Some(stage.names) };
+    let names = if on_disk { Names::new().ok() } else { Some(stage.names) };
     let has_names = names.map_or(Ok(false), |names| names.write(&start))?;
     root::mount_overlay(&start.root)?;
-    let layer = root::layer()?;
     let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
     root::switch()?;
     if !has_names {
@@ -185,7 +180,7 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     let networked = start.network.is_some();
     let execs = Execs::default();
     Ok((
-        Container { upper, layer, running, streams, execs, defaults, freezer, own, networked, random: stage.random },
+        Container { upper, on_disk, running, streams, execs, defaults, freezer, own, networked, random: stage.random },
         root_ns,
     ))
 }

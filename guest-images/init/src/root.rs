@@ -23,6 +23,8 @@ const MAX_LAYERS: usize = 254;
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 /// The file system of the writable layer: the layer itself and what overlayfs needs beside it.
 const UPPER: &str = "u";
+/// The writable layer, from the root of its file system.
+pub const LAYER: &str = "u";
 /// The writable layer: what is in it before it is mounted over the others is on top of them.
 pub const UPPER_LAYER: &str = "u/u";
 /// Directories that are mounted on in every container.
@@ -91,17 +93,16 @@ pub fn upper_on_disk<M: Machine>(machine: &M) -> Result<OwnedFd, Failure> {
     machine.mount_upper(UPPER).map_err(|error| failed("the writable layer's disk", error))?;
     [UPPER_LAYER, "u/w"].into_iter().try_for_each(ensure_directory)?;
     MOUNT_POINTS.into_iter().try_for_each(make_mount_point)?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(CWD, UPPER, flags, Mode::empty()).map_err(|error| failed("the writable layer's disk", error))
+    upper()
 }
 
-/// The directory of the writable layer, to be looked at when it is mounted over the others. Before [`switch`].
+/// The root of the writable layer's file system, in which [`LAYER`] is that layer. Before [`switch`].
 ///
 /// # Errors
 /// [`FailureKind::Root`].
-pub fn layer() -> Result<OwnedFd, Failure> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(CWD, UPPER_LAYER, flags, Mode::empty()).map_err(|error| failed("the writable layer", error))
+pub fn upper() -> Result<OwnedFd, Failure> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, UPPER, flags, Mode::empty()).map_err(|error| failed("the writable layer", error))
 }
 
 fn make_mount_point(path: &str) -> Result<(), Failure> {

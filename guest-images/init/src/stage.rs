@@ -28,6 +28,8 @@ pub struct Stage {
     pub random: OwnedFd,
     /// The cgroup of the container's processes. Not with every kernel: then they cannot be frozen.
     pub freezer: Option<Freezer>,
+    /// The root of the writable layer's file system, in memory.
+    pub upper: OwnedFd,
     /// The files in /etc.
     pub names: Names,
     /// /dev and /sys.
@@ -54,13 +56,14 @@ impl Stage {
         process::limit()
             .map_err(|error| Failure::errno(FailureKind::Guest, "setting capabilities and limits", error))?;
         root::prepare()?;
+        let upper = root::upper()?;
         let names = Names::new()?;
         // Before the container's own view of it: the first mount decides whether the file system can be written to.
         let freezer = machine.cgroups().and_then(Freezer::new).ok();
         let mounts = Mounts { dev: make_dev()?, sys: make_sys() };
         let random = openat(&mounts.dev, "urandom", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let random = random.map_err(|error| failed("/dev/urandom", error))?;
-        Ok(Self { random, freezer, names, mounts })
+        Ok(Self { random, freezer, upper, names, mounts })
     }
 }
 

@@ -10,6 +10,7 @@ mod processes;
 mod unpack;
 
 use crate::failure::{Failure, Reason};
+use crate::root;
 use crate::sys::{self, Child, PidNamespace};
 use alloc::format;
 use alloc::string::String;
@@ -23,18 +24,18 @@ use rustix::process::{chdir, fchdir, setsid, umask};
 /// Exit code of one that could not do all of it.
 const FAILED: u8 = 1;
 
-/// Starts one on these three descriptors. `layer` is the directory of the container's writable layer.
+/// Starts one on these three descriptors. `upper` is the root of the container's writable layer's file system.
 ///
 /// # Errors
 /// As clone3(2).
 pub fn start(
     helper: &Helper,
     stdio: [BorrowedFd<'_>; 3],
-    layer: BorrowedFd<'_>,
+    upper: BorrowedFd<'_>,
     namespace: PidNamespace,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Child, Failure> {
-    let main = || match prepare(helper, stdio, layer) {
+    let main = || match prepare(helper, stdio, upper) {
         Ok(()) => run(helper),
         Err(_) => FAILED,
     };
@@ -42,10 +43,10 @@ pub fn start(
 }
 
 /// In the child: its own working directory and streams, and nothing else of init's.
-fn prepare(helper: &Helper, stdio: [BorrowedFd<'_>; 3], layer: BorrowedFd<'_>) -> io::Result<()> {
+fn prepare(helper: &Helper, stdio: [BorrowedFd<'_>; 3], upper: BorrowedFd<'_>) -> io::Result<()> {
     let [stdin, stdout, stderr] = stdio;
     match helper {
-        Helper::Changes { .. } => fchdir(layer)?,
+        Helper::Changes { .. } => fchdir(upper).and_then(|()| chdir(root::LAYER))?,
         _ => chdir("/")?,
     }
     setsid()?;
