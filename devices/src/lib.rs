@@ -4,7 +4,8 @@
 //! - [`legacy`]: serial port, keyboard controller (for its reset line), exit port, IOAPIC;
 //! - [`virtio`]: the MMIO transport, queues and checked descriptor chains, the devices and the table of them;
 //! - [`listener`]: unix sockets for host programs;
-//! - `output`: what guests print, with a bound.
+//! - `output`: what guests print, with a bound;
+//! - [`worker`]: threads beside the event loop's.
 //!
 //! Nothing here knows KVM: interrupts leave through [`InterruptLine`], message routes through
 //! [`legacy::RouteSink`], and file descriptors through `event-manager`. The guest is hostile: whatever comes out of
@@ -15,6 +16,7 @@ pub mod legacy;
 pub mod listener;
 mod output;
 pub mod virtio;
+pub mod worker;
 
 use std::io;
 use std::sync::Arc;

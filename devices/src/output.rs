@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::worker::{self, Work};
+
 /// Bytes that wait for the writer.
 const LIMIT: usize = 64 << 10;
 /// How long a full buffer may hold a vCPU, and how long the last bytes may take at the end.
@@ -68,26 +70,42 @@ impl Shared {
     }
 }
 
+/// What output's thread does: it writes, to whatever that is.
+pub const fn work(name: &'static str) -> Work {
+    Work {
+        syscalls: &[
+            libc::SYS_writev,
+            libc::SYS_ftruncate,
+            libc::SYS_lseek,
+            libc::SYS_clock_nanosleep,
+            libc::SYS_nanosleep,
+            libc::SYS_poll,
+            libc::SYS_ppoll,
+        ],
+        ..Work::named(name)
+    }
+}
+
 /// The sink. Writing never fails.
 pub struct Output {
-    name: &'static str,
+    work: &'static Work,
     shared: Arc<Shared>,
 }
 
 impl Output {
-    /// Output to `writer`, from a thread of that name.
-    pub fn new(name: &'static str, writer: Box<dyn Write + Send>) -> Self {
-        Self::build(name, writer, None)
+    /// Output to `writer`, from a thread for that work.
+    pub fn new(work: &'static Work, writer: Box<dyn Write + Send>) -> Self {
+        Self::build(work, writer, None)
     }
 
     /// The same for one who [offers](Self::offer).
-    pub fn with_room(name: &'static str, writer: Box<dyn Write + Send>) -> io::Result<Self> {
-        Ok(Self::build(name, writer, Some(EventFd::new(EFD_NONBLOCK)?)))
+    pub fn with_room(work: &'static Work, writer: Box<dyn Write + Send>) -> io::Result<Self> {
+        Ok(Self::build(work, writer, Some(EventFd::new(EFD_NONBLOCK)?)))
     }
 
-    fn build(name: &'static str, writer: Box<dyn Write + Send>, room: Option<EventFd>) -> Self {
+    fn build(work: &'static Work, writer: Box<dyn Write + Send>, room: Option<EventFd>) -> Self {
         let state = Mutex::new(State { writer: Some(writer), ..State::default() });
-        Output { name, shared: Arc::new(Shared { state, room, ..Shared::default() }) }
+        Output { work, shared: Arc::new(Shared { state, room, ..Shared::default() }) }
     }
 
     /// Is signalled when there is room for what was not taken; none unless it was made for that.
@@ -98,10 +116,10 @@ impl Output {
     fn start(&self, state: &mut State) {
         let Some(writer) = state.writer.take() else { return };
         let shared = self.shared.clone();
-        match std::thread::Builder::new().name(self.name.into()).spawn(move || drain(&shared, writer)) {
+        match worker::spawn(self.work, move || drain(&shared, writer)) {
             Ok(thread) => state.thread = Some(thread),
             Err(e) => {
-                tracing::warn!("{} output is lost, its thread did not start: {e}", self.name);
+                tracing::warn!("{} output is lost, its thread did not start: {e}", self.work.name);
                 state.dead = true;
             }
         }
@@ -250,6 +268,8 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::Instant;
 
+    const WORK: Work = work("output");
+
     struct Fails;
     impl Write for Fails {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -269,7 +289,7 @@ mod tests {
             all
         });
         let bytes: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
-        let mut output = Output::new("output", Box::new(far));
+        let mut output = Output::new(&WORK, Box::new(far));
         output.write_all(&bytes).unwrap();
         drop(output);
         assert!(reader.join().unwrap() == bytes);
@@ -278,7 +298,7 @@ mod tests {
     #[test]
     fn a_closed_port_puts_out_what_it_has_and_no_more() {
         let (mut near, far) = UnixStream::pair().unwrap();
-        let mut output = Output::new("output", Box::new(far));
+        let mut output = Output::new(&WORK, Box::new(far));
         output.write_all(b"before").unwrap();
         output.close();
         // More than the buffer holds: nobody would ever empty it.
@@ -286,7 +306,7 @@ mod tests {
         let mut all = Vec::new();
         io::Read::read_to_end(&mut near, &mut all).unwrap();
         assert_eq!(all, b"before");
-        let mut silent = Output::new("output", Box::new(Fails));
+        let mut silent = Output::new(&WORK, Box::new(Fails));
         silent.close();
         silent.write_all(&[b'x'; 2 * LIMIT]).unwrap();
     }
@@ -294,7 +314,7 @@ mod tests {
     #[test]
     fn a_blocked_reader_holds_the_guest_for_a_bounded_time_and_a_bounded_buffer() {
         let (_held_open, far) = UnixStream::pair().unwrap();
-        let mut output = Output::new("output", Box::new(far));
+        let mut output = Output::new(&WORK, Box::new(far));
         let start = Instant::now();
         for _ in 0..64 {
             output.write_all(&[b'x'; 64 << 10]).unwrap();
@@ -306,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_broken_writer_is_not_the_guests_trouble() {
-        let mut output = Output::new("output", Box::new(Fails));
+        let mut output = Output::new(&WORK, Box::new(Fails));
         let start = Instant::now();
         for _ in 0..100 {
             output.write_all(&[b'x'; 64 << 10]).unwrap();
@@ -317,7 +337,7 @@ mod tests {
     #[test]
     fn what_is_offered_is_taken_while_there_is_room_and_no_longer() {
         let (mut near, far) = UnixStream::pair().unwrap();
-        let output = Output::with_room("output", Box::new(far)).unwrap();
+        let output = Output::with_room(&WORK, Box::new(far)).unwrap();
         let room = output.room().unwrap();
         let mut sent = 0usize;
         while output.offer(&[7; 5000]) == 5000 {

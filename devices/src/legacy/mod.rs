@@ -4,7 +4,7 @@ mod acpi_pm;
 mod exit_port;
 mod i8042;
 mod ioapic;
-mod serial;
+pub mod serial;
 
 pub use acpi_pm::{ACPI_PM_LEN, AcpiPm};
 pub use exit_port::ExitPort;

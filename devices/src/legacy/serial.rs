@@ -11,8 +11,12 @@ use vm_superio::serial::{SerialEvents, SerialState as UartState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::output::Output;
+use crate::output::{self, Output};
+use crate::worker::Work;
 use crate::{BusDevice, InterruptLine};
+
+/// What writes a port's output.
+pub const OUTPUT: Work = output::work("serial");
 
 const MODEM_CONTROL: u64 = 4;
 const LOOPBACK: u8 = 0x10;
@@ -83,7 +87,7 @@ pub struct Serial {
 impl Serial {
     /// Interrupts go to `line`, output to `output`, which may block or fail without harm to the guest.
     pub fn new(line: Arc<dyn InterruptLine>, output: Box<dyn Write + Send>) -> Self {
-        Serial { uart: Uart::with_events(Line(line), Room::default(), Output::new("serial", output)), loopback: false }
+        Serial { uart: Uart::with_events(Line(line), Room::default(), Output::new(&OUTPUT, output)), loopback: false }
     }
 
     /// A port that goes on where another was; `None` if `state` is none that a port can be in.
@@ -102,7 +106,7 @@ impl Serial {
             scratch: state.scratch,
             in_buffer: state.input,
         };
-        let uart = Uart::from_state(&state, Line(line), Room::default(), Output::new("serial", output)).ok()?;
+        let uart = Uart::from_state(&state, Line(line), Room::default(), Output::new(&OUTPUT, output)).ok()?;
         Some(Serial { uart, loopback })
     }
 

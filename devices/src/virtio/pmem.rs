@@ -37,10 +37,15 @@ pub const KIND: DeviceKind = DeviceKind {
     limiters: &[],
     told: None,
     writable_files: |_| Vec::new(),
+    reaches: |_| Vec::new(),
     check: |section| parse(section).and_then(|memories| check(&memories)),
     build,
+    given: None,
     kernel_args,
-    syscalls: &[libc::SYS_mmap, libc::SYS_munmap],
+    // A flush.
+    syscalls: &[libc::SYS_fdatasync],
+    ioctls: &[],
+    workers: &[],
     #[cfg(any(test, feature = "testing"))]
     sample,
 };

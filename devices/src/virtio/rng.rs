@@ -34,13 +34,17 @@ pub const KIND: DeviceKind = DeviceKind {
     limiters: &[("rate_limiter", Scope::All)],
     told: None,
     writable_files: |_| Vec::new(),
+    reaches: |_| Vec::new(),
     check,
     build: |section| {
         check(section)?;
         Ok(vec![Box::new(Rng)])
     },
+    given: None,
     kernel_args: |_| None,
     syscalls: &[libc::SYS_getrandom],
+    ioctls: &[],
+    workers: &[],
     #[cfg(any(test, feature = "testing"))]
     sample: |_| serde_json::json!({}),
 };

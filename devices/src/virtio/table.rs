@@ -3,14 +3,17 @@
 //! Command-line help, configuration, system-call filters, saved state and the contract tests all read it. The order is
 //! the order in which devices are announced to the guest.
 
+use std::os::fd::OwnedFd;
 #[cfg(any(test, feature = "testing"))]
 use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::limit::{Limits, Scope};
 use super::{StateError, VirtioDevice, balloon, blk, console, fs, net, pmem, rng, vsock};
+use crate::worker::Work;
 
 /// THE table.
 pub const DEVICES: &[DeviceKind] =
@@ -43,14 +46,23 @@ pub struct DeviceKind {
     pub told: Option<Told>,
     /// The paths in a section of files that guests write to: they are part of a snapshot.
     pub writable_files: fn(&mut Value) -> Vec<&mut Value>,
+    /// What of the host's files its workers open while the guest runs, by their paths.
+    pub reaches: fn(&Value) -> Vec<Reach>,
     /// Checks a section without touching the host.
     pub check: fn(&Value) -> Result<(), DeviceError>,
     /// Builds the devices of a section, opening what they need of the host.
     pub build: fn(&Value) -> Built,
+    /// What of the host a client can give with a request, for a device of a machine that runs: its process may be one that
+    /// cannot open that any more.
+    pub given: Option<Given>,
     /// Words that the section adds to the kernel's command line.
     pub kernel_args: fn(&Value) -> Option<String>,
-    /// Numbers of the system calls it makes on the event loop, besides those of the loop itself.
+    /// Numbers of the system calls it makes on the event loop and on vCPUs, besides those that both make anyway.
     pub syscalls: &'static [libc::c_long],
+    /// The same of requests of ioctl(2).
+    pub ioctls: &'static [u32],
+    /// What it has done by threads of their own.
+    pub workers: &'static [&'static Work],
     /// A section to test with; what it needs is made in the directory.
     #[cfg(any(test, feature = "testing"))]
     pub sample: fn(&Path) -> Value,
@@ -62,6 +74,23 @@ pub struct Told {
     pub members: &'static [&'static str],
     /// From its section and its saved state, which it gives at any time.
     pub tell: fn(&Value, &Value) -> Result<Value, DeviceError>,
+}
+
+/// A file or directory, with all that is below it, that a device opens things in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Nothing is changed there.
+    pub read_only: bool,
+}
+
+/// A device that is made of descriptors that somebody else has opened.
+pub struct Given {
+    /// How many there have to be for a section's one device.
+    pub count: fn(&Value) -> Result<usize, DeviceError>,
+    /// Builds it.
+    pub build: fn(&Value, Vec<OwnedFd>) -> Built,
 }
 
 /// What a section comes to.

@@ -27,10 +27,14 @@ pub const KIND: DeviceKind = DeviceKind {
     limiters: &[],
     told: Some(Told { members: &["stats_polling_interval_s"], tell }),
     writable_files: |_| Vec::new(),
+    reaches: |_| Vec::new(),
     check: |section| parse(section).map(drop),
     build,
+    given: None,
     kernel_args,
-    syscalls: &[libc::SYS_madvise, libc::SYS_read, libc::SYS_timerfd_settime],
+    syscalls: &[libc::SYS_timerfd_settime],
+    ioctls: &[],
+    workers: &[],
     #[cfg(any(test, feature = "testing"))]
     sample: |_| {
         serde_json::json!({ "amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 3600,

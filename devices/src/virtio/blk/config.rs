@@ -35,21 +35,21 @@ pub const KIND: DeviceKind = DeviceKind {
     ],
     told: None,
     writable_files,
+    reaches: |_| Vec::new(),
     check: |section| parse(section).and_then(|drives| check(&drives)),
     build,
+    given: None,
     kernel_args,
     syscalls: &[
         libc::SYS_preadv,
-        libc::SYS_io_uring_setup,
-        libc::SYS_io_uring_register,
         libc::SYS_io_uring_enter,
-        // Where io_uring is refused.
-        libc::SYS_clone3,
-        libc::SYS_futex,
+        // Where there is no thread to be had.
         libc::SYS_pwritev,
         libc::SYS_fdatasync,
         libc::SYS_fallocate,
     ],
+    ioctls: &[],
+    workers: &[&super::engine::pool::DISK],
     #[cfg(any(test, feature = "testing"))]
     sample,
 };

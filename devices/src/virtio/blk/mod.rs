@@ -29,7 +29,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::KIND;
 use disk::{Disk, Place};
-use engine::Choice;
+use engine::{Choice, Engine};
 use flight::{Action, Flight, Order};
 use request::{Header, Operation, Outcome, Request};
 use space::CONFIG_LEN;
@@ -79,6 +79,8 @@ struct Blk {
     config: [u8; CONFIG_LEN],
     /// The driver does not flush, so each write is flushed for it (5.2.6.2).
     write_through: bool,
+    /// Who carries requests out, until there is the first one. Made with the disk: a guest that runs has it made no ring.
+    engine: Option<Box<dyn Engine>>,
     /// Made with the first request that needs it.
     flight: Option<Flight>,
     /// Something in flight is done.
@@ -108,7 +110,9 @@ impl Blk {
         let sectors = disk.bytes() / SECTOR;
         let mut padded = [0; ID_LEN];
         padded.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
+        let done = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         Ok(Blk {
+            engine: Some(disk.engine(options.engine, done.clone())),
             config: space::config(sectors, &options),
             disk,
             options,
@@ -116,7 +120,7 @@ impl Blk {
             sectors,
             write_through: true,
             flight: None,
-            done: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            done,
             starved: false,
             failures: 0,
             unsettled: None,
@@ -183,7 +187,8 @@ impl Blk {
         let changes = matches!(action, Action::Write | Action::Zero { .. });
         let order = Order { queue, chain, action, data, status, place, durable: changes && self.write_through };
         let flight = self.flight.get_or_insert_with(|| {
-            let engine = self.disk.engine(self.options.engine, self.done.clone());
+            let engine = self.engine.take();
+            let engine = engine.unwrap_or_else(|| self.disk.engine(self.options.engine, self.done.clone()));
             Flight::new(engine, io.mem.clone())
         });
         flight.take(&order);

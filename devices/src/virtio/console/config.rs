@@ -24,18 +24,23 @@ pub const KIND: DeviceKind = DeviceKind {
     limiters: &[],
     told: None,
     writable_files: |_| Vec::new(),
+    reaches: |_| Vec::new(),
     check: |section| parse(section).map(drop),
     build,
+    given: None,
     kernel_args: |_| None,
     syscalls: &[
         libc::SYS_epoll_ctl,
         libc::SYS_epoll_wait,
         libc::SYS_futex,
         libc::SYS_poll,
+        libc::SYS_ppoll,
         libc::SYS_read,
         libc::SYS_readv,
         libc::SYS_write,
     ],
+    ioctls: &[],
+    workers: &[&super::host::OUTPUT],
     #[cfg(any(test, feature = "testing"))]
     sample: |_| serde_json::json!({ "mode": "off", "columns": 80, "rows": 24 }),
 };

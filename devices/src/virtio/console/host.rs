@@ -8,9 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::virtio::chain::Buffers;
 use crate::virtio::iovec::{Direction, Target, transfer};
+use crate::worker::Work;
+
+/// What writes a console's output.
+pub const OUTPUT: Work = output::work("console");
 
 /// The process's standard output is one, whoever writes to it: a console that takes another's place writes behind what that has
 /// written.
@@ -31,7 +35,7 @@ impl Host {
         let mut known = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
         let output = match known.upgrade() {
             Some(output) => output,
-            None => Arc::new(Output::with_room("console", Box::new(io::stdout()))?),
+            None => Arc::new(Output::with_room(&OUTPUT, Box::new(io::stdout()))?),
         };
         *known = Arc::downgrade(&output);
         Ok(Host { input, output })
@@ -44,7 +48,7 @@ impl Host {
 
     /// A descriptor to read from, and a writer, which may block.
     pub fn new(input: Option<OwnedFd>, output: Box<dyn Write + Send>) -> io::Result<Self> {
-        Ok(Host { input: Input::new(input)?, output: Arc::new(Output::with_room("console", output)?) })
+        Ok(Host { input: Input::new(input)?, output: Arc::new(Output::with_room(&OUTPUT, output)?) })
     }
 }
 

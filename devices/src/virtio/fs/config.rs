@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::guard::Budget;
 use super::{Fs, TAG_LEN};
-use crate::virtio::table::{Built, DeviceError, DeviceKind};
+use crate::virtio::table::{Built, DeviceError, DeviceKind, Reach};
 
 const SECTION: &str = "fs";
 /// Most volumes: the library numbers them with a byte, and 0 is the file system that they are entries of.
@@ -41,10 +41,15 @@ pub const KIND: DeviceKind = DeviceKind {
     told: None,
     // They are the host's, and stay where they are.
     writable_files: |_| Vec::new(),
+    reaches,
     check: |section| parse(section).and_then(|config| check(&config)),
     build,
+    given: None,
     kernel_args: |_| None,
-    syscalls: &[libc::SYS_futex, libc::SYS_clone3],
+    // Its workers do all the rest.
+    syscalls: &[libc::SYS_futex],
+    ioctls: &[],
+    workers: &[&super::pool::SERVING],
     #[cfg(any(test, feature = "testing"))]
     sample,
 };
@@ -146,6 +151,16 @@ impl SharedVolume {
         let directory = File::options().read(true).custom_flags(flags).open(directory)?;
         Ok(SharedVolume { name: volume.name.clone(), directory, file, read_only: volume.is_read_only })
     }
+}
+
+/// The directories, and those that files are in.
+fn reaches(section: &Value) -> Vec<Reach> {
+    let volumes = parse(section).map(|config| config.volumes).unwrap_or_default();
+    let reach = |volume: Volume| {
+        let path = std::fs::canonicalize(&volume.path_on_host).ok()?;
+        Some(Reach { path, read_only: volume.is_read_only })
+    };
+    volumes.into_iter().filter_map(reach).collect()
 }
 
 fn build(section: &Value) -> Built {

@@ -7,15 +7,80 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::memory::{Mailbox, Spans};
 use super::server::Server;
+use crate::worker::{self, Work};
 
 /// One that waits for the disk (fsync) does not keep the others waiting.
 const THREADS: usize = 2;
+/// What they do: whatever a guest may do with files, below descriptors of the directories that it is shown.
+pub const SERVING: Work = Work {
+    syscalls: &[
+        libc::SYS_openat,
+        libc::SYS_openat2,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_name_to_handle_at,
+        libc::SYS_fstat,
+        libc::SYS_newfstatat,
+        libc::SYS_statx,
+        libc::SYS_fstatfs,
+        libc::SYS_getdents64,
+        libc::SYS_lseek,
+        libc::SYS_pread64,
+        libc::SYS_pwrite64,
+        libc::SYS_preadv,
+        libc::SYS_pwritev,
+        libc::SYS_readv,
+        libc::SYS_writev,
+        libc::SYS_copy_file_range,
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
+        libc::SYS_ftruncate,
+        libc::SYS_fallocate,
+        libc::SYS_flock,
+        libc::SYS_fcntl,
+        libc::SYS_dup,
+        libc::SYS_mknodat,
+        libc::SYS_mkdirat,
+        libc::SYS_linkat,
+        libc::SYS_symlinkat,
+        libc::SYS_readlinkat,
+        libc::SYS_unlinkat,
+        libc::SYS_renameat,
+        libc::SYS_renameat2,
+        libc::SYS_faccessat,
+        libc::SYS_faccessat2,
+        libc::SYS_fchmod,
+        libc::SYS_fchmodat,
+        libc::SYS_fchownat,
+        libc::SYS_utimensat,
+        libc::SYS_getxattr,
+        libc::SYS_setxattr,
+        libc::SYS_listxattr,
+        libc::SYS_removexattr,
+        libc::SYS_fgetxattr,
+        libc::SYS_fsetxattr,
+        libc::SYS_flistxattr,
+        libc::SYS_fremovexattr,
+        libc::SYS_setresuid,
+        libc::SYS_setresgid,
+        libc::SYS_setgroups,
+        libc::SYS_getuid,
+        libc::SYS_getgid,
+        libc::SYS_geteuid,
+        libc::SYS_getegid,
+        libc::SYS_umask,
+        libc::SYS_gettid,
+    ],
+    for_users: true,
+    prepare: own_umask,
+    stack: 2 << 20,
+    ..Work::named("fs")
+};
 
 /// A request.
 pub struct Job {
@@ -98,8 +163,7 @@ impl Pool {
         let mut pool = Pool { shared: Arc::new(Shared { state, work, idle, event }), threads: Vec::new() };
         for _ in 0..THREADS {
             let (mut mailbox, shared) = (mailbox()?, pool.shared.clone());
-            let thread = Builder::new().name("fs".into()).spawn(move || {
-                own_umask();
+            let thread = worker::spawn(&SERVING, move || {
                 while let Some(job) = shared.next() {
                     let Job { queue, head, spans, server } = job;
                     // It is the library's promise that no request makes it panic. Should one, it costs the device, not the machine.

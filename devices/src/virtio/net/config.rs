@@ -1,5 +1,7 @@
 //! The `network-interfaces` section and the `--net` flag, and how they become devices.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 #[cfg(any(test, feature = "testing"))]
 use std::path::Path;
 
@@ -14,7 +16,7 @@ use super::tap::{NAME_MOST, NewTap, Tap};
 use super::{MOST_PAIRS, Net, Offer};
 use crate::virtio::VirtioDevice;
 use crate::virtio::limit::{Direction, RateLimiter, Scope};
-use crate::virtio::table::{DeviceError, DeviceKind};
+use crate::virtio::table::{Built, DeviceError, DeviceKind, Given};
 
 const SECTION: &str = "network-interfaces";
 
@@ -35,8 +37,10 @@ pub const KIND: DeviceKind = DeviceKind {
     ],
     told: None,
     writable_files: |_| Vec::new(),
+    reaches: |_| Vec::new(),
     check: |section| parse(section).and_then(|interfaces| check(&interfaces)),
     build,
+    given: Some(Given { count: |section| wanted(section).map(|(_, count)| count), build: build_given }),
     kernel_args: |_| None,
     syscalls: &[
         libc::SYS_read,
@@ -48,6 +52,8 @@ pub const KIND: DeviceKind = DeviceKind {
         libc::SYS_socket,
         libc::SYS_epoll_wait,
     ],
+    ioctls: super::tap::IOCTLS,
+    workers: &[],
     #[cfg(any(test, feature = "testing"))]
     sample,
 };
@@ -181,28 +187,92 @@ fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte))
 }
 
-fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+fn build(section: &Value) -> Built {
     let interfaces = parse(section)?;
     check(&interfaces)?;
-    interfaces.iter().map(|interface| Ok(Box::new(open(interface)?) as Box<dyn VirtioDevice>)).collect()
+    interfaces.iter().map(|interface| device(interface, behind(interface)?)).collect()
 }
 
-fn open(interface: &Interface) -> Result<Net, DeviceError> {
-    let mut backend: Option<Box<dyn Backend>> = None;
-    let pairs = interface.num_queue_pairs.unwrap_or(1);
-    if let Some(name) = &interface.host_dev_name {
-        backend =
-            Some(Box::new(Tap::open(name, pairs.into()).map_err(DeviceError::host(SECTION, format!("tap '{name}'")))?));
+/// What is to be behind an interface.
+enum Behind {
+    Nothing,
+    Tap(Tap),
+    /// passt.
+    User(UnixStream),
+}
+
+/// Opens, makes or starts it.
+fn behind(interface: &Interface) -> Result<Behind, DeviceError> {
+    let pairs = interface.num_queue_pairs.unwrap_or(1).into();
+    Ok(if let Some(name) = &interface.host_dev_name {
+        Behind::Tap(Tap::open(name, pairs).map_err(DeviceError::host(SECTION, format!("tap '{name}'")))?)
     } else if let Some(new) = &interface.new_tap {
-        let tap = new.make(pairs.into(), interface.mtu);
-        backend = Some(Box::new(tap.map_err(DeviceError::host(SECTION, "a tap of its own".into()))?));
+        let tap = new.make(pairs, interface.mtu);
+        Behind::Tap(tap.map_err(DeviceError::host(SECTION, "a tap of its own".into()))?)
     } else if let Some(user) = &interface.user {
-        let stream = user.start().and_then(Stream::to_process).map_err(DeviceError::host(SECTION, "passt".into()))?;
-        backend = Some(Box::new(stream));
+        Behind::User(user.start().map_err(DeviceError::host(SECTION, "passt".into()))?)
+    } else {
+        Behind::Nothing
+    })
+}
+
+/// Opens, makes or starts what is behind an interface as configured, for a device in another process, which takes it by these
+/// descriptors ([`Given`]).
+///
+/// # Errors
+/// As when a device is built.
+pub fn descriptors(interface: &Value) -> Result<Vec<OwnedFd>, DeviceError> {
+    let section = Value::Array(vec![interface.clone()]);
+    let (interface, _) = wanted(&section)?;
+    Ok(match behind(&interface)? {
+        Behind::Nothing => Vec::new(),
+        Behind::Tap(tap) => tap.into_descriptors(),
+        Behind::User(socket) => vec![socket.into()],
+    })
+}
+
+/// The one interface of a section, and how many descriptors there are behind it.
+fn wanted(section: &Value) -> Result<(Interface, usize), DeviceError> {
+    let interfaces = parse(section)?;
+    check(&interfaces)?;
+    let [interface]: [Interface; 1] = interfaces.try_into().map_err(|_| invalid("it is about one interface".into()))?;
+    let count = match (&interface.user, interface.unplugged) {
+        (Some(_), _) => 1,
+        (None, true) => 0,
+        (None, false) => interface.num_queue_pairs.unwrap_or(1).into(),
+    };
+    Ok((interface, count))
+}
+
+fn build_given(section: &Value, descriptors: Vec<OwnedFd>) -> Built {
+    let (interface, count) = wanted(section)?;
+    if descriptors.len() != count {
+        return Err(invalid(format!("it takes {count} descriptors")));
     }
+    let behind = if interface.user.is_some() {
+        descriptors.into_iter().next().map_or(Behind::Nothing, |socket| Behind::User(socket.into()))
+    } else if interface.unplugged {
+        Behind::Nothing
+    } else {
+        let tap = Tap::of_descriptors(descriptors);
+        Behind::Tap(tap.map_err(DeviceError::host(SECTION, "the tap that was given".into()))?)
+    };
+    Ok(vec![device(&interface, behind)?])
+}
+
+fn device(interface: &Interface, behind: Behind) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+    let pairs = interface.num_queue_pairs.unwrap_or(1);
+    let backend: Option<Box<dyn Backend>> = match behind {
+        Behind::Nothing => None,
+        Behind::Tap(tap) => Some(Box::new(tap)),
+        Behind::User(socket) => {
+            Some(Box::new(Stream::to_process(socket).map_err(DeviceError::host(SECTION, "passt".into()))?))
+        }
+    };
     let offer = Offer { mac: interface.guest_mac.map(|Mac(bytes)| bytes), mtu: interface.mtu, pairs };
     let egress = interface.egress.clone().map(Egress::new);
-    Net::new(offer, backend, egress).map_err(DeviceError::host(SECTION, "watch the packets' source".into()))
+    let net = Net::new(offer, backend, egress);
+    Ok(Box::new(net.map_err(DeviceError::host(SECTION, "watch the packets' source".into()))?))
 }
 
 /// Where packets may go that an interface's guest sends.

@@ -34,7 +34,7 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use backend::{Backend, Packet};
-pub use config::KIND;
+pub use config::{KIND, descriptors};
 use control::Command;
 use egress::Egress;
 use pair::{Pair, Work};

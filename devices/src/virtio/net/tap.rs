@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -28,6 +28,9 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+/// What is asked of one by a device.
+pub const IOCTLS: &[u32] = &[TUNSETOFFLOAD as u32, TUNSETQUEUE as u32];
 const TUN_F_CSUM: libc::c_ulong = 1;
 const TUN_F_TSO4: libc::c_ulong = 2;
 const TUN_F_TSO6: libc::c_ulong = 4;
@@ -138,6 +141,24 @@ impl Tap {
         // SAFETY: it reads an int.
         checked(unsafe { libc::ioctl(files[0].as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) })?;
         Ok((Tap { attached: files.len(), files }, name))
+    }
+
+    /// The interface of which these are queues, opened and set up by somebody else.
+    pub fn of_descriptors(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let files: Vec<File> = descriptors.into_iter().map(File::from).collect();
+        for file in &files {
+            // An answer comes from a tap alone.
+            let mut request = Request { name: [0; libc::IFNAMSIZ], value: [0; 24] };
+            // SAFETY: it fills an ifreq, which `request` is in size and layout.
+            checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF, &raw mut request) })?;
+            rustix::io::ioctl_fionbio(file, true)?;
+        }
+        Ok(Tap { attached: files.len(), files })
+    }
+
+    /// Its queues, for somebody else.
+    pub fn into_descriptors(self) -> Vec<OwnedFd> {
+        self.files.into_iter().map(OwnedFd::from).collect()
     }
 
     /// Opens a queue.

@@ -40,8 +40,10 @@ pub const KIND: DeviceKind = DeviceKind {
     limiters: &[],
     told: None,
     writable_files: |_| Vec::new(),
+    reaches: |_| Vec::new(),
     check: |section| parse(section).map(drop),
     build,
+    given: None,
     kernel_args: |_| None,
     syscalls: &[
         libc::SYS_accept4,
@@ -59,6 +61,8 @@ pub const KIND: DeviceKind = DeviceKind {
         libc::SYS_timerfd_settime,
         libc::SYS_unlink,
     ],
+    ioctls: &[libc::FIONBIO as u32],
+    workers: &[],
     #[cfg(any(test, feature = "testing"))]
     sample: |dir| serde_json::json!({ "guest_cid": 3, "uds_path": dir.join("vsock") }),
 };

@@ -7,7 +7,7 @@
 //! Both signal an eventfd when something is done. Jobs are done in any order.
 
 mod files;
-mod pool;
+pub mod pool;
 mod uring;
 
 use std::io;

@@ -8,9 +8,27 @@ use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Done, Engine, Job, Store};
+use crate::worker::{self, Work};
 
 /// Most threads of a disk.
 const THREADS: usize = 4;
+/// What they do.
+pub const DISK: Work = Work {
+    syscalls: &[
+        libc::SYS_preadv,
+        libc::SYS_pwritev,
+        libc::SYS_pread64,
+        libc::SYS_pwrite64,
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
+        libc::SYS_fallocate,
+        libc::SYS_ftruncate,
+        libc::SYS_lseek,
+        libc::SYS_fstat,
+        libc::SYS_statx,
+    ],
+    ..Work::named("disk")
+};
 
 /// Threads, and what they share.
 pub struct Pool {
@@ -55,7 +73,7 @@ impl Pool {
         let room = THREADS - self.threads.len();
         for _ in 0..wanted.min(room) {
             let shared = self.shared.clone();
-            match std::thread::Builder::new().name("disk".into()).spawn(move || shared.serve()) {
+            match worker::spawn(&DISK, move || shared.serve()) {
                 Ok(thread) => self.threads.push(thread),
                 Err(e) => {
                     tracing::warn!("no thread for a disk: {e}");
