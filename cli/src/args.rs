@@ -9,7 +9,7 @@ mod images;
 mod network;
 mod run;
 mod snapshots;
-mod vmm;
+pub mod vmm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

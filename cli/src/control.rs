@@ -1,10 +1,13 @@
 //! A client of a microVM's control socket (docs/control-api.md): one request a connection.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -48,8 +51,22 @@ impl Control {
     /// # Errors
     /// Nobody answers, or the answer is no: then in the machine's words.
     pub fn call(&self, method: &str, target: &str, body: &impl Serialize) -> Result<Value, ControlError> {
+        self.call_giving(method, target, body, &[])
+    }
+
+    /// The same, with descriptors that the machine takes over.
+    ///
+    /// # Errors
+    /// As [`Control::call`].
+    pub fn call_giving(
+        &self,
+        method: &str,
+        target: &str,
+        body: &impl Serialize,
+        descriptors: &[OwnedFd],
+    ) -> Result<Value, ControlError> {
         let failed = |source| ControlError::Io { path: self.path.clone(), source };
-        let (status, body) = self.exchange(method, target, body).map_err(failed)?;
+        let (status, body) = self.exchange(method, target, body, descriptors).map_err(failed)?;
         if (200..300).contains(&status) {
             return Ok(serde_json::from_slice(&body).unwrap_or(Value::Null));
         }
@@ -59,7 +76,13 @@ impl Control {
     }
 
     /// Status and body of the answer.
-    fn exchange(&self, method: &str, target: &str, body: &impl Serialize) -> io::Result<(u16, Vec<u8>)> {
+    fn exchange(
+        &self,
+        method: &str,
+        target: &str,
+        body: &impl Serialize,
+        descriptors: &[OwnedFd],
+    ) -> io::Result<(u16, Vec<u8>)> {
         let mut body = serde_json::to_vec(body)?;
         if body == b"null" {
             body.clear();
@@ -71,11 +94,25 @@ impl Control {
              Content-Length: {}\r\n\r\n",
             body.len()
         );
-        stream.write_all(&[head.as_bytes(), &body].concat())?;
+        let request = [head.as_bytes(), &body].concat();
+        let sent = if descriptors.is_empty() { 0 } else { send(&stream, &request, descriptors)? };
+        stream.write_all(&request[sent..])?;
         let mut answer = Vec::new();
         stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
         parse(answer)
     }
+}
+
+/// Sends bytes with descriptors; how many bytes were sent.
+fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let message = SendAncillaryMessage::ScmRights(&descriptors);
+    let mut space = vec![MaybeUninit::uninit(); message.size()];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(message) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
 /// Status and body.

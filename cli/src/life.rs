@@ -20,7 +20,7 @@ use vmm::host::{self, KvmKind};
 
 use crate::args::{Run, Talk};
 use crate::container::{Done, Place, breakdown, console_tail, devices, end, machine_id};
-use crate::containers::record::KILLED;
+use crate::containers::record::{FORBIDDEN, KILLED};
 use crate::containers::{Held, Record};
 use crate::failure::{Failure, Outcome, one_line};
 use crate::launch::Launch;
@@ -178,6 +178,7 @@ impl Life {
 fn code(failure: &Failure) -> u8 {
     match failure.error.as_ref().and_then(|error| error.downcast_ref()) {
         Some(MonitorError::Lost(_)) => KILLED,
+        Some(MonitorError::Forbidden) => FORBIDDEN,
         _ => failure.code,
     }
 }

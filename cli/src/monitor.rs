@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -20,6 +20,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::events::{Counts, EVENTS_VERSION, Event, ExitReason, Phase};
 
 use crate::paths;
+use crate::snapshots::Snapshots;
+use crate::templates::{self, Templates};
 
 /// Variable with the log filter, see `main`.
 pub const LOG_VARIABLE: &str = "BULKHEAD_LOG";
@@ -45,6 +47,12 @@ pub enum MonitorError {
     /// The process ended without a word about why.
     #[error("the microVM's process ended unexpectedly ({0})")]
     Lost(String),
+    /// Its sandbox ended it.
+    #[error(
+        "the microVM's process was ended for a system call that its sandbox forbids: a mistake of ours, or a guest that broke out of \
+         its microVM; `dmesg` tells which call it was"
+    )]
+    Forbidden,
     /// The guest ended by itself, in a way that is none.
     #[error("{0}")]
     Guest(&'static str),
@@ -105,6 +113,9 @@ impl Monitor {
         command.arg("--cpuid-cache").arg(paths::cpuid_cache());
         if let Some(control) = control {
             command.arg("--api-sock").arg(control);
+            for dir in reached(control) {
+                command.arg("--files").arg(dir);
+            }
         }
         if verbose {
             if std::env::var_os(LOG_VARIABLE).is_none() {
@@ -224,6 +235,15 @@ impl Drop for Monitor {
     }
 }
 
+/// The directories in which the process of a microVM with a control socket opens files while its guest runs: where the socket is,
+/// and where snapshots and templates go. They are there from now on, if they can be: who needs one that is not says so.
+fn reached(control: &Path) -> Vec<PathBuf> {
+    let store = paths::store();
+    drop((Snapshots::of(&store), Templates::of(&store)));
+    let kept = [store.join(guest_images::SNAPSHOTS), store.join(templates::DIRECTORY)];
+    control.parent().map(Path::to_owned).into_iter().chain(kept).collect()
+}
+
 /// Success is a machine that powered off or reset itself.
 fn judge(report: Report, status: ExitStatus, stderr: &str) -> Result<Report, MonitorError> {
     if let Some(version) = report.version.filter(|&version| version != EVENTS_VERSION) {
@@ -237,6 +257,9 @@ fn judge(report: Report, status: ExitStatus, stderr: &str) -> Result<Report, Mon
         Some((ExitReason::Panic, _)) => Err(MonitorError::Guest("the guest kernel panicked")),
         Some((ExitReason::TripleFault, _)) => Err(MonitorError::Guest("the guest crashed (triple fault)")),
         None => {
+            if status.signal() == Some(Signal::SYS.as_raw()) {
+                return Err(MonitorError::Forbidden);
+            }
             let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
             let words =
                 last.map_or_else(|| status.to_string(), |line| line.trim_start_matches("bulkhead: ").to_owned());
@@ -301,7 +324,6 @@ fn read_stderr(mut pipe: impl Read) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt;
 
     fn events(lines: &[&str]) -> Report {
         read_events(lines.join("\n").as_bytes(), &channel().0)
@@ -329,6 +351,8 @@ mod tests {
         assert!(ended(events(&[])).unwrap_err().contains("(stack overflow)"));
         let lost = judge(Report::default(), ExitStatus::from_raw(9), "").unwrap_err().to_string();
         assert!(lost.contains("signal: 9"), "{lost}");
+        let lost = judge(Report::default(), ExitStatus::from_raw(Signal::SYS.as_raw()), "").unwrap_err().to_string();
+        assert!(lost.contains("sandbox") && lost.contains("dmesg"), "{lost}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! clone must not be heard on a network before it is somebody of its own.
 
 use serde_json::{Map, Value, json};
+use vmm::network_descriptors;
 
 use crate::control::{Control, ControlError};
 
@@ -47,7 +48,11 @@ fn change(
         }
         let mut body = json!({ "iface_id": id });
         BEHIND.iter().for_each(|key| body[*key] = behind(interface, key));
-        control.call("PATCH", &format!("/network-interfaces/{id}"), &body)?;
+        // The microVM's process is confined: it neither opens taps nor starts programs.
+        let opened = || network_descriptors(&Value::Object(interface.clone()));
+        let descriptors = if body["unplugged"] == true { Ok(Vec::new()) } else { opened() };
+        let descriptors = descriptors.map_err(|error| ControlError::Refused(error.to_string()))?;
+        control.call_giving("PATCH", &format!("/network-interfaces/{id}"), &body, &descriptors)?;
     }
     Ok(())
 }

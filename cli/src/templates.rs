@@ -140,10 +140,13 @@ pub struct Entry {
     pub used_ns: u64,
 }
 
+/// Where they are in a store.
+pub const DIRECTORY: &str = "templates";
+
 impl Templates {
     /// Those in `store`, whose directory exists.
     pub fn of(store: &Path) -> io::Result<Self> {
-        let dir = store.join("templates");
+        let dir = store.join(DIRECTORY);
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         // What a process that was killed while it made one has left.
         vmm::snapshot::files::sweep(&dir);

@@ -18,6 +18,7 @@
 //! | [`events`] | what a machine tells the process around it |
 //! | [`api`] | the control socket |
 //! | [`process`] | the start of a machine's process |
+//! | [`sandbox`] | what each thread may still do while the guest runs |
 //! | [`session`] | a machine's process: configuration, control socket, machine, signals |
 //!
 //! It does not parse command lines, know about container images, or talk to a terminal.
@@ -38,6 +39,7 @@ pub mod memory;
 mod open;
 mod pager;
 pub mod process;
+pub mod sandbox;
 pub mod session;
 mod signals;
 mod slots;
@@ -46,7 +48,7 @@ pub mod vcpu;
 mod windows;
 
 pub use config::VmConfig;
-pub use devices::virtio::net::passt as user_network;
+pub use devices::virtio::net::{descriptors as network_descriptors, passt as user_network};
 pub use devices::virtio::net::{egress, tap};
 pub use events::{Event, ExitReason};
 pub use machine::{Console, Handle, Machine, VmmError};

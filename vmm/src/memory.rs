@@ -63,7 +63,17 @@ fn map_over(start: *mut u8, len: usize, file: &File, offset: u64) -> io::Result<
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     // SAFETY: the range is part of a mapping of RAM, which stays readable and writable memory of the same length.
     let mapped = unsafe { libc::mmap(start.cast(), len, protection, flags, file.as_raw_fd(), offset) };
-    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    keep_out_of_dumps(start, len);
+    Ok(())
+}
+
+/// A core dump of this process is no place for a guest's memory.
+fn keep_out_of_dumps(start: *mut u8, len: usize) {
+    // SAFETY: it changes nothing but what a core dump has. A kernel that cannot leaves that to RLIMIT_CORE.
+    unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTDUMP) };
 }
 
 /// One mapping of the host, given back when dropped.
@@ -96,6 +106,7 @@ impl Mapping {
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        keep_out_of_dumps(mapped.cast(), len);
         Ok(Mapping { start: mapped.cast(), len })
     }
 
@@ -119,6 +130,7 @@ impl Mapping {
                 libc::munmap(mapped.cast(), head);
             }
             libc::munmap(start.add(len).cast(), ALIGNMENT - head);
+            keep_out_of_dumps(start, len);
             Ok(Mapping { start, len })
         }
     }

@@ -26,6 +26,7 @@ use crate::config::{SerialConfig, VmConfig};
 use crate::events::{Event, ExitReason, Phase};
 use crate::host;
 use crate::machine::{Machine, Remains, Subscriber, VmmError};
+use crate::sandbox;
 use crate::signals::Signals;
 
 /// What a session is to do.
@@ -41,6 +42,8 @@ pub struct Options {
     pub draft: Draft,
     /// Build and run it at once; otherwise a client of the control socket does.
     pub start: bool,
+    /// How this process is confined once the machine runs; not at all if none. What it says of requests does not count.
+    pub sandbox: Option<sandbox::Wanted>,
     /// Called when the machine's console is about to be this process's stdin and stdout.
     pub on_stdio: Option<Box<dyn FnOnce()>>,
 }
@@ -94,7 +97,8 @@ pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, S
             Control::Served(Arc::new(Mutex::new(server.map_err(|source| SessionError::Socket { path, source })?)))
         }
     };
-    let mut session = Session { control, signals, cpuid_cache: options.cpuid_cache, on_stdio: options.on_stdio };
+    let (cpuid_cache, on_stdio) = (options.cpuid_cache, options.on_stdio);
+    let mut session = Session { control, signals, cpuid_cache, sandbox: options.sandbox, on_stdio };
     let ended = session.run(options.start, on_event);
     session.control.close();
     let signal = lock(&session.signals).came();
@@ -135,6 +139,7 @@ struct Session {
     control: Control,
     signals: Arc<Mutex<Signals>>,
     cpuid_cache: Option<PathBuf>,
+    sandbox: Option<sandbox::Wanted>,
     on_stdio: Option<Box<dyn FnOnce()>>,
 }
 
@@ -201,7 +206,14 @@ impl Session {
 
     fn build(&self, config: &VmConfig, on_event: &mut dyn FnMut(Event)) -> Result<Machine, VmmError> {
         let config = VmConfig { cpuid_cache: self.cpuid_cache.clone(), ..config.clone() };
-        Machine::build_on(self.event_loop()?, &config, None, on_event)
+        if let Some(wanted) = &self.sandbox {
+            sandbox::prepare(wanted.mode);
+        }
+        let mut machine = Machine::build_on(self.event_loop()?, &config, None, on_event)?;
+        if let Some(wanted) = self.sandbox.clone() {
+            machine.confine(sandbox::Wanted { requests: matches!(self.control, Control::Served(_)), ..wanted });
+        }
+        Ok(machine)
     }
 
     /// Runs the machine to its end.

@@ -7,9 +7,10 @@
 //! seen by the guest: that RAM is all zeros, so it holds no code, and page tables in it lead nowhere.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use devices::GuestRam;
+use devices::worker::{self, Work};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -19,6 +20,9 @@ use crate::snapshot::memory::{PAGE, Source, has_data};
 
 /// RAM gets its first slots in pieces of this size, in bytes.
 const CHUNK: u64 = 64 << 20;
+/// What the thread does that registers slots: KVM_SET_USER_MEMORY_REGION.
+pub const SLOTS: Work =
+    Work { stack: 128 << 10, syscalls: &[libc::SYS_ioctl], ioctls: &[0x4020_ae46], ..Work::named("slots") };
 
 /// A range of RAM: guest-physical start, address in this process, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +147,7 @@ impl Rest {
                 failed(error);
             }
         };
-        let thread = thread::Builder::new().name("slots".into()).stack_size(128 << 10).spawn(work)?;
+        let thread = worker::spawn(&SLOTS, work)?;
         Ok(Coming(Some(thread)))
     }
 }

@@ -3,8 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser};
+use anyhow::anyhow;
+use clap::{ArgGroup, Parser, ValueEnum};
 use vmm::api::controller::DEFAULT_ID;
+use vmm::sandbox::Mode;
 
 /// The process of one microVM. Its configuration comes from a file, a descriptor or the clients of its control socket.
 #[derive(Debug, Clone, Parser)]
@@ -32,9 +34,54 @@ pub struct Vmm {
     /// End with this process, which must be the parent
     #[arg(long, value_name = "PID")]
     pub parent: Option<u32>,
+    /// How to confine the process once the guest runs: `enforce` (as is so without it) ends it for what it must not do, `log` has the
+    /// kernel's log tell of that, `off` does nothing
+    #[arg(long, value_enum, value_name = "enforce|log|off", hide_possible_values = true)]
+    pub sandbox: Option<Sandbox>,
+    /// Let requests of the control socket name files only below this directory, where the host's kernel has Landlock; may be
+    /// repeated. Anywhere if not given
+    #[arg(long, value_name = "DIR")]
+    pub files: Vec<PathBuf>,
     /// Keep KVM's CPUID leaves in this file from one microVM to the next
     #[arg(long, value_name = "FILE")]
     pub cpuid_cache: Option<PathBuf>,
+}
+
+/// Variable that says what `--sandbox` is where that is not given.
+pub const SANDBOX_VARIABLE: &str = "BULKHEAD_SANDBOX";
+
+/// How the process is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Sandbox {
+    Enforce,
+    Log,
+    Off,
+}
+
+impl Sandbox {
+    /// As the monitor takes it.
+    pub fn mode(self) -> Option<Mode> {
+        match self {
+            Sandbox::Enforce => Some(Mode::Enforce),
+            Sandbox::Log => Some(Mode::Log),
+            Sandbox::Off => None,
+        }
+    }
+
+    /// What the flag says, or else the environment.
+    ///
+    /// # Errors
+    /// The environment says something else.
+    pub fn wanted(flag: Option<Self>) -> anyhow::Result<Self> {
+        match (flag, std::env::var_os(SANDBOX_VARIABLE).filter(|word| !word.is_empty())) {
+            (Some(flag), _) => Ok(flag),
+            (None, None) => Ok(Sandbox::Enforce),
+            (None, Some(word)) => word
+                .to_str()
+                .and_then(|word| Sandbox::from_str(word, false).ok())
+                .ok_or_else(|| anyhow!("{SANDBOX_VARIABLE} is {word:?}, and not one of enforce, log, off")),
+        }
+    }
 }
 
 fn vm_id(text: &str) -> Result<String, String> {
@@ -51,7 +98,7 @@ impl Vmm {
     /// which takes 60 us to get ready, to say what is wrong, or means.
     pub fn quick(words: &[OsString]) -> Option<Self> {
         let (mut config_fd, mut events_fd, mut parent, mut cpuid_cache) = (None, None, None, None);
-        let (mut api_sock, mut id) = (None, None);
+        let (mut api_sock, mut id, mut files) = (None, None, Vec::new());
         let path = |word: &OsStr| (!word.is_empty()).then(|| PathBuf::from(word));
         let number = |word: &OsStr| word.to_str()?.parse::<u32>().ok();
         let descriptor = |word: &OsStr| number(word).filter(|&fd| fd < 1024);
@@ -63,13 +110,15 @@ impl Vmm {
                 "--parent" => parent = Some(number(value)?),
                 "--cpuid-cache" => cpuid_cache = Some(path(value)?),
                 "--api-sock" => api_sock = Some(path(value)?),
+                "--files" => files.push(path(value)?),
                 "--id" => id = Some(vm_id(value.to_str()?).ok()?),
                 _ => return None,
             }
         }
         let config_fd = Some(config_fd?);
         let id = id.unwrap_or_else(|| DEFAULT_ID.to_owned());
-        Some(Vmm { config_file: None, api_sock, no_api: false, id, config_fd, events_fd, parent, cpuid_cache })
+        let (config_file, no_api, sandbox) = (None, false, None);
+        Some(Vmm { config_file, api_sock, no_api, id, config_fd, events_fd, parent, sandbox, files, cpuid_cache })
     }
 }
 
@@ -88,6 +137,7 @@ mod tests {
             "vmm --config-fd 7 --events-fd 1023 --parent 12 --cpuid-cache /run/bulkhead/.cpuid",
             "vmm --parent 12 --config-fd 1023",
             "vmm --config-fd 0 --api-sock /run/x --id a.b",
+            "vmm --config-fd 0 --files /a --files b",
         ] {
             let words = words(line);
             let quick = Vmm::quick(&words[1..]).unwrap_or_else(|| panic!("{line}"));

@@ -20,9 +20,11 @@ use vmm::VmConfig;
 use vmm::api::Draft;
 use vmm::config::SerialConfig;
 use vmm::events::{EVENTS_VERSION, Event, ExitReason, Phase};
+use vmm::sandbox::Wanted;
 use vmm::session::{self, Ended, Options};
 
 use crate::args::Vmm;
+use crate::args::vmm::Sandbox;
 use crate::failure::{FAILED, Failure, Outcome, one_line};
 use crate::terminal::Raw;
 
@@ -68,7 +70,9 @@ fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
     };
     let terminal: Rc<RefCell<Option<Raw>>> = Rc::default();
     let (id, socket, cpuid_cache) = (args.id.clone(), args.api_sock.clone(), args.cpuid_cache.clone());
-    let mut options = Options { id, socket, cpuid_cache, draft, start, on_stdio: None };
+    let files = (!args.files.is_empty()).then(|| args.files.clone());
+    let sandbox = Sandbox::wanted(args.sandbox)?.mode().map(|mode| Wanted { mode, files, requests: false });
+    let mut options = Options { id, socket, cpuid_cache, draft, start, sandbox, on_stdio: None };
     // With a descriptor, the terminal is the business of whoever is at its other end.
     if args.config_fd.is_none() && io::stdin().is_terminal() {
         let terminal = terminal.clone();

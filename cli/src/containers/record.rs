@@ -28,6 +28,8 @@ const VERSION: u64 = 1;
 const MAX: u64 = 4 << 20;
 /// How a container ended that was lost: as by SIGKILL.
 pub const KILLED: u8 = 137;
+/// Exit code of one whose microVM was ended for a system call that no microVM makes: 128 and SIGSYS.
+pub const FORBIDDEN: u8 = 159;
 
 /// A container's record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

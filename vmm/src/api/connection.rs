@@ -12,8 +12,13 @@
 //! most (or what fits a head, of several), and buffers that a large request made are given back. Draining reads what a
 //! client still sends after an answer that ends the connection, because a close with unread bytes would destroy the answer.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::http::{self, CONTINUE, HttpError, MAX_BODY, MAX_HEAD, Parsed, Request, Response};
 
@@ -23,9 +28,14 @@ const TURNS: usize = 16;
 const CHUNK: usize = 16 << 10;
 /// Bytes that are read and dropped after the last answer.
 const DRAIN: usize = MAX_HEAD + MAX_BODY;
+/// Most descriptors that come with a request: those of the queues of an interface.
+const DESCRIPTORS: usize = 8;
 
 /// What the server's user answers.
 pub trait Handler {
+    /// Takes the descriptors that have come with the next request (SCM_RIGHTS, unix(7)).
+    fn give(&mut self, _descriptors: Vec<OwnedFd>) {}
+
     /// Carries a request out. Runs on the event loop, so it must not wait for a client.
     fn handle(&mut self, request: &Request) -> Reply;
 }
@@ -79,6 +89,8 @@ pub struct Connection {
     end_of_input: bool,
     /// The request at the front of `input` has had its [`CONTINUE`].
     continued: bool,
+    /// Descriptors that came with what is in `input`.
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Connection {
@@ -92,6 +104,7 @@ impl Connection {
             phase: Phase::Open,
             end_of_input: false,
             continued: false,
+            descriptors: Vec::new(),
         }
     }
 
@@ -157,6 +170,7 @@ impl Connection {
             Ok(Parsed::Complete { request, length }) => {
                 *turns -= 1;
                 let style = Style { close: !request.keep_alive, head_only: request.method == "HEAD" };
+                handler.give(std::mem::take(&mut self.descriptors));
                 let reply = handler.handle(&request);
                 self.consume(length);
                 match reply {
@@ -212,11 +226,10 @@ impl Connection {
             },
         };
         let mut chunk = [0; CHUNK];
-        let count = match self.stream.read(&mut chunk[..most.min(CHUNK)]) {
+        let count = match self.receive(&mut chunk[..most.min(CHUNK)]) {
             Ok(count) => count,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(false),
-            Err(e) => return Err(e),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Ok(false),
+            Err(e) => return Err(e.into()),
         };
         self.end_of_input |= count == 0;
         match &mut self.phase {
@@ -224,6 +237,21 @@ impl Connection {
             _ => self.input.extend_from_slice(&chunk[..count]),
         }
         Ok(true)
+    }
+
+    /// Bytes, and the descriptors that come with them, of which there is room for [`DESCRIPTORS`].
+    fn receive(&mut self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let count = recvmsg(&self.stream, &mut [IoSliceMut::new(bytes)], &mut ancillary, flags)?.bytes;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                let room = DESCRIPTORS.saturating_sub(self.descriptors.len());
+                self.descriptors.extend(descriptors.take(room));
+            }
+        }
+        Ok(count)
     }
 
     /// Writes what there is; tells whether all is written.

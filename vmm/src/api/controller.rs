@@ -10,6 +10,7 @@
 //! It does not build machines: [`Controller::take_launch`] hands the order to the loop around it, which answers with
 //! [`Controller::started`] or [`Controller::failed`].
 
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use devices::virtio::{DEVICES, DeviceError};
@@ -70,6 +71,8 @@ pub struct Controller {
     draft: Draft,
     metrics: Metrics,
     load_began: Option<Instant>,
+    /// Descriptors that came with the request.
+    given: Vec<OwnedFd>,
     stop: bool,
 }
 
@@ -81,7 +84,16 @@ impl Controller {
         if let Some(body) = draft.metrics.clone() {
             metrics.set(body)?;
         }
-        Ok(Controller { id, host_mib, phase: Phase::Draft, draft, metrics, load_began: None, stop: false })
+        Ok(Controller {
+            id,
+            host_mib,
+            phase: Phase::Draft,
+            draft,
+            metrics,
+            load_began: None,
+            given: Vec::new(),
+            stop: false,
+        })
     }
 
     /// Orders the machine of the configuration so far, as `InstanceStart` does.
@@ -215,7 +227,7 @@ impl Controller {
                 self.metrics.time(timed, began);
                 self.metrics.snapshot(report);
             }
-            Request::UpdateDevice(update) => vm.update_device(&update)?,
+            Request::UpdateDevice(update) => vm.update_device(&update, std::mem::take(&mut self.given))?,
             _ => {}
         }
         Ok(())
@@ -289,6 +301,10 @@ impl Controller {
 }
 
 impl Handler for Controller {
+    fn give(&mut self, descriptors: Vec<OwnedFd>) {
+        self.given = descriptors;
+    }
+
     fn handle(&mut self, request: &http::Request) -> Reply {
         let reply = match routes::route(request) {
             Err(error) => Reply::Now(error.into()),
@@ -301,6 +317,7 @@ impl Handler for Controller {
             Reply::Later => 204,
         };
         self.metrics.count(request.method, status);
+        self.given.clear();
         reply
     }
 }

@@ -1,10 +1,14 @@
 //! A machine of this process behind the control socket.
 
+use std::os::fd::OwnedFd;
+
+use devices::worker;
 use serde_json::Value;
 
 use super::{DeviceReport, DeviceUpdate, SnapshotReport, SnapshotRequest, Vm, VmState};
 use crate::config::VmConfig;
 use crate::machine::{Handle, RunState, VmmError};
+use crate::sandbox::REQUESTS;
 
 /// The machine, as long as it lives.
 pub struct Live {
@@ -19,6 +23,11 @@ impl Live {
         let config = handle.config().unwrap_or(config);
         Live { handle, config }
     }
+}
+
+/// Has a thread do it that may open files, which the event loop's may not.
+fn by_worker<T: Send + 'static>(task: impl FnOnce() -> T + Send + 'static) -> Result<T, VmmError> {
+    worker::run(&REQUESTS, task).map_err(|source| VmmError::Io { what: "a thread for a request", source })
 }
 
 impl Vm for Live {
@@ -48,15 +57,17 @@ impl Vm for Live {
     }
 
     fn snapshot(&mut self, request: &SnapshotRequest) -> Result<SnapshotReport, VmmError> {
-        Ok(self.handle.snapshot(request)?)
+        let (handle, request) = (self.handle.clone(), request.clone());
+        Ok(by_worker(move || handle.snapshot(&request))??)
     }
 
     fn device_state(&self, section: &'static str) -> Result<Value, VmmError> {
         self.handle.device_state(section)
     }
 
-    fn update_device(&mut self, update: &DeviceUpdate) -> Result<(), VmmError> {
-        self.handle.update_device(update)
+    fn update_device(&mut self, update: &DeviceUpdate, given: Vec<OwnedFd>) -> Result<(), VmmError> {
+        let (handle, update) = (self.handle.clone(), update.clone());
+        by_worker(move || handle.update_device(&update, given))?
     }
 
     fn stop(&mut self) {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -33,7 +33,7 @@ pub struct Server<H> {
     /// Counts events: the order in which clients were active.
     clock: u64,
     /// To be closed and opened again when the process has no descriptor left to accept a client with.
-    reserve: Option<std::fs::File>,
+    reserve: Option<OwnedFd>,
     handler: H,
 }
 
@@ -50,7 +50,7 @@ impl<H: Handler> Server<H> {
         let epoll = Epoll::new()?;
         let event = EpollEvent::new(EventSet::IN, LISTENER);
         epoll.ctl(ControlOperation::Add, listener.socket().as_raw_fd(), event)?;
-        let reserve = std::fs::File::open("/dev/null").ok();
+        let reserve = reserve(&epoll);
         Ok(Server { listener, epoll, clients: BTreeMap::new(), next_id: LISTENER + 1, clock: 0, reserve, handler })
     }
 
@@ -118,7 +118,7 @@ impl<H: Handler> Server<H> {
     fn turn_away(&mut self) {
         self.reserve = None;
         drop(self.listener.accept());
-        self.reserve = std::fs::File::open("/dev/null").ok();
+        self.reserve = reserve(&self.epoll);
     }
 
     /// Takes a client that has connected.
@@ -167,6 +167,13 @@ impl<H: Handler> Server<H> {
             }
         }
     }
+}
+
+/// A descriptor that is there to be closed.
+fn reserve(epoll: &Epoll) -> Option<OwnedFd> {
+    // SAFETY: the epoll set has it open as long as it is borrowed.
+    let any = unsafe { BorrowedFd::borrow_raw(epoll.as_raw_fd()) };
+    any.try_clone_to_owned().ok()
 }
 
 fn interest(needs: Needs) -> EventSet {

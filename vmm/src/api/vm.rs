@@ -1,6 +1,7 @@
 //! What the control socket needs of a machine: the seam between it and [`crate::machine`], so that it can be tested
 //! without one.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use devices::virtio::DeviceName;
@@ -98,8 +99,8 @@ pub trait Vm: Send {
     /// State of the device of a section: of one that has something to tell ([`devices::virtio::DeviceKind::told`]).
     fn device_state(&self, section: &'static str) -> Result<Value, VmmError>;
 
-    /// Replaces what is behind a device, between two of the guest's requests.
-    fn update_device(&mut self, update: &DeviceUpdate) -> Result<(), VmmError>;
+    /// Replaces what is behind a device, between two of the guest's requests; with what the client has `given` of the host, if it has.
+    fn update_device(&mut self, update: &DeviceUpdate, given: Vec<OwnedFd>) -> Result<(), VmmError>;
 
     /// Ends the machine as soon as the call has returned to the event loop.
     fn stop(&mut self);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::config::ConfigError;
 use crate::host::HostError;
 use crate::memory::MemoryError;
+use crate::sandbox::SandboxError;
 use crate::snapshot::SnapshotError;
 use crate::vcpu::VcpuError;
 
@@ -74,6 +75,9 @@ pub enum VmmError {
     /// A mistake in this monitor.
     #[error("event loop: a mistake in the monitor stopped it (see the lines before)")]
     LoopPanicked,
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A vCPU broke.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),

@@ -12,6 +12,7 @@ use super::error::io_error;
 use super::{Handle, Subscriber, VmmError};
 use crate::events::ExitReason;
 use crate::memory::MemoryError;
+use crate::sandbox::{Door, Thread};
 use crate::slots::{Coming, Rest};
 
 /// Stack of the thread: what runs on it keeps its buffers on the heap. Small, so that no host backs it with a 2 MiB page.
@@ -24,6 +25,7 @@ pub(super) struct EventLoop {
     /// RAM that has no memory slot yet.
     pub rest: Option<Rest>,
     pub vm: Arc<VmFd>,
+    pub door: Option<Door>,
 }
 
 impl EventLoop {
@@ -43,6 +45,9 @@ impl EventLoop {
     fn run(mut self) -> Result<(), VmmError> {
         // Dropped before RAM is.
         let _coming = self.rest.take().map(|rest| self.bring(rest)).transpose()?;
+        if let Some(door) = self.door.take() {
+            door.enter(Thread::Events)?;
+        }
         while !self.handle.ending.is_set() {
             match self.manager.run() {
                 Ok(_) => {}

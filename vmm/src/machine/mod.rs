@@ -17,6 +17,7 @@ mod update;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use boot::acpi::MmioWindow;
@@ -37,6 +38,7 @@ use crate::host::{self, KvmKind};
 use crate::irq::KvmRoutes;
 use crate::memory::Ram;
 use crate::pager::Pager;
+use crate::sandbox::{self, Entered, Sandbox, Thread};
 use crate::slots::{self, Rest};
 use crate::snapshot::memory::Source;
 use crate::snapshot::{self, Parent};
@@ -76,6 +78,8 @@ pub struct Machine {
     resume: bool,
     /// RAM that has no memory slot yet.
     rest: Option<Rest>,
+    /// What its threads enter before they do anything.
+    sandbox: Option<Arc<Sandbox>>,
     manager: EventManager<Subscriber>,
     parts: Arc<Parts>,
 }
@@ -100,6 +104,8 @@ struct Parts {
     base: Mutex<Base>,
     /// Disks that exist only for this machine.
     _disks: Vec<File>,
+    /// Its threads are confined.
+    confined: AtomicBool,
 }
 
 /// What RAM is a private view of.
@@ -235,6 +241,7 @@ impl Machine {
             _windows: windows,
             base: Mutex::new(base),
             _disks: disks,
+            confined: AtomicBool::new(false),
         };
         let vcpus = match &saved {
             Some(saved) => restore::restore(&parts, saved, &shared)?,
@@ -242,12 +249,18 @@ impl Machine {
         };
         let parts = Arc::new(parts);
         let handle = Handle::new(ending, Arc::downgrade(&parts));
-        Ok(Machine { end: End(handle), vcpus, resume, rest, manager, parts })
+        Ok(Machine { end: End(handle), vcpus, resume, rest, sandbox: None, manager, parts })
     }
 
     /// A handle to steer it with.
     pub fn handle(&self) -> Handle {
         self.end.0.clone()
+    }
+
+    /// Has its threads be confined from the moment on in which it runs: with them this whole process, which can have no other
+    /// machine.
+    pub fn confine(&mut self, wanted: sandbox::Wanted) {
+        self.sandbox = Some(Sandbox::new(wanted, self.parts.config()));
     }
 
     /// Runs it to its end, and gives everything back.
@@ -264,12 +277,18 @@ impl Machine {
         let mut vcpus = self.vcpus.drain(..);
         let first = vcpus.next().ok_or(ConfigError::Vcpus(0))?;
         let (mut driver, first) = first.on_this_thread(on_end(ending.clone())).map_err(io_error("vCPU's signal"))?;
-        let others = vcpus.map(|vcpu| vcpu.spawn(on_end(ending.clone())));
+        let (door, entered) = self.sandbox.take().map(Sandbox::close).transpose()?.unzip();
+        self.parts.confined.store(door.is_some(), Ordering::Relaxed);
+        let others = vcpus.map(|vcpu| vcpu.spawn(on_end(ending.clone()), door.clone()));
         let threads = std::iter::once(Ok(first)).chain(others).collect::<Result<_, _>>();
         self.end.0.give_threads(threads.map_err(io_error("vCPU thread"))?, self.resume);
         let (handle, vm) = (self.handle(), self.parts.vm.clone());
-        let events = EventLoop { manager: self.manager, handle, rest: self.rest.take(), vm };
+        let events = EventLoop { manager: self.manager, handle, rest: self.rest.take(), vm, door: door.clone() };
         let events = events.start().map_err(io_error("event loop's thread"))?;
+        if let Some(door) = door {
+            door.enter(Thread::First)?;
+        }
+        entered.into_iter().for_each(Entered::wait);
         on_event(Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() });
         driver.drive();
         let at_ns = monotonic_ns();

@@ -1,9 +1,11 @@
 //! A device's host side changed while its machine is there.
 
+use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use devices::virtio::limit::Limits;
-use devices::virtio::{DEVICES, DeviceError, place};
+use devices::virtio::{DEVICES, DeviceError, DeviceKind, VirtioDevice, place};
 use serde_json::Value;
 
 use super::error::{VmmError, io_error};
@@ -24,7 +26,8 @@ impl Handle {
 
     /// Gives a device another host side: builds it anew with the changes, and puts it in the place of the old one between
     /// two of the guest's requests; or only tells it, if it can go on with what changes. A snapshot that is taken later knows the new one. After an error nothing has changed.
-    pub fn update_device(&self, update: &DeviceUpdate) -> Result<(), VmmError> {
+    /// What the client has `given` of what the device is made of is not opened here.
+    pub fn update_device(&self, update: &DeviceUpdate, given: Vec<OwnedFd>) -> Result<(), VmmError> {
         let parts = self.parts()?;
         // Held to the end, so that a snapshot sees a device and its configuration that belong together.
         let _threads = self.threads();
@@ -59,7 +62,7 @@ impl Handle {
         // A device goes on if nothing changes but its limits, and what it takes itself.
         let stays = |key: &String| limits_something(key) || kind.adjustable.contains(&key.as_str());
         let goes_on = !update.changes.is_empty() && update.changes.keys().all(stays);
-        let built = if goes_on { None } else { Some((kind.build)(&section)?.pop().ok_or_else(missing)?) };
+        let built = if goes_on { None } else { Some(self.build_anew(kind, &section, given)?) };
         let transport = parts.transports.get(index).ok_or_else(|| VmmError::from(SnapshotError::Ended))?;
         let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
         transport.set_limits(&limits).map_err(io_error("timer"))?;
@@ -74,5 +77,28 @@ impl Handle {
         }
         parts.set_config(config);
         Ok(())
+    }
+
+    /// The one device of a section.
+    fn build_anew(
+        &self,
+        kind: &DeviceKind,
+        section: &Value,
+        given: Vec<OwnedFd>,
+    ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+        let invalid = |reason: String| DeviceError::Invalid { section: kind.config_key, reason };
+        let (came, confined) = (given.len(), self.parts().is_ok_and(|parts| parts.confined.load(Ordering::Relaxed)));
+        let built = match &kind.given {
+            Some(how) if came > 0 || confined => match (how.count)(section)? {
+                wanted if wanted == came => (how.build)(section, given),
+                wanted => {
+                    let why = if confined { "the microVM's process opens none itself, and " } else { "" };
+                    Err(invalid(format!("{why}{came} of {wanted} descriptors came with the request (SCM_RIGHTS)")))
+                }
+            },
+            None if came > 0 => Err(invalid("it is not made of descriptors".into())),
+            _ => (kind.build)(section),
+        };
+        built?.pop().ok_or_else(|| invalid("there is no such device".into()))
     }
 }

@@ -22,9 +22,10 @@ pub mod working_set;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use devices::worker::Work;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -40,6 +41,27 @@ const RECORDING: Duration = Duration::from_secs(1);
 const NEIGHBOURS: usize = 16;
 /// Most pages of the working set that are read between two looks at the faults.
 const PIECE: usize = 64;
+/// What the thread does: pages from files, and the record of what was wanted first.
+const PAGER: Work = Work {
+    syscalls: &[
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+        libc::SYS_pread64,
+        libc::SYS_lseek,
+        libc::SYS_fadvise64,
+        libc::SYS_ioctl,
+        libc::SYS_openat,
+        libc::SYS_open,
+        libc::SYS_lstat,
+        libc::SYS_statx,
+        libc::SYS_fstat,
+        libc::SYS_unlink,
+        libc::SYS_linkat,
+        libc::SYS_geteuid,
+    ],
+    ioctls: &uffd::IOCTLS,
+    ..Work::named("pager")
+};
 
 /// A pager that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +117,7 @@ impl Pager {
             on_error: Some(on_error),
         };
         worker.prepare(pages);
-        let thread = thread::Builder::new().name("pager".into()).stack_size(256 << 10).spawn(move || worker.live());
+        let thread = devices::worker::spawn(&PAGER, move || worker.live());
         Ok(Pager { stop, thread: Some(thread.map_err(PagerError::Thread)?) })
     }
 }

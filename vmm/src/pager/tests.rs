@@ -3,6 +3,8 @@ use std::sync::mpsc;
 
 use vm_memory::{Bytes, GuestAddress};
 
+use std::thread;
+
 use super::*;
 
 const ID: [u8; 16] = [5; 16];

@@ -74,6 +74,9 @@ ioctl_iowr_nr!(UFFDIO_REGISTER, 0xaa, 0x00, Register);
 ioctl_iowr_nr!(UFFDIO_COPY, 0xaa, 0x03, Copy);
 ioctl_iowr_nr!(UFFDIO_ZEROPAGE, 0xaa, 0x04, ZeroPage);
 
+/// UFFDIO_COPY and UFFDIO_ZEROPAGE.
+pub const IOCTLS: [u32; 2] = [0xc028_aa03, 0xc020_aa04];
+
 /// A userfaultfd.
 #[derive(Debug)]
 pub struct Uffd(File);

@@ -75,7 +75,7 @@ fn is_copy(name: &str) -> bool {
 }
 
 /// The paths of writable files in all sections.
-fn writable_files(sections: &mut Map<String, Value>) -> Vec<&mut Value> {
+pub fn writable_files(sections: &mut Map<String, Value>) -> Vec<&mut Value> {
     let mut found = Vec::new();
     for (key, section) in sections.iter_mut() {
         if let Some(kind) = DEVICES.iter().find(|kind| kind.config_key == key) {

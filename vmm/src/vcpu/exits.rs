@@ -2,6 +2,7 @@
 
 use crate::complete::CompleteError;
 use crate::events::ExitReason;
+use crate::sandbox::SandboxError;
 
 /// How a vCPU thread's life ended.
 #[derive(Debug)]
@@ -55,6 +56,9 @@ pub enum VcpuError {
         /// Hardware entry failure reason.
         reason: u64,
     },
+    /// Its thread cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A page of guest memory could not be had.
     #[error("{0}")]
     Memory(String),

@@ -21,6 +21,7 @@ use super::kick;
 use super::state::{SavedVcpu, StateError};
 use crate::complete::{self, KvmVcpu, XsaveScratch};
 use crate::events::{Counts, ExitReason};
+use crate::sandbox::{Door, Thread};
 use crate::slots::Late;
 
 /// Stack of a vCPU thread. Small, so that no host backs it with a 2 MiB page.
@@ -66,12 +67,16 @@ impl Vcpu {
     }
 
     /// Starts a thread for it, paused. `on_end` is called once, on that thread, when the vCPU is out of the guest for good.
-    pub fn spawn(self, on_end: OnEnd) -> io::Result<VcpuThread> {
+    /// It goes through `door` before it does anything.
+    pub fn spawn(self, on_end: OnEnd, door: Option<Door>) -> io::Result<VcpuThread> {
         kick::install()?;
         let name = format!("vcpu{}", self.index);
         let mut driver = Driver::new(self, on_end);
         let control = driver.control.clone();
-        let join = thread::Builder::new().name(name).stack_size(STACK).spawn(move || driver.drive())?;
+        let join = thread::Builder::new().name(name).stack_size(STACK).spawn(move || match door {
+            Some(door) => driver.drive_in(door),
+            None => driver.drive(),
+        })?;
         Ok(VcpuThread { control, place: Place::Own(Some(join)) })
     }
 
@@ -223,6 +228,19 @@ pub struct Driver {
 impl Driver {
     fn new(vcpu: Vcpu, on_end: OnEnd) -> Self {
         Driver { vcpu, control: Arc::default(), on_end: Some(on_end) }
+    }
+
+    /// As [`Driver::drive`], confined before anything else; a vCPU that cannot be has failed.
+    fn drive_in(&mut self, door: Door) {
+        match door.enter(Thread::Vcpu) {
+            Ok(()) => self.drive(),
+            Err(error) => {
+                self.control.ended();
+                if let Some(on_end) = self.on_end.take() {
+                    on_end(Ended::Failed(VcpuError::Sandbox(error)), self.vcpu.counts);
+                }
+            }
+        }
     }
 
     /// Does what it is told until the vCPU is out of the guest for good.

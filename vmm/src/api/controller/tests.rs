@@ -58,7 +58,7 @@ impl Vm for Fake {
         self.told(format!("state {section}"))?;
         Ok(json!({ "actual": 300, "statistics": { "free_memory": 5 } }))
     }
-    fn update_device(&mut self, update: &DeviceUpdate) -> Result<(), VmmError> {
+    fn update_device(&mut self, update: &DeviceUpdate, _: Vec<OwnedFd>) -> Result<(), VmmError> {
         self.told(format!("update {} {}", update.section, update.id))
     }
     fn stop(&mut self) {

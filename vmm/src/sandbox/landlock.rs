@@ -1,0 +1,116 @@
+//! Files and networks that the process reaches, by Landlock (landlock(7)): with the threads' filters, which do not see paths, it is
+//! what is left of the host's files for a worker that may open some.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use devices::virtio::DEVICES;
+use devices::virtio::table::Reach;
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Scope, path_beneath_rules,
+};
+
+use crate::config::VmConfig;
+use crate::snapshot::disks;
+
+/// What is known here of Landlock; an older kernel does what it can of it.
+const ABI: ABI = ABI::V6;
+/// What of the process's own in /proc is opened while the guest runs: its pages, for a snapshot; its descriptors and mounts, by
+/// which what is shared with a guest is opened.
+const OWN: [&str; 3] = ["/proc/self/pagemap", "/proc/self/fd", "/proc/self/mountinfo"];
+
+/// From now on the calling thread, and those that it starts, reach nothing but what is below these directories, and what the
+/// devices of `config` reach while the guest runs. Returns whether the kernel sees to all of that, or to some; it may have no Landlock.
+pub fn restrict(below: &[PathBuf], config: &VmConfig) -> Result<RulesetStatus, RulesetError> {
+    let all = AccessFs::from_all(ABI);
+    // No programs, no devices.
+    let files = all & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
+    let reaches: Vec<Reach> = DEVICES
+        .iter()
+        .filter_map(|kind| config.devices.get(kind.config_key).map(|section| (kind.reaches)(section)))
+        .flatten()
+        .collect();
+    let shared = |read_only| reaches.iter().filter(move |reach| reach.read_only == read_only).map(|reach| &reach.path);
+    let mut own = below.to_vec();
+    own.extend(config.snapshot.as_ref().map(|source| source.path.clone()));
+    for path in OWN {
+        // A rule is about an inode, and /proc makes another one for a file that nobody has open.
+        File::open(path).into_iter().for_each(std::mem::forget);
+    }
+    let ruleset = Ruleset::default()
+        .handle_access(all)?
+        .handle_access(AccessNet::from_all(ABI))?
+        .scope(Scope::from_all(ABI))?
+        .create()?
+        .add_rules(path_beneath_rules(own, files))?
+        .add_rules(path_beneath_rules(shared(false), all & !(AccessFs::Execute | AccessFs::IoctlDev)))?
+        .add_rules(path_beneath_rules(shared(true), reading()))?
+        .add_rules(path_beneath_rules(written(config), AccessFs::ReadFile))?
+        .add_rules(path_beneath_rules(OWN, reading()))?;
+    Ok(ruleset.restrict_self()?.ruleset)
+}
+
+fn reading() -> BitFlags<AccessFs> {
+    AccessFs::ReadFile | AccessFs::ReadDir
+}
+
+/// The files that guests write to, which a snapshot copies.
+fn written(config: &VmConfig) -> Vec<PathBuf> {
+    let mut sections = config.devices.clone();
+    disks::writable_files(&mut sections).iter().filter_map(|path| path.as_str()).map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::ErrorKind;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::sandbox::tests::config;
+
+    /// Landlock holds for a thread, and so the others go on as before.
+    #[test]
+    fn nothing_is_reached_but_what_was_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["own", "shared", "read", "other"] {
+            fs::create_dir(path(name)).unwrap();
+            fs::write(path(name).join("file"), name).unwrap();
+        }
+        let (host, guest) = (path("own").join("file"), path("disk"));
+        fs::write(&guest, [0; 512]).unwrap();
+        let volume = |name: &str, read_only: bool| serde_json::json!({ "name": name, "path_on_host": path(name), "is_read_only": read_only });
+        let mut config = config(false);
+        let volumes = [volume("shared", false), volume("read", true)];
+        config.devices.insert("fs".into(), serde_json::json!({ "tag": "volumes", "volumes": volumes }));
+        let drive = serde_json::json!({ "drive_id": "a", "path_on_host": guest, "is_root_device": false, "is_read_only": false });
+        config.devices.insert("drives".into(), serde_json::json!([drive]));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let own = path("own");
+        let confined = || {
+            let status = restrict(std::slice::from_ref(&own), &config).unwrap();
+            if status == RulesetStatus::NotEnforced {
+                println!("SKIP nothing_is_reached_but_what_was_said: this kernel has no Landlock");
+                return;
+            }
+            let denied = |result: std::io::Result<()>| result.unwrap_err().kind() == ErrorKind::PermissionDenied;
+            let read = |path: PathBuf| fs::read(path).map(drop);
+            assert!(read(host.clone()).is_ok() && fs::write(host.with_file_name("new"), "x").is_ok());
+            assert!(read(path("shared").join("file")).is_ok() && fs::write(path("shared").join("new"), "x").is_ok());
+            assert!(read(path("read").join("file")).is_ok() && denied(fs::write(path("read").join("file"), "x")));
+            assert!(read(guest.clone()).is_ok() && denied(fs::write(&guest, "x")), "a disk that is open already");
+            assert!(denied(read(path("other").join("file"))) && denied(fs::write(path("other").join("file"), "x")));
+            assert!(denied(read("/etc/passwd".into())) && denied(fs::read_dir("/").map(drop)));
+            assert!(denied(read("/proc/self/environ".into())) && OWN.iter().all(|path| File::open(path).is_ok()));
+            if status == RulesetStatus::FullyEnforced {
+                assert!(denied(TcpStream::connect(address).map(drop)) && denied(TcpListener::bind(address).map(drop)));
+            }
+            assert!(denied(std::process::Command::new("/bin/true").status().map(drop)));
+        };
+        std::thread::scope(|scope| scope.spawn(confined).join().unwrap());
+        assert!(fs::read("/etc/passwd").is_ok());
+    }
+}

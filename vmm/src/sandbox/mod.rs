@@ -1,0 +1,233 @@
+//! What the threads of a machine's process may still do once its guest runs: a guest that breaks out finds itself in one of them.
+//!
+//! ```text
+//!  main: builds the machine ─► privileges away ─► starts ─► nursery ── starts ─► workers (output, disk, fs, requests)
+//!        (opens all files)        (for all)         ├─► event loop ── starts ─► slots
+//!                                                   ├─► other vCPUs
+//!                                                   └─► is the first vCPU          each: its own system-call filter
+//! ```
+//!
+//! Everything that needs the host's files, programs or privileges happens before, on the main thread. Then:
+//!
+//! - no capabilities, no way to get any (`no_new_privs`), nothing of it in core dumps ([`privileges`]);
+//! - a filter for each thread ([`calls`], [`filter`]): a call that is not on its list ends the process with SIGSYS. Lists of devices
+//!   and workers are theirs ([`DeviceKind`](devices::virtio::DeviceKind), [`Work`]);
+//! - of the host's files, what is below a few directories, if it is said which; and no network ([`landlock`]).
+//!
+//! Threads share memory: who has taken over one of them can make the others do what they may. So what counts against such a
+//! guest is all lists together; that none of them starts programs, opens connections to a network, traces processes or sends them
+//! signals. What can open files is a worker for requests of the control socket, as long as one is carried out.
+
+mod calls;
+mod filter;
+mod landlock;
+mod privileges;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use devices::virtio::DEVICES;
+use devices::worker::{self, Work};
+
+pub use calls::{Calls, REQUESTS};
+
+use crate::config::{SerialConfig, VmConfig};
+use crate::slots::SLOTS;
+
+/// What becomes of a thread that does what it must not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The process ends with SIGSYS.
+    #[default]
+    Enforce,
+    /// The kernel's log tells of it, and it goes on: to find out what a list lacks.
+    Log,
+}
+
+/// A sandbox that is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// What it does.
+    pub mode: Mode,
+    /// The directories below which requests of the control socket may name files; anywhere if it does not say.
+    pub files: Option<Vec<PathBuf>>,
+    /// There is a control socket.
+    pub requests: bool,
+}
+
+/// A process that cannot be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A filter cannot be made.
+    #[error("system-call filter of the {thread} thread: {source}; --sandbox off runs a microVM without")]
+    Filter {
+        /// Whose.
+        thread: &'static str,
+        /// Why.
+        source: seccompiler::Error,
+    },
+    /// The kernel refuses something.
+    #[error("{what}: {source}; --sandbox off runs a microVM without")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+/// The sandbox of a machine's process, entered by each thread as it starts.
+#[derive(Debug)]
+pub struct Sandbox {
+    mode: Mode,
+    /// Directories that the process reaches; all of them if none.
+    files: Option<Vec<PathBuf>>,
+    config: VmConfig,
+    /// What workers there may be.
+    workers: Vec<&'static Work>,
+}
+
+/// A thread of a machine that is no worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thread {
+    /// The process's first, on which the first vCPU runs.
+    First,
+    /// Another vCPU's.
+    Vcpu,
+    /// The event loop's.
+    Events,
+    /// Where workers start.
+    Nursery,
+}
+
+impl Thread {
+    fn name(self) -> &'static str {
+        match self {
+            Thread::First => "first",
+            Thread::Vcpu => "vcpu",
+            Thread::Events => "events",
+            Thread::Nursery => "nursery",
+        }
+    }
+}
+
+impl Sandbox {
+    /// For a process with the machine of `config`, as `wanted`.
+    pub fn new(wanted: Wanted, config: VmConfig) -> Arc<Self> {
+        let Wanted { mode, files, requests } = wanted;
+        let workers = workers(&config, requests);
+        Arc::new(Sandbox { mode, files, config, workers })
+    }
+
+    /// Gives up what no thread that starts from now on needs, and starts the nursery. To be called on the main thread, once the
+    /// machine is built. Each thread that starts from now on gets a copy of the door, and enters by it.
+    ///
+    /// # Errors
+    /// [`SandboxError::Host`].
+    pub fn close(self: Arc<Self>) -> Result<(Door, Entered), SandboxError> {
+        let host = |what| move |source| SandboxError::Host { what, source };
+        privileges::close(&self.config).map_err(host("give up privileges"))?;
+        if let (Some(below), Mode::Enforce) = (&self.files, self.mode) {
+            let status = landlock::restrict(below, &self.config).map_err(io::Error::other);
+            tracing::debug!("Landlock: {:?}", status.map_err(host("Landlock"))?);
+        }
+        let (waited_for, all) = channel();
+        let door = Door { sandbox: self, _waited_for: waited_for };
+        if !door.sandbox.workers.is_empty() {
+            let its = door.clone();
+            let confine = move || or_end("nursery", its.enter(Thread::Nursery).map_err(io::Error::other));
+            worker::start_nursery(confine).map_err(host("the thread that starts others"))?;
+        }
+        privileges::give_up(privileges::Keep::Nothing).map_err(host("give up capabilities"))?;
+        Ok((door, Entered(all)))
+    }
+
+    /// What a thread may do.
+    pub fn calls(&self, thread: Thread) -> Calls {
+        match thread {
+            Thread::First => calls::first(&self.config),
+            Thread::Vcpu => calls::vcpu(&self.config),
+            Thread::Events => calls::events(&self.config),
+            Thread::Nursery => calls::nursery(&self.workers),
+        }
+    }
+}
+
+/// A thread's way into the sandbox.
+#[derive(Debug, Clone)]
+pub struct Door {
+    sandbox: Arc<Sandbox>,
+    /// Goes when it has been used.
+    _waited_for: Sender<()>,
+}
+
+impl Door {
+    /// Confines the calling thread, for good.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn enter(self, thread: Thread) -> Result<(), SandboxError> {
+        enter(self.sandbox.mode, thread.name(), &self.sandbox.calls(thread))
+    }
+}
+
+/// All doors of a sandbox.
+#[derive(Debug)]
+pub struct Entered(Receiver<()>);
+
+impl Entered {
+    /// Waits until every thread that was given a door has used it, or has failed to: no guest code runs before.
+    pub fn wait(self) {
+        // Nothing is ever sent: this is the end of the last sender.
+        let _ = self.0.recv();
+    }
+}
+
+/// From now on workers of this process are confined when they start. To be called before a machine is built that will be.
+pub fn prepare(mode: Mode) {
+    worker::confine_by(Box::new(move |work| {
+        let keep = if work.for_users { privileges::Keep::Files } else { privileges::Keep::Nothing };
+        or_end(work.name, privileges::give_up(keep));
+        or_end(work.name, enter(mode, work.name, &calls::worker(work)).map_err(io::Error::other));
+    }));
+}
+
+fn enter(mode: Mode, thread: &'static str, calls: &Calls) -> Result<(), SandboxError> {
+    let failed = |source| SandboxError::Filter { thread, source };
+    // A filter that is there decides about the next one, too: the one that forbids comes last.
+    if mode == Mode::Enforce {
+        seccompiler::apply_filter(&filter::absent().map_err(failed)?).map_err(failed)?;
+    }
+    seccompiler::apply_filter(&filter::compile(calls, mode).map_err(failed)?).map_err(failed)
+}
+
+/// A thread that could not be confined does nothing.
+fn or_end(thread: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::error!("thread '{thread}' cannot be confined: {error}");
+        std::process::abort();
+    }
+}
+
+/// The workers that a process may have.
+fn workers(config: &VmConfig, requests: bool) -> Vec<&'static Work> {
+    let configured = DEVICES.iter().filter(|kind| config.devices.contains_key(kind.config_key));
+    let mut workers: Vec<_> = configured.flat_map(|kind| kind.workers).copied().collect();
+    if requests {
+        // A device can be built anew by a request, but no new kind of device.
+        workers.push(&REQUESTS);
+    }
+    if config.serial != SerialConfig::Off {
+        workers.push(&devices::legacy::serial::OUTPUT);
+    }
+    // The event loop starts that one, before it is confined.
+    if config.snapshot.is_some() && !workers.is_empty() {
+        workers.push(&SLOTS);
+    }
+    workers
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! Capabilities and other rights of a thread that go, and do not come back.
+
+use std::io;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs,
+};
+
+use crate::config::VmConfig;
+
+/// What a thread keeps of the capabilities that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// None.
+    Nothing,
+    /// Those to act on files for their owners, as a guest's root does in what it shares with the host.
+    Files,
+}
+
+/// Acting for any user on files.
+const FILES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID);
+
+/// For the process, and all threads that start from now on: no program that it could start would have more rights than it has,
+/// nobody but root may look into it, and no core dump of it holds a guest's memory. Of capabilities, those go that not even a worker needs.
+pub fn close(config: &VmConfig) -> io::Result<()> {
+    set_no_new_privs(true)?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    // Of another user's process /proc/self would be root's then, and with it what a snapshot is made from.
+    if geteuid().is_root() {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    }
+    give_up(if config.devices.contains_key("fs") { Keep::Files } else { Keep::Nothing })
+}
+
+/// Gives up the calling thread's capabilities but for those in `keep`, and those that it starts get no others.
+pub fn give_up(keep: Keep) -> io::Result<()> {
+    let has = capabilities(None)?;
+    let kept = match keep {
+        Keep::Nothing => CapabilitySet::empty(),
+        Keep::Files => has.permitted & FILES,
+    };
+    if has.permitted == kept && has.effective == kept && has.inheritable.is_empty() {
+        return Ok(());
+    }
+    // Only who has this one can make the bounding set smaller; without it, there is nothing to gain from that set.
+    if has.effective.contains(CapabilitySet::SETPCAP) {
+        for capability in CapabilitySet::all().iter() {
+            // A kernel that does not know it has nothing to take away.
+            let _ = remove_capability_from_bounding_set(capability);
+        }
+    }
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
+    Ok(())
+}

@@ -1,0 +1,143 @@
+use std::io;
+
+use devices::virtio::DEVICES;
+use libc::c_long;
+use serde_json::{Map, Value};
+
+use super::*;
+use crate::config::MachineConfig;
+
+/// A machine with one device of each kind, or with none.
+pub fn config(devices: bool) -> VmConfig {
+    let kinds = DEVICES.iter().filter(|_| devices);
+    VmConfig {
+        snapshot: None,
+        boot_source: None,
+        machine: MachineConfig::default(),
+        serial: SerialConfig::Stdio,
+        cpuid_cache: None,
+        devices: kinds.map(|kind| (kind.config_key.to_owned(), Value::Null)).collect::<Map<_, _>>(),
+    }
+}
+
+fn wanted(requests: bool) -> Wanted {
+    Wanted { mode: Mode::Enforce, files: None, requests }
+}
+
+/// What becomes of a process that makes a system call behind a filter: its exit code or, negative, the signal that ended it. 0 is a
+/// call that was carried out, whatever came of it; 2 one that the kernel seemed not to have.
+fn result(calls: &Calls, call: [c_long; 5]) -> i32 {
+    let (absent, program) = (filter::absent().unwrap(), filter::compile(calls, Mode::Enforce).unwrap());
+    // SAFETY: the child makes system calls alone, on what was there before: nothing that another thread may hold.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "{}", io::Error::last_os_error());
+    if pid == 0 {
+        let applied = [&absent, &program].into_iter().all(|program| seccompiler::apply_filter(program).is_ok());
+        // SAFETY: calls with arguments that are numbers; none of them succeeds where memory is asked for.
+        unsafe {
+            let [number, a, b, c, d] = call;
+            let gone = applied && libc::syscall(number, a, b, c, d) < 0 && *libc::__errno_location() == libc::ENOSYS;
+            libc::syscall(
+                libc::SYS_exit_group,
+                if !applied {
+                    3
+                } else if gone {
+                    2
+                } else {
+                    0
+                },
+            );
+        }
+    }
+    let mut status = 0;
+    // SAFETY: it fills `status`.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid, "{}", io::Error::last_os_error());
+    if libc::WIFSIGNALED(status) { -libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+}
+
+const DIES: i32 = -libc::SIGSYS;
+
+#[test]
+fn no_thread_reaches_beyond_its_process() {
+    let sandbox = Sandbox::new(wanted(true), config(true));
+    let this = c_long::from(std::process::id() as i32);
+    let inet = libc::AF_INET.into();
+    let exec = libc::PROT_EXEC.into();
+    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).into();
+    for (what, call) in [
+        ("start a program", [libc::SYS_execve, 0, 0, 0, 0]),
+        ("start one otherwise", [libc::SYS_execveat, 0, 0, 0, 0]),
+        ("start a process", [libc::SYS_clone, libc::SIGCHLD.into(), 0, 0, 0]),
+        ("start one as before", [libc::SYS_fork, 0, 0, 0, 0]),
+        ("talk to a network", [libc::SYS_socket, inet, libc::SOCK_STREAM.into(), 0, 0]),
+        ("send a signal", [libc::SYS_kill, this, 0, 0, 0]),
+        ("send one to another's thread", [libc::SYS_tgkill, 1, 1, 0, 0]),
+        ("trace", [libc::SYS_ptrace, 0, 0, 0, 0]),
+        ("read another's memory", [libc::SYS_process_vm_readv, this, 0, 0, 0]),
+        ("write to another's memory", [libc::SYS_process_vm_writev, this, 0, 0, 0]),
+        ("take another's descriptor", [libc::SYS_pidfd_getfd, 0, 0, 0, 0]),
+        ("make memory that can be run", [libc::SYS_mmap, 0, 4096, exec, anonymous]),
+        ("have memory be run", [libc::SYS_mprotect, 0, 4096, exec, 0]),
+        ("mount", [libc::SYS_mount, 0, 0, 0, 0]),
+        ("leave its namespaces", [libc::SYS_setns, 0, 0, 0, 0]),
+        ("load a program into the kernel", [libc::SYS_bpf, 0, 0, 0, 0]),
+        ("make another VM", [libc::SYS_ioctl, 0, 0xae01, 0, 0]),
+        ("type for its terminal", [libc::SYS_ioctl, 0, libc::TIOCSTI as c_long, 0, 0]),
+        ("debug the process", [libc::SYS_prctl, libc::PR_SET_DUMPABLE.into(), 1, 0, 0]),
+    ] {
+        for thread in [Thread::First, Thread::Vcpu, Thread::Events, Thread::Nursery] {
+            assert_eq!(result(&sandbox.calls(thread), call), DIES, "{thread:?} can {what}");
+        }
+        for work in &sandbox.workers {
+            assert_eq!(result(&calls::worker(work), call), DIES, "{} can {what}", work.name);
+        }
+    }
+}
+
+#[test]
+fn only_workers_open_files_and_only_the_nursery_starts_threads() {
+    let sandbox = Sandbox::new(wanted(true), config(true));
+    let opens = [libc::SYS_openat, libc::AT_FDCWD.into(), 0, 0, 0];
+    for thread in [Thread::First, Thread::Vcpu, Thread::Events] {
+        for call in [opens, [libc::SYS_open, 0, 0, 0, 0], [libc::SYS_clone, 0, 0, 0, 0], [libc::SYS_mkdir, 0, 0, 0, 0]]
+        {
+            assert_eq!(result(&sandbox.calls(thread), call), DIES, "{thread:?}");
+        }
+    }
+    assert_eq!(result(&calls::worker(&REQUESTS), opens), 0);
+}
+
+#[test]
+fn what_threads_do_is_let_through() {
+    let sandbox = Sandbox::new(wanted(false), config(false));
+    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).into();
+    for call in [
+        [libc::SYS_getpid, 0, 0, 0, 0],
+        [libc::SYS_mmap, 0, 4096, libc::PROT_READ.into(), anonymous],
+        [libc::SYS_ioctl, -1, 0xae80, 0, 0],
+        [libc::SYS_prctl, libc::PR_SET_NAME.into(), c"x".as_ptr() as c_long, 0, 0],
+    ] {
+        assert_eq!(result(&sandbox.calls(Thread::Vcpu), call), 0, "{call:?}");
+    }
+    // What the C library can do without is not there, and no mistake.
+    let missing = [[libc::SYS_clone3, 0, 0, 0, 0], [libc::SYS_io_uring_setup, 0, 0, 0, 0]];
+    for call in missing {
+        assert_eq!(result(&calls::worker(&REQUESTS), call), 2, "{call:?}");
+    }
+}
+
+#[test]
+fn lists_are_short() {
+    let count = |devices, thread| Sandbox::new(wanted(true), config(devices)).calls(thread).numbers().count();
+    assert!(count(false, Thread::Vcpu) <= 25, "{}", count(false, Thread::Vcpu));
+    assert!(count(true, Thread::Events) <= 50, "{}", count(true, Thread::Events));
+}
+
+#[test]
+fn workers_can_be_named_and_have_a_stack() {
+    for kind in DEVICES {
+        for work in kind.workers {
+            assert!(work.name.len() < 16 && work.stack >= 64 << 10, "{}", work.name);
+        }
+    }
+}
