@@ -23,7 +23,8 @@ const SAYS_UP: &[u8] = &[
     0xf4, 0xeb, 0xfd, // hlt; jmp to it
 ];
 
-fn tiny_kernel(lab: &Lab) -> PathBuf {
+/// A kernel that says "up" and halts.
+pub fn tiny_kernel(lab: &Lab) -> PathBuf {
     let path = lab.path("kernel");
     std::fs::write(&path, elf::executable(0x10_0000, SAYS_UP, 4096)).unwrap();
     path

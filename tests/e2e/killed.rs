@@ -44,10 +44,10 @@ fn is_same(copy: &Path, from: &Path) -> bool {
     files(copy) == files(from)
 }
 
-/// The thread of the process that takes snapshots.
-fn events_thread(running: &Running) -> u32 {
+/// The thread of the process whose children take snapshots.
+fn nursery(running: &Running) -> u32 {
     let threads = fs::read_dir(format!("/proc/{}/task", running.pid())).unwrap();
-    let is = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "events\n");
+    let is = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "nursery\n");
     let path = threads.map(|entry| entry.unwrap().path()).find(|path| is(path)).expect("the thread");
     path.file_name().unwrap().to_str().unwrap().parse().unwrap()
 }
@@ -105,7 +105,7 @@ fn a_killed_monitor_leaves_the_old_snapshot_or_the_new_one() {
             control.done("PATCH", "/drives/d", json!({ "drive_id": "d", "path_on_host": disk }));
             running.say("x");
             running.wait_for("1", patience);
-            let tracer = Tracer::kill_at(running.pid(), events_thread(&running), nth).expect("ptrace");
+            let tracer = Tracer::kill_at(running.pid(), nursery(&running), nth).expect("ptrace");
             let order = json!({ "snapshot_path": target, "snapshot_type": kind });
             let answer = control.attempt("PUT", "/snapshot/create", &order);
             running.signal(Signal::KILL);

@@ -19,6 +19,7 @@
 //! | [`paused`] | containers that stand still |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
+//! | [`confined`] | what threads of a microVM's process may still do |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
 //! | [`disk`] | a writable disk: what the guest was promised, in the file on the host |
 //! | [`load`] | a guest under load, saved and restored again and again |
@@ -33,6 +34,7 @@
 mod adversary;
 mod bad_input;
 mod bare;
+mod confined;
 mod container;
 mod control;
 mod disk;

@@ -1,4 +1,4 @@
-//! Kills a program at one of the calls by which it changes files: ptrace(2) as strace uses it.
+//! Kills a program at one of the calls by which it changes files, or has it make one: ptrace(2) as strace uses it.
 //!
 //! Such a call is killed before it is carried out, so that between the call before and this one every moment is as good as any other.
 
@@ -43,6 +43,8 @@ const FICLONE: u64 = 0x4004_9409;
 /// Of a stop at a call, if the tracer has asked for that (PTRACE_O_TRACESYSGOOD).
 const SYSCALL_STOP: c_int = libc::SIGTRAP | 0x80;
 const ENTRY: u8 = 1;
+/// The instruction, 0f 05.
+const SYSCALL: u16 = 0x050f;
 
 /// A process whose threads are watched, until it ends.
 pub struct Tracer {
@@ -132,6 +134,47 @@ fn stopped(pid: pid_t) -> Option<pid_t> {
     let thread = unsafe { info.si_pid() };
     let ended = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED].contains(&info.si_code);
     (result == 0 && !(ended && thread == pid)).then_some(thread)
+}
+
+/// Has a thread of somebody else's process make a system call, wherever it is just now: number and arguments.
+///
+/// # Errors
+/// As ptrace(2).
+pub fn have_call(thread: u32, [number, a, b, c, d]: [c_long; 5]) -> io::Result<()> {
+    let thread = thread as pid_t;
+    ptrace(libc::PTRACE_SEIZE, thread, 0)?;
+    let mut registers = loop {
+        ptrace(libc::PTRACE_INTERRUPT, thread, 0)?;
+        let mut status = 0;
+        // SAFETY: it writes one number.
+        if unsafe { libc::waitpid(thread, &mut status, libc::__WALL) } != thread {
+            return Err(io::Error::last_os_error());
+        }
+        let mut registers = MaybeUninit::<libc::user_regs_struct>::zeroed();
+        // SAFETY: it fills in the structure, of which all bit patterns are valid.
+        let registers = unsafe {
+            if libc::ptrace(libc::PTRACE_GETREGS, thread, 0, registers.as_mut_ptr()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            registers.assume_init()
+        };
+        // SAFETY: it reads a word of the other process.
+        let word = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, thread, registers.rip - 2, 0) };
+        if word as u16 == SYSCALL {
+            break registers;
+        }
+        ptrace(libc::PTRACE_CONT, thread, 0)?;
+    };
+    // A thread that waits does so in a system call, the instruction for which is the one before.
+    registers.rip -= 2;
+    registers.orig_rax = u64::MAX;
+    registers.rax = number as u64;
+    [registers.rdi, registers.rsi, registers.rdx, registers.r10] = [a, b, c, d].map(|argument| argument as u64);
+    // SAFETY: it reads the structure.
+    if unsafe { libc::ptrace(libc::PTRACE_SETREGS, thread, 0, &raw const registers) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    ptrace(libc::PTRACE_DETACH, thread, 0)
 }
 
 /// The name of the call that a thread has stopped before, if it is one that counts.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 pub struct Ended {
     /// Exit code; `None` if a signal ended it.
     pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
     /// What it wrote.
     pub stdout: Vec<u8>,
     /// What it wrote, as text.
@@ -172,7 +175,7 @@ impl Running {
         stdout.extend(drain(self.stdout.take()));
         let stderr = show(&drain(self.stderr.take()));
         match status {
-            Some(status) => Ended { code: status.code(), stdout, stderr },
+            Some(status) => Ended { code: status.code(), signal: status.signal(), stdout, stderr },
             None => panic!("not ended after {patience:?}: stdout {:?}, stderr {stderr:?}\n{evidence}", show(&stdout)),
         }
     }

@@ -1,0 +1,151 @@
+//! What the threads of a microVM's process may still do while its guest runs, as the kernel has it: a guest that has broken out
+//! would be one of them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use libc::c_long;
+use rustix::process::Signal;
+use serde_json::json;
+use tests::Running;
+use tests::control::Control;
+
+use crate::control::tiny_kernel;
+use crate::lab;
+use crate::tracer::have_call;
+
+/// Capabilities to act on files for their owners: CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, MKNOD,
+/// SETFCAP (linux/capability.h).
+const FOR_FILES: u64 = 0b1_1111 | 1 << 6 | 1 << 7 | 1 << 27 | 1 << 31;
+
+/// The lines of a `status` file of /proc.
+fn status(path: &Path) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(path.join("status")).unwrap();
+    let line = |line: &str| line.split_once(':').map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
+    text.lines().filter_map(line).collect()
+}
+
+/// Threads of a process: their ids by their names, of which the first may be any.
+fn threads(pid: u32) -> BTreeMap<String, u32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let id = |entry: fs::DirEntry| entry.file_name().into_string().unwrap().parse().unwrap();
+    let name = |id: u32| match id {
+        id if id == pid => "main".to_owned(),
+        id => fs::read_to_string(format!("/proc/{pid}/task/{id}/comm")).unwrap().trim().to_owned(),
+    };
+    entries.map(|entry| id(entry.unwrap())).map(|id| (name(id), id)).collect()
+}
+
+/// The microVM's process that a CLI has started.
+fn monitor(cli: &Running) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", cli.pid())).unwrap();
+    children.split_whitespace().next().expect("a process").parse().unwrap()
+}
+
+/// Each thread has its filter, nothing to gain from programs, and no capabilities but those for the files of volumes.
+#[test]
+fn each_thread_of_a_container_is_confined() {
+    let lab = lab!("each_thread_of_a_container_is_confined");
+    let patience = lab.patience(2);
+    let shared = lab.path("shared");
+    fs::create_dir(&shared).unwrap();
+    let (volume, image) = (format!("{}:/data", shared.display()), lab.debian());
+    let script = "ls /data; echo up; read line";
+    let arguments = ["run", "-i", "--cpus", "2", "-v", &volume, &image, "sh", "-c", script];
+    let mut command = lab.bulkhead(arguments);
+    command.stdin(Stdio::piped());
+    let mut running = Running::start(command);
+    running.wait_for("up", patience);
+    let pid = monitor(&running);
+    let threads = threads(pid);
+    for name in ["main", "vcpu1", "events", "nursery", "fs"] {
+        assert!(threads.contains_key(name), "no {name} among {threads:?}");
+    }
+    for (name, id) in &threads {
+        let status = status(Path::new(&format!("/proc/{pid}/task/{id}")));
+        let set = |key: &str| u64::from_str_radix(&status[key], 16).unwrap();
+        let may = if ["fs", "nursery"].contains(&name.as_str()) { FOR_FILES } else { 0 };
+        assert_eq!((status["Seccomp"].as_str(), status["NoNewPrivs"].as_str()), ("2", "1"), "{name}");
+        for key in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+            assert_eq!(set(key) & !may, 0, "{name} has {key} {}", status[key]);
+        }
+        assert_eq!(set("CapBnd"), 0, "{name}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    // "dd": not to be dumped (proc(5), smaps). Of what is as large as the guest's memory there is nothing else.
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let sizes =
+        maps.lines().filter_map(|line| line.strip_prefix("Size:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let flags = maps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
+    let large: Vec<_> = sizes.zip(flags).filter(|(kib, _)| *kib >= 64 << 10).collect();
+    assert!(!large.is_empty() && large.iter().all(|(_, flags)| flags.contains(" dd")), "{large:?}");
+    running.say("\n");
+    let ended = running.end(patience);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    lab.assert_clean();
+}
+
+/// A running thread that is made to do what no thread of a microVM does ends it, before anything is done.
+#[test]
+fn a_thread_that_reaches_beyond_its_microvm_ends_it() {
+    let lab = lab!("a_thread_that_reaches_beyond_its_microvm_ends_it");
+    let patience = lab.patience(1);
+    let (file, socket) = (lab.path("vm.json"), lab.path("api.sock"));
+    let machine = json!({ "boot-source": { "kernel_image_path": tiny_kernel(&lab) }, "entropy": {},
+                          "machine-config": { "vcpu_count": 2, "mem_size_mib": 64 } });
+    fs::write(&file, machine.to_string()).unwrap();
+    let this = c_long::from(std::process::id() as i32);
+    // What else threads cannot do is tested without a machine (`vmm::sandbox`): these tell that each has its filter.
+    let calls: [(&str, [c_long; 5]); 3] = [
+        ("execve", [libc::SYS_execve, 0, 0, 0, 0]),
+        ("process_vm_readv", [libc::SYS_process_vm_readv, this, 0, 0, 0]),
+        ("openat", [libc::SYS_openat, libc::AT_FDCWD.into(), 0, 0, 0]),
+    ];
+    for thread in ["main", "vcpu1", "events", "nursery", "serial"] {
+        // The nursery has a worker for requests open what they name.
+        for (what, call) in &calls[..if thread == "nursery" { 2 } else { 3 }] {
+            let arguments = ["vmm", "--config-file", file.to_str().unwrap(), "--api-sock", socket.to_str().unwrap()];
+            let mut running = Running::start(lab.bulkhead(arguments));
+            running.wait_for("up\n", patience);
+            // Each gives itself its name.
+            let id = loop {
+                match threads(running.pid()).get(thread) {
+                    Some(id) => break *id,
+                    None => std::thread::yield_now(),
+                }
+            };
+            have_call(id, *call).unwrap_or_else(|error| panic!("{thread}: {what}: {error}"));
+            let ended = running.end(patience);
+            assert_eq!(ended.signal, Some(libc::SIGSYS), "{thread}: {what}: {ended:?}");
+        }
+    }
+    // The next one takes the dead one's socket away.
+    let running = Running::start(lab.bulkhead(["vmm", "--api-sock", socket.to_str().unwrap()]));
+    Control::of(&running, socket.clone(), patience);
+    running.signal(Signal::TERM);
+    assert_eq!(running.end(patience).code, Some(143));
+    lab.assert_clean();
+}
+
+/// Whoever has started the container is told what has become of it.
+#[test]
+fn a_container_ended_by_its_sandbox_says_so() {
+    let lab = lab!("a_container_ended_by_its_sandbox_says_so");
+    let patience = lab.patience(2);
+    let image = lab.debian();
+    let mut running =
+        Running::start(lab.keeping(["run", "--name", "escaped", &image, "sh", "-c", "echo up; sleep 99"]));
+    running.wait_for("up", patience);
+    have_call(threads(monitor(&running))["events"], [libc::SYS_execve, 0, 0, 0, 0]).unwrap();
+    let ended = running.end(patience);
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+    assert!(ended.stderr.contains("sandbox forbids") && ended.stderr.lines().count() == 1, "{ended:?}");
+    let code = lab.run(["inspect", "-f", "{{.State.ExitCode}}", "escaped"]);
+    assert_eq!(code.text(), "159\n", "{code:?}");
+    assert_eq!(lab.run(["rm", "escaped"]).code, Some(0));
+    lab.assert_clean();
+}
