@@ -346,4 +346,32 @@ mod tests {
         let twice = json!([{ "iface_id": "a", "unplugged": true }, { "iface_id": "a", "unplugged": true }]);
         assert!(error(twice).contains("two interfaces"));
     }
+
+    #[test]
+    fn what_is_behind_an_interface_can_come_from_somebody_else() {
+        let given = KIND.given.unwrap();
+        let section = |more: &str| json!([{ "iface_id": "eth0", more: {} }]);
+        let socket = || vec![OwnedFd::from(UnixStream::pair().unwrap().0)];
+        assert_eq!((given.count)(&section("user")).unwrap(), 1);
+        assert_eq!((given.build)(&section("user"), socket()).unwrap().len(), 1);
+        let unplugged = json!([{ "iface_id": "eth0", "unplugged": true }]);
+        assert_eq!((given.count)(&unplugged).unwrap(), 0);
+        assert_eq!((given.build)(&unplugged, Vec::new()).unwrap().len(), 1);
+        let error = |section: Value, descriptors| (given.build)(&section, descriptors).err().unwrap().to_string();
+        for (section, descriptors, words) in [
+            (section("user"), Vec::new(), "takes 1 descriptors"),
+            (unplugged, socket(), "takes 0 descriptors"),
+            (section("new_tap"), socket(), "the tap that was given"),
+            (
+                json!([{ "iface_id": "eth0", "host_dev_name": "t", "num_queue_pairs": 2 }]),
+                socket(),
+                "takes 2 descriptors",
+            ),
+            (json!([]), socket(), "about one interface"),
+            (json!([{ "iface_id": "eth0" }]), socket(), "one of host_dev_name"),
+        ] {
+            let said = error(section, descriptors);
+            assert!(said.contains(words) && !said.contains('\n'), "{said}");
+        }
+    }
 }

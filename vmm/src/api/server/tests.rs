@@ -1,10 +1,13 @@
 //! Clients of all kinds against a server that is turned by hand.
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::super::connection::Reply;
 use super::super::http::{MAX_BODY, MAX_HEAD, Request};
@@ -14,9 +17,15 @@ use super::*;
 #[derive(Default)]
 struct Echo {
     seen: Arc<Mutex<Vec<String>>>,
+    /// What came with the last request.
+    given: Vec<OwnedFd>,
 }
 
 impl Handler for Echo {
+    fn give(&mut self, descriptors: Vec<OwnedFd>) {
+        self.given = descriptors;
+    }
+
     fn handle(&mut self, request: &Request) -> Reply {
         let what = format!("{} {} {}", request.method, request.target, request.body.len());
         self.seen.lock().unwrap().push(what.clone());
@@ -87,6 +96,63 @@ impl Rig {
 }
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+
+/// Sends bytes with so many descriptors of a socket, and returns its other end.
+fn give(client: &UnixStream, bytes: &[u8], count: usize) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let descriptors = vec![theirs.as_fd(); count];
+    let message = SendAncillaryMessage::ScmRights(&descriptors);
+    let mut space = vec![MaybeUninit::uninit(); message.size()];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(message));
+    assert_eq!(sendmsg(client, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::empty()).unwrap(), bytes.len());
+    ours
+}
+
+/// Nobody has the other end open any more.
+fn is_closed(mut end: &UnixStream) -> bool {
+    end.set_nonblocking(true).unwrap();
+    end.read(&mut [0]).is_ok_and(|count| count == 0)
+}
+
+#[test]
+fn descriptors_belong_to_the_request_that_they_came_with() {
+    let mut rig = Rig::new();
+    let client = rig.client();
+    let end = give(&client, b"PATCH /a HTTP/1.1\r\nContent-Len", 2);
+    rig.server.turn();
+    assert!(rig.seen().is_empty() && !is_closed(&end));
+    assert!(rig.send(&client, b"gth: 2\r\n\r\n{}"));
+    rig.read(&client);
+    assert_eq!((rig.seen().len(), rig.server.handler.given.len()), (1, 2));
+    // The next one has none, and so nobody has them.
+    assert!(rig.send(&client, GET));
+    rig.read(&client);
+    assert!(rig.server.handler.given.is_empty() && is_closed(&end));
+}
+
+#[test]
+fn a_client_cannot_fill_the_process_with_descriptors() {
+    let mut rig = Rig::new();
+    let client = rig.client();
+    let first = give(&client, b"GET", 6);
+    rig.server.turn();
+    let second = give(&client, b" / ", 6);
+    rig.server.turn();
+    let third = give(&client, b"HTTP/1.1\r\n", 200);
+    rig.server.turn();
+    assert!(!is_closed(&first) && !is_closed(&second) && is_closed(&third));
+    assert!(rig.send(&client, b"\r\n"));
+    rig.read(&client);
+    assert_eq!(rig.server.handler.given.len(), 8);
+    // A client that goes takes with it what it has given and not asked anything of.
+    let client = rig.client();
+    let end = give(&client, b"GET", 1);
+    rig.server.turn();
+    drop(client);
+    rig.server.turn();
+    assert!(is_closed(&end));
+}
 
 fn put(path: &str, body: usize) -> Vec<u8> {
     let mut request = format!("PUT {path} HTTP/1.1\r\nContent-Length: {body}\r\n\r\n").into_bytes();
