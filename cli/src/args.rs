@@ -8,6 +8,7 @@ mod files;
 mod images;
 mod network;
 mod run;
+mod settings;
 mod snapshots;
 pub mod vmm;
 
@@ -26,6 +27,7 @@ pub use self::network::{Destination, Network, Publish};
 #[cfg(test)]
 pub use self::network::{egress, publish};
 pub use self::run::{Machine, Run};
+pub use self::settings::Settings;
 pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
 pub use self::vmm::Vmm;
 use crate::failure::sanitize;

@@ -7,13 +7,14 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Context;
 use guest_images::kernel;
 use guest_images::{Layer, LayerKey};
-use guest_protocol::{End, Layer as DiskLayer, LayerFs, Names, Root, Seed, Start, Upper};
+use guest_protocol::{End, Layer as DiskLayer, LayerFs, Root, Seed, Start, Upper};
 use serde_json::Value;
 use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
 use vmm::host::{self, KvmKind};
@@ -250,6 +251,9 @@ pub fn kernel_kind(kvm: KvmKind) -> kernel::KernelKind {
 /// What the guest is told.
 fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -> anyhow::Result<Start> {
     let flags = &record.flags;
+    // passt's gateway is not this host (`--no-map-gw`).
+    let at_tap = network.filter(|network| network.section[0]["user"].is_null());
+    let gateway = at_tap.and_then(|network| network.guest.address?.gateway).map(Ipv4Addr::from);
     Ok(Start {
         // The session fills in both when it sends this.
         seed: Seed([0; 32]),
@@ -263,7 +267,8 @@ fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -
         },
         volumes: Vec::new(),
         network: network.as_ref().map(|network| network.guest.clone()),
-        names: Names { hosts: Vec::new(), resolv_conf: network.and_then(|network| network.resolv_conf.clone()) },
+        names: flags.settings.names(network.and_then(|network| network.resolv_conf.clone()), gateway)?,
+        settings: flags.settings.for_guest(),
         end: if flags.kernel.is_none() { End::PowerOff } else { End::Reset },
         process: record.process.clone(),
     })

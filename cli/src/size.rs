@@ -3,8 +3,30 @@
 /// Bytes of a MiB.
 pub const MIB: u64 = 1 << 20;
 
-/// Parses a size into MiB, rounded up. A number without a unit counts bytes, as it does in docker.
+/// Parses a size into bytes, rounded up. A number without a unit counts bytes, as it does in docker.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let number = parse(text)?.ceil();
+    match number >= 1.0 && number < (1u64 << 53) as f64 {
+        true => Ok(number as u64),
+        false => Err(format!("'{text}' is not a size that anything can have")),
+    }
+}
+
+/// Parses a size of memory into MiB, rounded up.
 pub fn mib(text: &str) -> Result<u64, String> {
+    let mib = (parse(text)? / (1u64 << 20) as f64).ceil();
+    // Above 2^43 MiB nothing means anything; below it f64 counts exactly.
+    if !(mib.is_finite() && mib < (1u64 << 43) as f64) {
+        return Err(format!("'{text}' is more memory than any machine has"));
+    }
+    let mib = mib as u64;
+    if mib < vmm::config::MIN_MEMORY_MIB {
+        return Err(format!("{text} is less than the {} MiB a microVM needs at least", vmm::config::MIN_MEMORY_MIB));
+    }
+    Ok(mib)
+}
+
+fn parse(text: &str) -> Result<f64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(lower.len());
     let (number, unit) = lower.split_at(digits);
@@ -17,16 +39,7 @@ pub fn mib(text: &str) -> Result<u64, String> {
         _ => return Err(format!("'{text}' is not a memory size; write it like 256m or 1g")),
     };
     let number: f64 = number.parse().map_err(|_| format!("'{text}' is not a memory size; write it like 256m or 1g"))?;
-    let mib = (number * (1u64 << shift) as f64 / (1u64 << 20) as f64).ceil();
-    // Above 2^43 MiB nothing means anything; below it f64 counts exactly.
-    if !(mib.is_finite() && mib < (1u64 << 43) as f64) {
-        return Err(format!("'{text}' is more memory than any machine has"));
-    }
-    let mib = mib as u64;
-    if mib < vmm::config::MIN_MEMORY_MIB {
-        return Err(format!("{text} is less than the {} MiB a microVM needs at least", vmm::config::MIN_MEMORY_MIB));
-    }
-    Ok(mib)
+    Ok(number * (1u64 << shift) as f64)
 }
 
 /// Parses a number of vCPUs. Docker takes fractions of a CPU there; a machine has whole ones.

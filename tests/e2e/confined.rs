@@ -123,6 +123,20 @@ fn a_thread_that_reaches_beyond_its_microvm_ends_it() {
             assert_eq!(ended.signal, Some(libc::SIGSYS), "{thread}: {what}: {ended:?}");
         }
     }
+    // Without, for whoever looks for a mistake; and nothing of what is wanted is guessed.
+    let arguments = ["vmm", "--config-file", file.to_str().unwrap()];
+    let mut command = lab.bulkhead(arguments.into_iter().chain(["--sandbox", "off"]));
+    command.env("BULKHEAD_SANDBOX", "enforce");
+    let mut running = Running::start(command);
+    running.wait_for("up\n", patience);
+    for id in threads(running.pid()).into_values() {
+        assert_eq!(status(Path::new(&format!("/proc/{}/task/{id}", running.pid())))["Seccomp"], "0");
+    }
+    running.signal(Signal::TERM);
+    assert_eq!(running.end(patience).code, Some(143));
+    let mut command = lab.bulkhead(arguments);
+    command.env("BULKHEAD_SANDBOX", "maybe");
+    Running::start(command).end(patience).assert_failed(125, &["BULKHEAD_SANDBOX", "maybe", "enforce, log, off"]);
     // The next one takes the dead one's socket away.
     let running = Running::start(lab.bulkhead(["vmm", "--api-sock", socket.to_str().unwrap()]));
     Control::of(&running, socket.clone(), patience);

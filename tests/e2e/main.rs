@@ -24,6 +24,7 @@
 //! | [`disk`] | a writable disk: what the guest was promised, in the file on the host |
 //! | [`load`] | a guest under load, saved and restored again and again |
 //! | [`scripted`] | microVMs in which Debian's programs use disks and memory |
+//! | [`settings`] | what a container has beside its files |
 //! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
 //! | [`tracer`] | no tests: what kills at a call |
 //! | [`verbs`] | images, doctor, bench |
@@ -53,6 +54,7 @@ mod net;
 mod paused;
 mod registry;
 mod scripted;
+mod settings;
 mod snapshots;
 mod tracer;
 mod verbs;

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::network::{self, Destination, Network, Publish};
+use super::settings::Settings;
 use crate::signals;
 use crate::size;
 use crate::volumes::VolumeFlag;
@@ -81,6 +82,8 @@ pub struct Run {
     /// it starts. Implies `--network user`
     #[arg(long, value_name = "CIDR|HOST[:PORT]", value_parser = network::egress)]
     pub egress: Vec<Destination>,
+    #[command(flatten)]
+    pub settings: Settings,
     #[command(flatten)]
     pub machine: Machine,
     /// Boot this kernel instead of the one built for this kind of host

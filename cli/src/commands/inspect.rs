@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::anyhow;
 use guest_images::{ImageDetails, ImageError, Store};
+use guest_protocol::{Limit, Tmpfs};
 use serde_json::{Value, json};
 
 use crate::args::{Inspect, Kind, Port, Publish};
@@ -118,6 +119,20 @@ fn inside(port: &Publish) -> String {
     format!("{}/{}", port.guest_port, if port.udp { "udp" } else { "tcp" })
 }
 
+/// The options of a file system in memory.
+fn shown(tmpfs: &Tmpfs) -> String {
+    let size = tmpfs.bytes.map_or_else(String::new, |bytes| format!(",size={bytes}"));
+    let word = |is, yes: &'static str, no: &'static str| if is { yes } else { no };
+    let (writable, exec) = (word(tmpfs.writable, "rw", "ro"), word(tmpfs.exec, "exec", "noexec"));
+    format!("{writable},{exec},nosuid,nodev{size},mode={:o}", tmpfs.mode)
+}
+
+fn limit(limit: &Limit) -> Value {
+    let value = |value: Option<u64>| value.map_or(json!(-1), |value| json!(value));
+    let name = format!("{:?}", limit.resource).to_ascii_lowercase();
+    json!({ "Name": name, "Soft": value(limit.soft), "Hard": value(limit.hard) })
+}
+
 fn describe(entry: &Entry) -> Value {
     let Record { id, created_ns, image_id, labels, flags, process, stop_signal, state } = &entry.record;
     let (program, arguments) = process.args.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
@@ -127,6 +142,7 @@ fn describe(entry: &Entry) -> Value {
         .map(|port| (inside(port), json!([{ "HostIp": port.host_ip, "HostPort": port.host_port.to_string() }])))
         .collect();
     let running = state.status == Status::Running;
+    let settings = &flags.settings;
     json!({
         "Id": id,
         "Created": clock::rfc3339(*created_ns),
@@ -148,6 +164,14 @@ fn describe(entry: &Entry) -> Value {
             "NetworkMode": flags.network.as_ref().map_or("none".into(), ToString::to_string),
             "PortBindings": bindings,
             "ReadonlyRootfs": flags.read_only,
+            "Tmpfs": settings.tmpfs.iter().map(|one| (one.target.clone(), json!(shown(one)))).collect::<serde_json::Map<_, _>>(),
+            "ShmSize": settings.shm_size.unwrap_or(64 * MIB),
+            "Ulimits": settings.ulimit.iter().map(limit).collect::<Vec<_>>(),
+            "Sysctls": settings.sysctl.iter().map(|one| (one.path.replace('/', "."), json!(one.value))).collect::<serde_json::Map<_, _>>(),
+            "CapAdd": settings.cap_add, "CapDrop": settings.cap_drop,
+            "Dns": settings.dns, "DnsSearch": settings.dns_search, "DnsOptions": settings.dns_option,
+            "ExtraHosts": settings.add_host.iter().map(|(name, ip)| format!("{name}:{ip}")).collect::<Vec<_>>(),
+            "Init": settings.init,
         },
         "Config": {
             "Hostname": flags.hostname.as_deref().unwrap_or(id.short()),

@@ -9,7 +9,7 @@ use vmm::config::{Paging, SerialConfig, SnapshotSource, VmConfig};
 use vmm::events::monotonic_ns;
 use vmm::host;
 
-use crate::args::{Restore, Run, Talk};
+use crate::args::{Restore, Run, Settings, Talk};
 use crate::bare::Bare;
 use crate::container::{Place, breakdown, console_tail, devices, end};
 use crate::failure::Outcome;
@@ -54,6 +54,7 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         (args.cidfile.is_some(), "--cidfile"),
         (!args.label.is_empty(), "--label"),
         (args.stop_signal.is_some(), "--stop-signal"),
+        (args.settings != Settings::default(), "what it has beside its files (--tmpfs to --init)"),
         (args.machine.memory.is_some(), "--memory"),
         (args.machine.cpus.is_some(), "--cpus"),
     ];

@@ -27,6 +27,7 @@ fn start() -> Start {
         network: None,
         volumes: vec![],
         names: Names::default(),
+        settings: Settings::default(),
         end: End::PowerOff,
         process: Process {
             args: vec!["true".into()],

@@ -18,6 +18,7 @@ use crate::names::{self, Names, Own};
 use crate::network;
 use crate::process;
 use crate::root;
+use crate::settings;
 use crate::stage::Stage;
 use crate::streams::{Opening, Streams};
 use crate::sys::{Clock, clock_ns, freeze_file_system, reseed, set_wall_clock};
@@ -152,13 +153,18 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     let names = if on_disk { Names::new().ok() } else { Some(stage.names) };
     let has_names = names.map_or(Ok(false), |names| names.write(&start))?;
     root::mount_overlay(&start.root)?;
+    let (before, after) = settings::split(&start.settings.tmpfs, &start.volumes);
     let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
     root::switch()?;
     if !has_names {
         names::write_through(&start)?;
     }
     stage.mounts.attach()?;
+    settings::mount_tmpfs(&before)?;
     volumes.attach()?;
+    settings::mount_tmpfs(&after)?;
+    settings::apply(&start.settings)?;
+    process::bound(start.settings.capabilities).map_err(guest("setting capabilities"))?;
     let root_ns = clock_ns(Clock::Monotonic);
     let (streams, ends) = match terminal {
         Some(size) => {
@@ -175,7 +181,8 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     };
     let freezer = stage.freezer;
     let cgroup = freezer.as_ref().map(Freezer::cgroup);
-    let (running, defaults) = process::start(start.process, &start.hostname, stdio, start.root.read_only, cgroup)?;
+    let (running, defaults) =
+        process::start(start.process, start.settings.limits, &start.hostname, stdio, start.root.read_only, cgroup)?;
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
     let networked = start.network.is_some();
     let execs = Execs::default();

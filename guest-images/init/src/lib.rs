@@ -4,6 +4,7 @@
 //! - [`control`]: the connection to the host.
 //! - [`stage`]: what is done before the host says what the guest is to be.
 //! - [`root`]: layers, overlay, switching to them. [`names`]: the files that tell a container who it is.
+//! - [`settings`]: what a container has asked for besides.
 //! - [`network`]: the interface of a guest that has one.
 //! - [`volumes`]: the host's directories in it.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
@@ -46,6 +47,7 @@ pub mod relay;
 pub mod restless;
 pub mod root;
 pub mod running;
+pub mod settings;
 pub mod signals;
 pub mod stage;
 pub mod streams;

@@ -10,7 +10,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_protocol::account::{self, Account, MAX_ACCOUNTS};
-use guest_protocol::{Exec, FailureKind, Process};
+use guest_protocol::{Exec, FailureKind, Limit, Process};
 use rustix::fd::BorrowedFd;
 use rustix::fs::{Mode, fchown, stat};
 use rustix::io::{self, Errno};
@@ -20,21 +20,6 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
-/// What a container's root may do, as container users know it.
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::NET_RAW)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETFCAP)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::NET_BIND_SERVICE)
-    .union(CapabilitySet::SYS_CHROOT)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::AUDIT_WRITE);
 /// One more than the highest capability there is room for; the kernel says where its own end.
 const CAPABILITY_COUNT: u32 = 64;
 
@@ -52,6 +37,7 @@ struct Plan<'a> {
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
+    limits: &'a [Limit],
     paths: Vec<CString>,
     args: StringList,
     env: StringList,
@@ -74,6 +60,7 @@ pub struct Defaults {
     env: Vec<String>,
     cwd: String,
     user: String,
+    limits: Vec<Limit>,
 }
 
 /// Starts the main process on these three descriptors; returns when its program has been executed.
@@ -85,6 +72,7 @@ pub struct Defaults {
 /// Everything that the image or the user can have got wrong, by kind.
 pub fn start(
     process: Process,
+    limits: Vec<Limit>,
     hostname: &str,
     stdio: [BorrowedFd<'_>; 3],
     read_only: bool,
@@ -106,10 +94,10 @@ pub fn start(
     if let Some(program) = &process.found.program {
         paths.insert(0, c_string(program)?);
     }
-    let given = Given { stdio, terminal, user: &user, args: &process.args, env: &env };
+    let given = Given { stdio, terminal, user: &user, args: &process.args, env: &env, limits: &limits };
     let child = given.start(Plan { first: true, ..given.plan(paths)? }, PidNamespace::New, cgroup)?;
     env.truncate(own);
-    Ok((Running::new(child), Defaults { env, cwd: process.cwd, user: process.user }))
+    Ok((Running::new(child), Defaults { env, cwd: process.cwd, user: process.user, limits }))
 }
 
 /// Starts a process beside the main one, whose PID namespace this process's children must be in by now; else as [`start`].
@@ -131,7 +119,8 @@ pub fn join(
     exec.env.into_iter().for_each(|entry| set(&mut env, entry));
     complete(&mut env, hostname, &user.home, terminal);
     let paths = places(&exec.args, &env)?;
-    let given = Given { stdio, terminal, user: &user, args: &exec.args, env: &env };
+    let limits = &defaults.limits;
+    let given = Given { stdio, terminal, user: &user, args: &exec.args, env: &env, limits };
     let plan = Plan { cwd: Some(c_string(cwd)?), ..given.plan(paths)? };
     given.start(plan, PidNamespace::Joined, cgroup).map_err(|failure| match failure.kind {
         FailureKind::BadWorkingDir => {
@@ -148,6 +137,7 @@ struct Given<'a> {
     user: &'a Account,
     args: &'a [String],
     env: &'a [String],
+    limits: &'a [Limit],
 }
 
 impl<'a> Given<'a> {
@@ -161,6 +151,7 @@ impl<'a> Given<'a> {
             uid: Uid::from_raw(self.user.uid),
             gid: Gid::from_raw(self.user.gid),
             groups: self.user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect(),
+            limits: self.limits,
             paths,
             args: StringList::new(c_strings(self.args)?),
             env: StringList::new(c_strings(self.env)?),
@@ -221,20 +212,27 @@ fn become_process(plan: &Plan<'_>) -> (Step, Errno) {
     (Step::Exec, execute(plan))
 }
 
-/// Gives this process what all processes of the container inherit: no more open files and no more capabilities than they may
-/// have. Its own capabilities stay; only a program that it executed would have fewer.
+/// Gives this process what all processes of the container inherit: no more open files than they may have.
 ///
 /// # Errors
-/// As prctl(2) and setrlimit(2).
+/// As setrlimit(2).
 pub fn limit() -> io::Result<()> {
     match setrlimit(Resource::Nofile, OPEN_FILES) {
         // PID 1 of a machine may raise limits; where it may not, they stay.
-        Ok(()) | Err(Errno::PERM) => {}
-        Err(error) => return Err(error),
+        Ok(()) | Err(Errno::PERM) => Ok(()),
+        Err(error) => Err(error),
     }
+}
+
+/// Leaves what this process starts from now on these capabilities at most, a bit each. Its own stay; only a program that it
+/// executed would have fewer.
+///
+/// # Errors
+/// As prctl(2).
+pub fn bound(capabilities: u64) -> io::Result<()> {
     for bit in 0..CAPABILITY_COUNT {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        if CAPABILITIES.contains(capability) {
+        if capabilities & capability.bits() != 0 {
             continue;
         }
         match remove_capability_from_bounding_set(capability) {
@@ -245,8 +243,32 @@ pub fn limit() -> io::Result<()> {
     Ok(())
 }
 
+fn resource(resource: guest_protocol::Resource) -> Resource {
+    use guest_protocol::Resource as Of;
+    match resource {
+        Of::Core => Resource::Core,
+        Of::Cpu => Resource::Cpu,
+        Of::Data => Resource::Data,
+        Of::Fsize => Resource::Fsize,
+        Of::Locks => Resource::Locks,
+        Of::Memlock => Resource::Memlock,
+        Of::Msgqueue => Resource::Msgqueue,
+        Of::Nice => Resource::Nice,
+        Of::Nofile => Resource::Nofile,
+        Of::Nproc => Resource::Nproc,
+        Of::Rss => Resource::Rss,
+        Of::Rtprio => Resource::Rtprio,
+        Of::Rttime => Resource::Rttime,
+        Of::Sigpending => Resource::Sigpending,
+        Of::Stack => Resource::Stack,
+    }
+}
+
 fn set_privileges(plan: &Plan<'_>) -> io::Result<()> {
     umask(Mode::from_raw_mode(0o022));
+    for limit in plan.limits {
+        setrlimit(resource(limit.resource), Rlimit { current: limit.soft, maximum: limit.hard })?;
+    }
     // PID 1 is root without other groups already.
     if plan.gid != Gid::ROOT || plan.groups.len() > 1 {
         set_thread_groups(&plan.groups)?;
@@ -281,7 +303,7 @@ fn explain(step: Step, error: Errno, command: &str, paths: &[CString]) -> Failur
         }
         Step::Session => "making a session of its own",
         Step::Streams => "connecting the standard streams",
-        Step::Privileges => "setting user and groups",
+        Step::Privileges => "setting limits, user and groups",
     };
     Failure::errno(FailureKind::Guest, what, error)
 }

@@ -53,8 +53,7 @@ impl Stage {
         umask(Mode::empty());
         // Without it (a kernel without IPv4) most processes get on.
         let _ = Interface::named("lo").and_then(|lo| lo.up());
-        process::limit()
-            .map_err(|error| Failure::errno(FailureKind::Guest, "setting capabilities and limits", error))?;
+        process::limit().map_err(|error| Failure::errno(FailureKind::Guest, "setting limits", error))?;
         root::prepare()?;
         let upper = root::upper()?;
         let names = Names::new()?;

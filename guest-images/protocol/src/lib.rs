@@ -2,6 +2,7 @@
 //!
 //! - [`message`]: the messages of the control connection and the plain data in them.
 //! - [`process`]: what a process is to be, and how it ended.
+//! - [`settings`]: what it is to have besides, and what not.
 //! - [`account`]: which user and groups a process gets, from an image's files.
 //! - [`files`]: files on their way in or out of a container, and what else init does for the host.
 //! - [`frame`]: how a message becomes bytes and back: `u32` little-endian length, then postcard.
@@ -23,16 +24,18 @@ pub mod files;
 pub mod frame;
 pub mod message;
 pub mod process;
+pub mod settings;
 pub mod stream;
 
 pub use account::Account;
 pub use frame::{FrameBuffer, FrameError, encode};
 pub use message::*;
 pub use process::*;
+pub use settings::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;
 /// Tag of the virtio-fs device whose file system holds the host's directories ([`Volume`]).
 pub const VOLUMES: &str = "bulkhead";
 /// The host's vsock context id.

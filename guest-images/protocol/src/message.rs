@@ -4,6 +4,7 @@
 //! that tells times also tells `now_ns`, the moment it was sent, so that the host can place them on its own clock.
 
 use crate::process::{Exec, ExitStatus, FailureKind, Process, ProcessId, WindowSize};
+use crate::settings::Settings;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -142,6 +143,8 @@ pub struct Start {
     pub volumes: Vec<Volume>,
     /// Name resolution.
     pub names: Names,
+    /// What it has besides.
+    pub settings: Settings,
     /// How the guest is to end.
     pub end: End,
     /// The main process.

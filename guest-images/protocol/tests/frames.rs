@@ -36,12 +36,31 @@ fn start() -> impl Strategy<Value = HostMessage> {
                 root,
                 network: None,
                 volumes: hosts.iter().map(volume).collect(),
+                settings: settings(&hosts, wall_clock_ns),
                 names: Names { hosts, resolv_conf },
                 end: End::PowerOff,
                 process,
             }))
         },
     )
+}
+
+fn settings(names: &[String], number: u64) -> Settings {
+    let tmpfs = |name: &String| Tmpfs {
+        target: name.clone(),
+        bytes: Some(number).filter(|n| n % 2 == 0),
+        mode: number as u16,
+        exec: number % 3 == 0,
+        writable: number % 5 == 0,
+    };
+    let limit = |resource| Limit { resource, soft: Some(number), hard: None };
+    Settings {
+        tmpfs: names.iter().map(tmpfs).collect(),
+        shm_bytes: Some(number),
+        sysctls: names.iter().map(|name| Sysctl { path: name.clone(), value: name.clone() }).collect(),
+        limits: vec![limit(Resource::Core), limit(Resource::Stack)],
+        capabilities: number,
+    }
 }
 
 fn volume(name: &String) -> Volume {
@@ -174,6 +193,7 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
         network: None,
         volumes: vec![],
         names: Names::default(),
+        settings: Settings::default(),
         end: End::Reset,
         process: Process {
             args: vec![],

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use devices::virtio::DEVICES;
 use devices::worker::Work;
 use kvm_bindings::{
-    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_fpu, kvm_irq_routing, kvm_lapic_state, kvm_mp_state, kvm_msr_list,
-    kvm_msrs, kvm_regs, kvm_sregs, kvm_translation, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_irq_routing, kvm_lapic_state, kvm_mp_state, kvm_msr_list, kvm_msrs,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use libc::c_long;
 
@@ -50,11 +50,8 @@ const VCPU_IOCTLS: &[u32] = &[
     request(WRITE, 0x82, size_of::<kvm_regs>()),        // KVM_SET_REGS
     request(READ, 0x83, size_of::<kvm_sregs>()),        // KVM_GET_SREGS
     request(WRITE, 0x84, size_of::<kvm_sregs>()),       // KVM_SET_SREGS
-    request(BOTH, 0x85, size_of::<kvm_translation>()),  // KVM_TRANSLATE
     request(BOTH, 0x88, size_of::<kvm_msrs>()),         // KVM_GET_MSRS
     request(WRITE, 0x89, size_of::<kvm_msrs>()),        // KVM_SET_MSRS
-    request(READ, 0x8c, size_of::<kvm_fpu>()),          // KVM_GET_FPU
-    request(WRITE, 0x8d, size_of::<kvm_fpu>()),         // KVM_SET_FPU
     request(READ, 0x8e, size_of::<kvm_lapic_state>()),  // KVM_GET_LAPIC
     request(BOTH, 0x91, size_of::<kvm_cpuid2>()),       // KVM_GET_CPUID2
     request(READ, 0x98, size_of::<kvm_mp_state>()),     // KVM_GET_MP_STATE

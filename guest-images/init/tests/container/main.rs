@@ -326,6 +326,7 @@ fn start(process: Process) -> Start {
         network: None,
         volumes: vec![],
         names: Names { hosts: vec!["10.1.2.3 db".into()], resolv_conf: Some("nameserver 10.9.9.9\n".into()) },
+        settings: Settings::default(),
         end: End::PowerOff,
         process,
     }
