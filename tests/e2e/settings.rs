@@ -19,7 +19,7 @@ fn a_container_has_what_it_asks_for() {
         ulimit -n; ulimit -Hn; ulimit -c
         cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax
         grep CapBnd /proc/self/status
-        cat /etc/resolv.conf; grep db /etc/hosts
+        cat /etc/resolv.conf; grep '\.example' /etc/hosts
         echo up; read line
     "#;
     let flags = [
@@ -52,7 +52,7 @@ fn a_container_has_what_it_asks_for() {
         "--dns-search",
         "a.example",
         "--add-host",
-        "db:10.0.0.1",
+        "db.example:10.0.0.1",
         "--init",
         &image,
         "sh",
@@ -90,7 +90,7 @@ fn a_container_has_what_it_asks_for() {
         NET_BIND_SERVICE,
         "nameserver 9.9.9.9",
         "search a.example",
-        "10.0.0.1\tdb",
+        "10.0.0.1\tdb.example",
         "up",
     ];
     assert_eq!(lines.collect::<Vec<_>>(), rest, "{ended:?}");
@@ -102,8 +102,7 @@ fn a_container_has_what_it_asks_for() {
 fn a_container_gets_capabilities_over_its_own_kernel() {
     let lab = lab!("a_container_gets_capabilities_over_its_own_kernel");
     let image = lab.debian();
-    let mounts = "mount -t tmpfs none /mnt 2>/dev/null && echo mounted || echo refused";
-    assert_eq!(lab.shell(&[], &image, mounts).text(), "refused\n");
+    let mounts = "mount -t tmpfs none /mnt && echo mounted";
     let ended = lab.shell(&["--cap-add", "SYS_ADMIN"], &image, mounts);
     assert_eq!((ended.code, ended.text()), (Some(0), "mounted\n"), "{ended:?}");
     let ended = lab.shell(&["--sysctl", "kernel.no_such=1"], &image, "true");
