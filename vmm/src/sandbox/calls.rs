@@ -91,7 +91,6 @@ const FIRST_IOCTLS: &[u32] =
 /// The event loop: what it waits for, clients of its sockets, timers, and all vCPUs.
 const EVENTS: &[c_long] = &[
     libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
     libc::SYS_epoll_ctl,
     libc::SYS_accept4,
     libc::SYS_recvfrom,

@@ -152,7 +152,7 @@ fn what_is_on_a_list_is_what_is_let_through() {
 fn lists_are_short() {
     let count = |devices, thread| Sandbox::new(wanted(true), config(devices)).calls(thread).numbers().count();
     assert!(count(false, Thread::Vcpu) <= 25, "{}", count(false, Thread::Vcpu));
-    assert!(count(true, Thread::Events) <= 50, "{}", count(true, Thread::Events));
+    assert!(count(true, Thread::Events) <= 45, "{}", count(true, Thread::Events));
 }
 
 #[test]

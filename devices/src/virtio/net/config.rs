@@ -49,7 +49,6 @@ pub const KIND: DeviceKind = DeviceKind {
         libc::SYS_recvfrom,
         libc::SYS_sendto,
         libc::SYS_ioctl,
-        libc::SYS_socket,
         libc::SYS_epoll_wait,
     ],
     ioctls: super::tap::IOCTLS,
