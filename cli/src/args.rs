@@ -8,7 +8,7 @@ mod files;
 mod images;
 mod network;
 mod run;
-mod settings;
+pub mod settings;
 mod snapshots;
 pub mod vmm;
 

@@ -21,7 +21,7 @@ use vmm::events::{Counts, EVENTS_VERSION, Event, ExitReason, Phase};
 
 use crate::paths;
 use crate::snapshots::Snapshots;
-use crate::templates::{self, Templates};
+use crate::templates;
 
 /// Variable with the log filter, see `main`.
 pub const LOG_VARIABLE: &str = "BULKHEAD_LOG";
@@ -239,9 +239,8 @@ impl Drop for Monitor {
 /// and where snapshots and templates go. They are there from now on, if they can be: who needs one that is not says so.
 fn reached(control: &Path) -> Vec<PathBuf> {
     let store = paths::store();
-    drop((Snapshots::of(&store), Templates::of(&store)));
-    let kept = [store.join(guest_images::SNAPSHOTS), store.join(templates::DIRECTORY)];
-    control.parent().map(Path::to_owned).into_iter().chain(kept).collect()
+    let snapshots = Snapshots::of(&store).ok().map(|_| store.join(guest_images::SNAPSHOTS));
+    control.parent().map(Path::to_owned).into_iter().chain(snapshots).chain(templates::directory(&store).ok()).collect()
 }
 
 /// Success is a machine that powered off or reset itself.

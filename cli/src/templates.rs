@@ -141,13 +141,19 @@ pub struct Entry {
 }
 
 /// Where they are in a store.
-pub const DIRECTORY: &str = "templates";
+const DIRECTORY: &str = "templates";
+
+/// Their place in a store, which is there from now on.
+pub fn directory(store: &Path) -> io::Result<PathBuf> {
+    let dir = store.join(DIRECTORY);
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    Ok(dir)
+}
 
 impl Templates {
     /// Those in `store`, whose directory exists.
     pub fn of(store: &Path) -> io::Result<Self> {
-        let dir = store.join(DIRECTORY);
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let dir = directory(store)?;
         // What a process that was killed while it made one has left.
         vmm::snapshot::files::sweep(&dir);
         Ok(Templates { dir })

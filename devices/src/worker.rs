@@ -55,10 +55,10 @@ pub fn confine_by(confine: Confine) {
 pub fn spawn(work: &'static Work, task: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let Some(nursery) = NURSERY.get() else { return start(work, Box::new(task)) };
     let (sender, receiver) = sync_channel(1);
-    let gone = |_| io::Error::other("the thread that starts others has ended");
+    let gone = || io::Error::other("the thread that starts others has ended");
     let nursery = nursery.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    nursery.send((work, Box::new(task), sender)).map_err(|_| gone(()))?;
-    receiver.recv().map_err(|_| gone(()))?
+    nursery.send((work, Box::new(task), sender)).map_err(|_| gone())?;
+    receiver.recv().map_err(|_| gone())?
 }
 
 /// Has a worker do something, and waits for it.

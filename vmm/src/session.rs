@@ -42,7 +42,7 @@ pub struct Options {
     pub draft: Draft,
     /// Build and run it at once; otherwise a client of the control socket does.
     pub start: bool,
-    /// How this process is confined once the machine runs; not at all if none. What it says of requests does not count.
+    /// How this process is confined once the machine runs; not at all if none.
     pub sandbox: Option<sandbox::Wanted>,
     /// Called when the machine's console is about to be this process's stdin and stdout.
     pub on_stdio: Option<Box<dyn FnOnce()>>,
@@ -211,7 +211,7 @@ impl Session {
         }
         let mut machine = Machine::build_on(self.event_loop()?, &config, None, on_event)?;
         if let Some(wanted) = self.sandbox.clone() {
-            machine.confine(sandbox::Wanted { requests: matches!(self.control, Control::Served(_)), ..wanted });
+            machine.confine(wanted, matches!(self.control, Control::Served(_)));
         }
         Ok(machine)
     }

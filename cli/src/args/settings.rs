@@ -218,18 +218,26 @@ fn ulimit(text: &str) -> Result<Limit, String> {
     Ok(Limit { resource: *resource, soft, hard })
 }
 
+/// A kernel parameter's path from its name, or its name from its path: the two separators change places, as sysctl(8) has it.
+pub fn swapped(text: &str) -> String {
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    text.chars().map(swap).collect()
+}
+
+/// What a limit is called.
+pub fn resource_name(resource: Resource) -> &'static str {
+    RESOURCES.iter().find(|(_, known)| *known == resource).map_or("", |(name, _)| name)
+}
+
 fn sysctl(text: &str) -> Result<Sysctl, String> {
     let (key, value) = text.split_once('=').ok_or("it is KEY=VALUE")?;
     // As sysctl(8): the first of either decides which of the two is the separator.
     let path = match key.find(['.', '/']) {
-        Some(at) if key[at..].starts_with('.') => key
-            .chars()
-            .map(|c| match c {
-                '.' => '/',
-                '/' => '.',
-                other => other,
-            })
-            .collect(),
+        Some(at) if key[at..].starts_with('.') => swapped(key),
         _ => key.to_owned(),
     };
     let part =
@@ -340,6 +348,7 @@ mod tests {
         assert_eq!(path("net.ipv4.ip_forward=1").unwrap(), "net/ipv4/ip_forward");
         assert_eq!(path("net/ipv4/conf/eth0.1/forwarding=1").unwrap(), "net/ipv4/conf/eth0.1/forwarding");
         assert_eq!(path("net.ipv4.conf.eth0/1.forwarding=1").unwrap(), "net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(swapped("net/ipv4/conf/eth0.1/forwarding"), "net.ipv4.conf.eth0/1.forwarding");
         for bad in ["a", "a=1", "net..x=1", "../x=1", "net/../x=1", "a.b=", "a.b=1\n2", "/abs/x=1", "a b.c=1"] {
             assert!(sysctl(bad).is_err(), "{bad}");
         }

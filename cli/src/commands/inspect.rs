@@ -7,7 +7,7 @@ use guest_images::{ImageDetails, ImageError, Store};
 use guest_protocol::{Limit, Tmpfs};
 use serde_json::{Value, json};
 
-use crate::args::{Inspect, Kind, Port, Publish};
+use crate::args::{Inspect, Kind, Port, Publish, settings};
 use crate::clock;
 use crate::containers::{Containers, ContainersError, Entry, Record, Status};
 use crate::failure::{Failure, Outcome};
@@ -129,8 +129,7 @@ fn shown(tmpfs: &Tmpfs) -> String {
 
 fn limit(limit: &Limit) -> Value {
     let value = |value: Option<u64>| value.map_or(json!(-1), |value| json!(value));
-    let name = format!("{:?}", limit.resource).to_ascii_lowercase();
-    json!({ "Name": name, "Soft": value(limit.soft), "Hard": value(limit.hard) })
+    json!({ "Name": settings::resource_name(limit.resource), "Soft": value(limit.soft), "Hard": value(limit.hard) })
 }
 
 fn describe(entry: &Entry) -> Value {
@@ -142,7 +141,7 @@ fn describe(entry: &Entry) -> Value {
         .map(|port| (inside(port), json!([{ "HostIp": port.host_ip, "HostPort": port.host_port.to_string() }])))
         .collect();
     let running = state.status == Status::Running;
-    let settings = &flags.settings;
+    let wanted = &flags.settings;
     json!({
         "Id": id,
         "Created": clock::rfc3339(*created_ns),
@@ -164,14 +163,14 @@ fn describe(entry: &Entry) -> Value {
             "NetworkMode": flags.network.as_ref().map_or("none".into(), ToString::to_string),
             "PortBindings": bindings,
             "ReadonlyRootfs": flags.read_only,
-            "Tmpfs": settings.tmpfs.iter().map(|one| (one.target.clone(), json!(shown(one)))).collect::<serde_json::Map<_, _>>(),
-            "ShmSize": settings.shm_size.unwrap_or(64 * MIB),
-            "Ulimits": settings.ulimit.iter().map(limit).collect::<Vec<_>>(),
-            "Sysctls": settings.sysctl.iter().map(|one| (one.path.replace('/', "."), json!(one.value))).collect::<serde_json::Map<_, _>>(),
-            "CapAdd": settings.cap_add, "CapDrop": settings.cap_drop,
-            "Dns": settings.dns, "DnsSearch": settings.dns_search, "DnsOptions": settings.dns_option,
-            "ExtraHosts": settings.add_host.iter().map(|(name, ip)| format!("{name}:{ip}")).collect::<Vec<_>>(),
-            "Init": settings.init,
+            "Tmpfs": wanted.tmpfs.iter().map(|one| (one.target.clone(), json!(shown(one)))).collect::<serde_json::Map<_, _>>(),
+            "ShmSize": wanted.shm_size.unwrap_or(64 * MIB),
+            "Ulimits": wanted.ulimit.iter().map(limit).collect::<Vec<_>>(),
+            "Sysctls": wanted.sysctl.iter().map(|one| (settings::swapped(&one.path), json!(one.value))).collect::<serde_json::Map<_, _>>(),
+            "CapAdd": wanted.cap_add, "CapDrop": wanted.cap_drop,
+            "Dns": wanted.dns, "DnsSearch": wanted.dns_search, "DnsOptions": wanted.dns_option,
+            "ExtraHosts": wanted.add_host.iter().map(|(name, ip)| format!("{name}:{ip}")).collect::<Vec<_>>(),
+            "Init": wanted.init,
         },
         "Config": {
             "Hostname": flags.hostname.as_deref().unwrap_or(id.short()),

@@ -258,9 +258,9 @@ impl Machine {
     }
 
     /// Has its threads be confined from the moment on in which it runs: with them this whole process, which can have no other
-    /// machine.
-    pub fn confine(&mut self, wanted: sandbox::Wanted) {
-        self.sandbox = Some(Sandbox::new(wanted, self.parts.config()));
+    /// machine. There may be `requests` of a control socket.
+    pub fn confine(&mut self, wanted: sandbox::Wanted, requests: bool) {
+        self.sandbox = Some(Sandbox::new(wanted, self.parts.config(), requests));
     }
 
     /// Runs it to its end, and gives everything back.

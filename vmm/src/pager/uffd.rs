@@ -188,3 +188,13 @@ fn filled(done: io::Result<()>, count: i64, len: usize) -> io::Result<Filled> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_requests_that_are_let_through_are_those_that_are_made() {
+        assert_eq!(IOCTLS.map(libc::c_ulong::from), [UFFDIO_COPY(), UFFDIO_ZEROPAGE()]);
+    }
+}

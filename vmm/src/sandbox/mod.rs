@@ -32,6 +32,7 @@ use devices::virtio::DEVICES;
 use devices::worker::{self, Work};
 
 pub use calls::{Calls, REQUESTS};
+use privileges::Keep;
 
 use crate::config::{SerialConfig, VmConfig};
 use crate::slots::SLOTS;
@@ -53,8 +54,6 @@ pub struct Wanted {
     pub mode: Mode,
     /// The directories below which requests of the control socket may name files; anywhere if it does not say.
     pub files: Option<Vec<PathBuf>>,
-    /// There is a control socket.
-    pub requests: bool,
 }
 
 /// A process that cannot be confined.
@@ -114,9 +113,8 @@ impl Thread {
 }
 
 impl Sandbox {
-    /// For a process with the machine of `config`, as `wanted`.
-    pub fn new(wanted: Wanted, config: VmConfig) -> Arc<Self> {
-        let Wanted { mode, files, requests } = wanted;
+    /// For a process with the machine of `config`, as `wanted`; with a control socket, if there are `requests`.
+    pub fn new(Wanted { mode, files }: Wanted, config: VmConfig, requests: bool) -> Arc<Self> {
         let workers = workers(&config, requests);
         Arc::new(Sandbox { mode, files, config, workers })
     }
@@ -128,7 +126,9 @@ impl Sandbox {
     /// [`SandboxError::Host`].
     pub fn close(self: Arc<Self>) -> Result<(Door, Entered), SandboxError> {
         let host = |what| move |source| SandboxError::Host { what, source };
-        privileges::close(&self.config).map_err(host("give up privileges"))?;
+        let for_users = self.workers.iter().find(|work| work.for_users);
+        let keep = for_users.map_or(Keep::Nothing, |work| Keep::for_work(work));
+        privileges::close(keep).map_err(host("give up privileges"))?;
         if let (Some(below), Mode::Enforce) = (&self.files, self.mode) {
             let status = landlock::restrict(below, &self.config).map_err(io::Error::other);
             tracing::debug!("Landlock: {:?}", status.map_err(host("Landlock"))?);
@@ -140,7 +140,7 @@ impl Sandbox {
             let confine = move || or_end("nursery", its.enter(Thread::Nursery).map_err(io::Error::other));
             worker::start_nursery(confine).map_err(host("the thread that starts others"))?;
         }
-        privileges::give_up(privileges::Keep::Nothing).map_err(host("give up capabilities"))?;
+        privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
         Ok((door, Entered(all)))
     }
 
@@ -188,8 +188,7 @@ impl Entered {
 /// From now on workers of this process are confined when they start. To be called before a machine is built that will be.
 pub fn prepare(mode: Mode) {
     worker::confine_by(Box::new(move |work| {
-        let keep = if work.for_users { privileges::Keep::Files } else { privileges::Keep::Nothing };
-        or_end(work.name, privileges::give_up(keep));
+        or_end(work.name, privileges::give_up(Keep::for_work(work)));
         or_end(work.name, enter(mode, work.name, &calls::worker(work)).map_err(io::Error::other));
     }));
 }

@@ -2,13 +2,12 @@
 
 use std::io;
 
+use devices::worker::Work;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs,
 };
-
-use crate::config::VmConfig;
 
 /// What a thread keeps of the capabilities that it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +16,13 @@ pub enum Keep {
     Nothing,
     /// Those to act on files for their owners, as a guest's root does in what it shares with the host.
     Files,
+}
+
+impl Keep {
+    /// What a worker needs.
+    pub fn for_work(work: &Work) -> Self {
+        if work.for_users { Keep::Files } else { Keep::Nothing }
+    }
 }
 
 /// Acting for any user on files.
@@ -31,15 +37,15 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID);
 
 /// For the process, and all threads that start from now on: no program that it could start would have more rights than it has,
-/// nobody but root may look into it, and no core dump of it holds a guest's memory. Of capabilities, those go that not even a worker needs.
-pub fn close(config: &VmConfig) -> io::Result<()> {
+/// nobody but root may look into it, and no core dump of it holds a guest's memory. Capabilities go but for those in `keep`, which some worker needs.
+pub fn close(keep: Keep) -> io::Result<()> {
     set_no_new_privs(true)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     // Of another user's process /proc/self would be root's then, and with it what a snapshot is made from.
     if geteuid().is_root() {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     }
-    give_up(if config.devices.contains_key("fs") { Keep::Files } else { Keep::Nothing })
+    give_up(keep)
 }
 
 /// Gives up the calling thread's capabilities but for those in `keep`, and those that it starts get no others.

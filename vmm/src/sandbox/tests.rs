@@ -20,10 +20,6 @@ pub fn config(devices: bool) -> VmConfig {
     }
 }
 
-fn wanted(requests: bool) -> Wanted {
-    Wanted { mode: Mode::Enforce, files: None, requests }
-}
-
 /// What becomes of a process that makes a system call behind a filter: its exit code or, negative, the signal that ended it. 0 is a
 /// call that was carried out, whatever came of it; 2 one that the kernel seemed not to have.
 fn result(calls: &Calls, call: [c_long; 5]) -> i32 {
@@ -59,7 +55,7 @@ const DIES: i32 = -libc::SIGSYS;
 
 #[test]
 fn no_thread_reaches_beyond_its_process() {
-    let sandbox = Sandbox::new(wanted(true), config(true));
+    let sandbox = Sandbox::new(Wanted::default(), config(true), true);
     let this = c_long::from(std::process::id() as i32);
     let inet = libc::AF_INET.into();
     let exec = libc::PROT_EXEC.into();
@@ -96,7 +92,7 @@ fn no_thread_reaches_beyond_its_process() {
 
 #[test]
 fn only_workers_open_files_and_only_the_nursery_starts_threads() {
-    let sandbox = Sandbox::new(wanted(true), config(true));
+    let sandbox = Sandbox::new(Wanted::default(), config(true), true);
     let opens = [libc::SYS_openat, libc::AT_FDCWD.into(), 0, 0, 0];
     for thread in [Thread::First, Thread::Vcpu, Thread::Events] {
         for call in [opens, [libc::SYS_open, 0, 0, 0, 0], [libc::SYS_clone, 0, 0, 0, 0], [libc::SYS_mkdir, 0, 0, 0, 0]]
@@ -109,7 +105,7 @@ fn only_workers_open_files_and_only_the_nursery_starts_threads() {
 
 #[test]
 fn what_threads_do_is_let_through() {
-    let sandbox = Sandbox::new(wanted(false), config(false));
+    let sandbox = Sandbox::new(Wanted::default(), config(false), false);
     let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).into();
     for call in [
         [libc::SYS_getpid, 0, 0, 0, 0],
@@ -130,7 +126,7 @@ fn what_threads_do_is_let_through() {
 /// if and only if it is on the list.
 #[test]
 fn what_is_on_a_list_is_what_is_let_through() {
-    let all = Sandbox::new(wanted(true), config(true)).calls(Thread::Nursery);
+    let all = Sandbox::new(Wanted::default(), config(true), true).calls(Thread::Nursery);
     let looked_at =
         [libc::SYS_ioctl, libc::SYS_clone, libc::SYS_socket, libc::SYS_tgkill, libc::SYS_prctl, libc::SYS_fcntl];
     // Those that end or stop the process that makes them, or whoever looks on.
@@ -150,7 +146,8 @@ fn what_is_on_a_list_is_what_is_let_through() {
 
 #[test]
 fn lists_are_short() {
-    let count = |devices, thread| Sandbox::new(wanted(true), config(devices)).calls(thread).numbers().count();
+    let count =
+        |devices, thread| Sandbox::new(Wanted::default(), config(devices), true).calls(thread).numbers().count();
     assert!(count(false, Thread::Vcpu) <= 25, "{}", count(false, Thread::Vcpu));
     assert!(count(true, Thread::Events) <= 45, "{}", count(true, Thread::Events));
 }

@@ -234,12 +234,7 @@ impl Driver {
     fn drive_in(&mut self, door: Door) {
         match door.enter(Thread::Vcpu) {
             Ok(()) => self.drive(),
-            Err(error) => {
-                self.control.ended();
-                if let Some(on_end) = self.on_end.take() {
-                    on_end(Ended::Failed(VcpuError::Sandbox(error)), self.vcpu.counts);
-                }
-            }
+            Err(error) => self.end(Ended::Failed(VcpuError::Sandbox(error))),
         }
     }
 
@@ -248,7 +243,10 @@ impl Driver {
         let (vcpu, control) = (&mut self.vcpu, &self.control);
         // Nobody looks at the vCPU's state afterwards, and the panic hook has told of the panic.
         let ended = panic::catch_unwind(AssertUnwindSafe(|| vcpu.live(control)));
-        let ended = ended.unwrap_or(Ended::Failed(VcpuError::Panicked { index: self.vcpu.index }));
+        self.end(ended.unwrap_or(Ended::Failed(VcpuError::Panicked { index: self.vcpu.index })));
+    }
+
+    fn end(&mut self, ended: Ended) {
         self.control.ended();
         if let Some(on_end) = self.on_end.take() {
             on_end(ended, self.vcpu.counts);

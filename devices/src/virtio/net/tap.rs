@@ -28,7 +28,6 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
-const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
 /// What is asked of one by a device.
 pub const IOCTLS: &[u32] = &[TUNSETOFFLOAD as u32, TUNSETQUEUE as u32];
 const TUN_F_CSUM: libc::c_ulong = 1;
@@ -150,7 +149,7 @@ impl Tap {
             // An answer comes from a tap alone.
             let mut request = Request { name: [0; libc::IFNAMSIZ], value: [0; 24] };
             // SAFETY: it fills an ifreq, which `request` is in size and layout.
-            checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF, &raw mut request) })?;
+            checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
             rustix::io::ioctl_fionbio(file, true)?;
         }
         Ok(Tap { attached: files.len(), files })
