@@ -13,6 +13,7 @@ mod handle;
 mod restore;
 mod save;
 mod update;
+mod vcpus;
 
 use std::fs::File;
 use std::io::Write;
@@ -20,19 +21,15 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use boot::acpi::MmioWindow;
 use devices::Bus;
 use devices::legacy::{Ioapic, Serial};
 use devices::virtio::metrics::DeviceMetrics;
 use devices::virtio::{DeviceName, MmioTransport};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
-use crate::complete::{self, XsaveScratch};
 use crate::config::{ConfigError, Paging, VmConfig};
-use crate::cpuid::{self, Identity};
-use crate::cpuid_cache;
 use crate::events::{Event, ExitReason, Phase, monotonic_ns};
 use crate::host::{self, KvmKind};
 use crate::irq::KvmRoutes;
@@ -42,9 +39,9 @@ use crate::sandbox::{self, Entered, Sandbox, Thread};
 use crate::slots::{self, Rest};
 use crate::snapshot::memory::Source;
 use crate::snapshot::{self, Parent};
-use crate::vcpu::{Driver, Shared, Vcpu, registers};
+use crate::vcpu::{Driver, Shared, Vcpu};
 use crate::windows::Windows;
-use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS, LAPIC_BASE};
+use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS};
 use ending::{Ending, EndingEvent, on_end};
 pub use error::VmmError;
 use error::{io_error, kvm};
@@ -245,7 +242,7 @@ impl Machine {
         };
         let vcpus = match &saved {
             Some(saved) => restore::restore(&parts, saved, &shared)?,
-            None => boot_vcpus(&parts, &registers, &shared)?,
+            None => vcpus::boot(&parts, &registers, &shared)?,
         };
         let parts = Arc::new(parts);
         let handle = Handle::new(ending, Arc::downgrade(&parts));
@@ -363,60 +360,6 @@ fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
         vm.enable_cap(&cap).map_err(kvm("KVM_CAP_EXIT_ON_EMULATION_FAILURE"))?;
     }
     Ok(())
-}
-
-/// Loads the kernel, and makes vCPUs of which the first is about to enter it.
-fn boot_vcpus(parts: &Parts, windows: &[MmioWindow], shared: &Shared) -> Result<Vec<Vcpu>, VmmError> {
-    let config = &parts.config();
-    let kernel = config.boot_source.as_ref().ok_or(ConfigError::NoSource)?;
-    let cmdline = assembly::command_line(config, kernel, windows);
-    let source = boot::BootSource {
-        kernel: &kernel.kernel_image_path,
-        initrd: kernel.initrd_path.as_deref().map(boot::Initrd::File),
-        cmdline: &cmdline,
-        protocol: kernel.protocol.into(),
-    };
-    let cpus = config.machine.vcpu_count;
-    // Each pin that the MP table lists costs an emulated guest kernel milliseconds: list those in use.
-    let irq_pins = assembly::pins_in_use(windows);
-    let platform = boot::Platform { cpus, ioapic: IOAPIC_BASE, lapic: LAPIC_BASE, irq_pins };
-    let state = boot::load(parts.memory.guest(), &source, &platform)?;
-    boot::acpi::write(parts.memory.guest(), &assembly::acpi_platform(cpus, windows))?;
-    generation::renew(parts.memory.guest())?;
-    // On a thread beside KVM_CREATE_VM this is not free: that call takes 0.4 ms longer in a process of two threads.
-    let supported = cpuid_cache::supported(&parts.kvm, config.cpuid_cache.as_deref());
-    let supported = supported.map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-    let tsc_deadline = parts.kvm.check_extension(Cap::TscDeadlineTimer);
-    let create = |index: u8| {
-        create_vcpu(parts, index, shared, |fd, _| {
-            let mut cpuid = supported.clone();
-            cpuid::specialise(&mut cpuid, Identity { index, count: cpus, tsc_deadline });
-            fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
-            registers::set_common_state(fd).map_err(kvm("initial vCPU state"))?;
-            if index == 0 {
-                registers::set_boot_state(fd, &state).map_err(kvm("boot vCPU registers"))?;
-            }
-            Ok(())
-        })
-    };
-    (0..cpus).map(create).collect()
-}
-
-/// A vCPU whose state `set` sets.
-fn create_vcpu(
-    parts: &Parts,
-    index: u8,
-    shared: &Shared,
-    set: impl FnOnce(&mut VcpuFd, &mut XsaveScratch) -> Result<(), VmmError>,
-) -> Result<Vcpu, VmmError> {
-    let mut fd = parts.vm.create_vcpu(u64::from(index)).map_err(kvm("KVM_CREATE_VCPU"))?;
-    let mut scratch = XsaveScratch::new(&parts.vm).map_err(io_error("XSAVE buffer"))?;
-    set(&mut fd, &mut scratch)?;
-    // It pays where instructions are completed here, and costs a copy an exit where they are not.
-    if host::kind() == KvmKind::SoftwareNested {
-        complete::enable_register_sync(&parts.vm, &mut fd);
-    }
-    Ok(Vcpu::new(index, fd, shared.clone(), scratch))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use kvm_ioctls::Kvm;
 
 use super::ending::Ending;
 use super::error::VmmError;
-use super::{Parts, create_vcpu, generation};
+use super::{Parts, generation, vcpus};
 use crate::config::SnapshotSource;
 use crate::cpuid::{self, Model};
 use crate::host::{self, KvmKind};
@@ -75,7 +75,7 @@ pub(super) fn restore(parts: &Parts, saved: &Snapshot, shared: &Shared) -> Resul
     }
     let restore = |(index, vcpu): (usize, &crate::vcpu::SavedVcpu)| {
         let failed = |source| SnapshotError::Vcpu { index, source };
-        create_vcpu(parts, index as u8, shared, |fd, scratch| Ok(vcpu.restore(fd, scratch).map_err(failed)?))
+        vcpus::create(parts, index as u8, shared, |fd, scratch| Ok(vcpu.restore(fd, scratch).map_err(failed)?))
     };
     let vcpus = saved.vcpus.iter().enumerate().map(restore).collect::<Result<Vec<_>, VmmError>>()?;
     let clock = |source| SnapshotError::Kvm { call: "KVM_SET_CLOCK", source };
