@@ -18,7 +18,7 @@ use crate::bare::own_kernel;
 use crate::lab;
 
 /// How often, where BULKHEAD_TEST_ROUNDS does not say.
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 6;
 /// A whole snapshot is followed by so many changes, each to the one before it.
 const CHAIN: usize = 4;
 /// Bytes of the guest's disk.

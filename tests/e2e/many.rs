@@ -10,7 +10,7 @@ fn two_vcpus_both_work() {
     let lab = lab!("two_vcpus_both_work");
     let script = r#"
         echo "nproc=$(nproc)"
-        spin() { i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done; }
+        spin() { i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; }
         for cpu in 0 1; do taskset -c $cpu sh -c "$(declare -f spin); spin" & done; wait
         awk '/^cpu[0-9]/ { print $1 "=" ($2 > 0 ? "worked" : "idle") }' /proc/stat
     "#;

@@ -1,15 +1,13 @@
 //! What the host finds in an image for the guest is what the guest would find.
 
-mod support;
-
+use crate::support::oci::{Layout, layer};
+use crate::support::tar::{Item, Tar, dir, file, item, symlink};
 use guest_images::erofs::{Entry, Files};
 use guest_images::{ImageRef, PreparedImage, Store};
 use proptest::prelude::*;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use support::oci::{Layout, layer};
-use support::tar::{Item, Tar, dir, file, item, symlink};
 
 fn program(path: &str) -> Item {
     file(path, "#!/bin/sh\n").mode(0o755)
@@ -123,7 +121,7 @@ proptest! {
             symlink("a/loop", "loop/loop"),
             item(b'3', "a/c"),
         ]);
-        let mut bytes = support::convert(&tar).expect("a good layer");
+        let mut bytes = crate::support::convert(&tar).expect("a good layer");
         for (at, value) in damage {
             let at = at % bytes.len();
             bytes[at] = value;

@@ -1,13 +1,11 @@
 //! New images of loaded ones: the layers of theirs, and one more.
 
-mod support;
-
+use crate::support::oci::{Layout, docker_archive, layer};
+use crate::support::tar::{Tar, file};
 use guest_images::{ImageError, ImageRef, Said, Store};
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use support::oci::{Layout, docker_archive, layer};
-use support::tar::{Tar, file};
 
 const SAID: Said<'_> =
     Said { created: "2026-01-02T03:04:05Z", created_by: "sh -c make", author: "somebody", comment: "why" };

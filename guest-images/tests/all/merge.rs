@@ -1,14 +1,12 @@
 //! Layers merged into one file system are what overlayfs would make of them.
 
-mod support;
-
+use crate::support::convert;
+use crate::support::erofs::{File, Image};
+use crate::support::tar::{Item, Tar, dir, file, hard_link, item, symlink};
 use guest_images::erofs::{merge, read_tree};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
-use support::convert;
-use support::erofs::{File, Image};
-use support::tar::{Item, Tar, dir, file, hard_link, item, symlink};
 
 type Files = BTreeMap<Vec<u8>, File>;
 

@@ -1,13 +1,11 @@
 //! Any tree of files, written as tar, converted and read back, is the same tree; and no bytes make the converter panic.
 
-mod support;
-
+use crate::support::convert;
+use crate::support::erofs::Image;
+use crate::support::tar::{Item, Tar, dir, file, item, symlink};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use std::collections::BTreeMap;
-use support::convert;
-use support::erofs::Image;
-use support::tar::{Item, Tar, dir, file, item, symlink};
 
 /// A file of any kind at a path of short names, so that paths collide and nest.
 fn any_item() -> impl Strategy<Value = Item> {
@@ -58,7 +56,7 @@ proptest! {
     #![proptest_config(ProptestConfig {
         cases: 300,
         // What has failed once is tried first, from then on.
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/round_trip.regressions"))),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/all/round_trip.regressions"))),
         ..ProptestConfig::default()
     })]
 
@@ -91,7 +89,7 @@ proptest! {
             // Make the damaged header count.
             let start = at / 512 * 512;
             let header: &mut [u8; 512] = (&mut tar[start..start + 512]).try_into().expect("a block");
-            support::tar::seal(header);
+            crate::support::tar::seal(header);
         }
         tar.truncate(cut.index(tar.len() * 2));
         if let Ok(image) = convert(&tar) {

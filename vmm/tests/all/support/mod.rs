@@ -1,5 +1,4 @@
 //! What tests with machines of a few instructions share.
-#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::path::PathBuf;
 

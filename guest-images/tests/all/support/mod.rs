@@ -1,6 +1,5 @@
 //! What the tests share: a writer of (hostile) tar files, a reader of EROFS images that shares no code with the writer,
 //! and a maker of OCI layouts and docker archives.
-#![allow(dead_code)]
 
 pub mod erofs;
 pub mod oci;

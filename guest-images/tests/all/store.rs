@@ -1,14 +1,12 @@
 //! The store: loading, listing, removing, layers in use, several at once, killed converters, full disks.
 
-mod support;
-
+use crate::support::erofs::Image;
+use crate::support::oci::{Layout, docker_archive, layer};
+use crate::support::tar::file;
 use guest_images::{ImageError, ImageRef, Keeper, Store};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
-use support::erofs::Image;
-use support::oci::{Layout, docker_archive, layer};
-use support::tar::file;
 
 fn open(dir: &Path) -> Store {
     Store::open(dir.join("store")).expect("a store")
@@ -32,7 +30,7 @@ fn images_are_loaded_listed_found_and_removed() {
     let first = dir.join("first.tar");
     fs::write(&first, docker_archive(&["host.example/team/app:1", "app:2"], &[shared.clone(), a])).expect("writable");
     let second = dir.join("Second.tar.gz");
-    fs::write(&second, support::oci::gzip(&Layout::simple(&[shared, b]).tar())).expect("writable");
+    fs::write(&second, crate::support::oci::gzip(&Layout::simple(&[shared, b]).tar())).expect("writable");
 
     let store = open(dir);
     let loaded = store.load(&first, None, &mut ()).expect("a docker archive");
@@ -214,7 +212,7 @@ fn a_failing_write_leaves_nothing() {
     let dir = temp.path();
     fs::write(dir.join("i.tar"), Layout::simple(&[layer([file("x", vec![9; 8 << 20])])]).tar()).expect("writable");
     // Ignored, SIGXFSZ becomes EFBIG.
-    let script = "trap '' XFSZ; ulimit -f 1024; exec \"$0\" --exact a_failing_write_leaves_nothing --nocapture";
+    let script = "trap '' XFSZ; ulimit -f 1024; exec \"$0\" --exact store::a_failing_write_leaves_nothing --nocapture";
     let exe = std::env::current_exe().expect("this test");
     let output = Command::new("bash").args(["-c", script]).arg(exe).env(INNER, dir).output().expect("bash");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -270,7 +268,8 @@ fn a_killed_conversion_is_done_again() {
     let noise: Vec<u8> = (0..3_000_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     fs::write(dir.join("i.tar"), Layout::simple(&[layer([file("x", noise)])]).tar()).expect("writable");
     let exe = std::env::current_exe().expect("this test");
-    let status = Command::new(exe).args(["--exact", "a_killed_conversion_is_done_again"]).env(INNER, dir).output();
+    let status =
+        Command::new(exe).args(["--exact", "store::a_killed_conversion_is_done_again"]).env(INNER, dir).output();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status.expect("runs").status), Some(9));
     assert_eq!(temp_files(dir).len(), 2, "a temporary file and its lock");
     let store = open(dir);

@@ -1,12 +1,10 @@
 //! Judges of our images that are not ours: erofs-utils, and the host's kernel. Both are skipped, loudly, where they are not
 //! to be had.
 
-mod support;
-
+use crate::support::tar::{Tar, dir, file, hard_link, item, symlink};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use support::tar::{Tar, dir, file, hard_link, item, symlink};
 
 fn layer() -> Vec<u8> {
     let mut items = vec![
@@ -35,7 +33,7 @@ fn the_kernel_reads_what_was_written() {
     let (tar, image, root) = (temp.path().join("l.tar"), temp.path().join("l.erofs"), temp.path().join("root"));
     fs::create_dir(&root).expect("writable");
     fs::write(&tar, layer()).expect("writable");
-    fs::write(&image, support::convert(&layer()).expect("good")).expect("writable");
+    fs::write(&image, crate::support::convert(&layer()).expect("good")).expect("writable");
     let mount = Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(&image).arg(&root).output();
     if !mount.as_ref().is_ok_and(|output| output.status.success()) {
         eprintln!("SKIPPED the_kernel_reads_what_was_written: cannot mount erofs here: {mount:?}");
@@ -53,7 +51,7 @@ fn the_kernel_reads_what_was_written() {
 fn erofs_utils_agree() {
     let temp = tempfile::tempdir().expect("temporary directory");
     let image = temp.path().join("l.erofs");
-    fs::write(&image, support::convert(&layer()).expect("good")).expect("writable");
+    fs::write(&image, crate::support::convert(&layer()).expect("good")).expect("writable");
     let Ok(output) = Command::new("fsck.erofs").arg(&image).output() else {
         eprintln!("SKIPPED erofs_utils_agree: no fsck.erofs (package erofs-utils)");
         return;
@@ -107,7 +105,7 @@ fn overlayfs_understands_whiteouts_and_opaque_directories() {
     let mut mounts = Mounts(Vec::new());
     for (name, tar) in [("lower", &lower), ("upper", &upper)] {
         let image = at(&format!("{name}.erofs"));
-        fs::write(&image, support::convert(tar).expect("good")).expect("writable");
+        fs::write(&image, crate::support::convert(tar).expect("good")).expect("writable");
         if !mounts.add(&["-t", "erofs", "-o", "loop,ro"], &image, &at(name)) {
             eprintln!("SKIPPED overlayfs_understands_whiteouts_and_opaque_directories: cannot mount erofs here");
             return;

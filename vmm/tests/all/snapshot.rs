@@ -1,7 +1,5 @@
 //! Snapshots of machines of a few instructions, on this host's own KVM.
 
-mod support;
-
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -11,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use support::{Kernel, no_kvm};
+use crate::support::{Kernel, no_kvm};
 use vmm::api::{SnapshotKind, SnapshotReport, SnapshotRequest};
 use vmm::host::KvmKind;
 use vmm::snapshot::format::{self, Writer};

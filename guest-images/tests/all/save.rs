@@ -1,14 +1,12 @@
 //! Loaded images given on: the same bytes come out that came in, under the same digests, however they came.
 
-mod support;
-
+use crate::support::oci::{Layout, ZSTD, docker_archive, layer, zstd};
+use crate::support::tar::{Tar, file};
 use guest_images::{ImageError, Store};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use support::oci::{Layout, ZSTD, docker_archive, layer, zstd};
-use support::tar::{Tar, file};
 
 fn open(dir: &Path) -> Store {
     Store::open(dir.join("store")).expect("a store")
@@ -136,7 +134,8 @@ fn history_gives_each_layer_to_its_step() {
     let temp = tempfile::tempdir().expect("temporary directory");
     let mut layout = Layout::default();
     let layers = [layer([file("a", "a")]), layer([file("b", vec![7; 9000])])];
-    let mut config = support::oci::config(("linux", "amd64"), &[layers[0].diff_id.clone(), layers[1].diff_id.clone()]);
+    let mut config =
+        crate::support::oci::config(("linux", "amd64"), &[layers[0].diff_id.clone(), layers[1].diff_id.clone()]);
     config["history"] = serde_json::json!([
         { "created": "2026-01-01T00:00:00Z", "created_by": "ADD a" },
         { "created_by": "ENV x", "empty_layer": true },

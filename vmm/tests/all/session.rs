@@ -1,7 +1,5 @@
 //! A machine's process from its control socket: configured, started, steered, snapshotted and ended by a client.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -9,8 +7,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use crate::support::{Kernel, no_kvm};
 use serde_json::{Value, json};
-use support::{Kernel, no_kvm};
 use vmm::ExitReason;
 use vmm::session::{Ended, Options, SessionError, run};
 

@@ -1,13 +1,11 @@
 //! Machines of a few instructions on this host's own KVM: how they end, and that they can always be stopped.
 
-mod support;
-
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::support::{Kernel, no_kvm};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use support::{Kernel, no_kvm};
 use vmm::machine::{RunState, Subscriber};
 use vmm::{Event, ExitReason, Machine, VmmError};
 use vmm_sys_util::eventfd::EventFd;

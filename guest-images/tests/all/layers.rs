@@ -1,12 +1,10 @@
 //! One layer from tar to EROFS and read back: what is kept, what whiteouts become, and what is refused.
 
-mod support;
-
+use crate::support::erofs::{File, Image};
+use crate::support::tar::{Tar, dir, file, hard_link, header, item, seal, symlink};
+use crate::support::{convert, convert_with};
 use guest_images::layer::{Flavour, LayerError, Limits};
 use std::collections::BTreeMap;
-use support::erofs::{File, Image};
-use support::tar::{Tar, dir, file, hard_link, header, item, seal, symlink};
-use support::{convert, convert_with};
 
 fn read(tar: &[u8]) -> BTreeMap<Vec<u8>, File> {
     Image::read(&convert(tar).expect("a good layer"))
@@ -26,8 +24,8 @@ fn refusal(tar: &[u8]) -> String {
 #[test]
 fn all_kinds_of_files_survive() {
     let big = (0..20_000u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
-    let char_device = support::tar::Item { device: (10, 200), ..item(b'3', "dev/tun") };
-    let block_device = support::tar::Item { device: (259, 70_000), ..item(b'4', "dev/nvme") };
+    let char_device = crate::support::tar::Item { device: (10, 200), ..item(b'3', "dev/tun") };
+    let block_device = crate::support::tar::Item { device: (259, 70_000), ..item(b'4', "dev/nvme") };
     let files = read(&Tar::of([
         dir("./").mode(0o700),
         dir("usr/").mode(0o1777).owner(4_000_000_000, 3),
@@ -192,7 +190,7 @@ fn hostile_entries_are_refused_by_name() {
         (Tar::of([file(".wh.a/b", "")]), "whiteout"),
         (Tar::of([item(b'V', "label")]), "unsupported type"),
         (Tar::of([symlink("s", vec![b't'; 4096])]), "longer than 4095"),
-        (Tar::of([support::tar::Item { device: (4096, 0), ..item(b'3', "c") }]), "device number"),
+        (Tar::of([crate::support::tar::Item { device: (4096, 0), ..item(b'3', "c") }]), "device number"),
         (Tar::of([file("x", "").pax("SCHILY.xattr.user.a", vec![0; 65536])]), "attributes"),
     ];
     for (tar, expected) in cases {
@@ -214,10 +212,10 @@ fn damaged_archives_are_refused() {
     negative[124..136].fill(0xff);
     seal(&mut negative);
     assert!(refusal(&negative).contains("'size'"));
-    let huge = support::tar::Item { size: Some(u64::MAX >> 1), ..file("h", "") };
+    let huge = crate::support::tar::Item { size: Some(u64::MAX >> 1), ..file("h", "") };
     assert!(convert(&Tar::of([huge])).is_err());
     let mut long_name = Tar::new();
-    long_name.block(&header(&support::tar::Item { size: Some(1 << 40), ..item(b'L', "././@LongLink") }));
+    long_name.block(&header(&crate::support::tar::Item { size: Some(1 << 40), ..item(b'L', "././@LongLink") }));
     assert!(refusal(&long_name.end()).contains("1 MiB"));
 }
 
@@ -226,7 +224,7 @@ fn gnu_long_names() {
     let (name, target) = ("n".repeat(120) + "/" + &"m".repeat(120), "t".repeat(300));
     let mut tar = Tar::new();
     for (kind, text) in [(b'L', &name), (b'K', &target)] {
-        let long = support::tar::Item { data: [text.as_bytes(), b"\0"].concat(), ..item(kind, "././@LongLink") };
+        let long = crate::support::tar::Item { data: [text.as_bytes(), b"\0"].concat(), ..item(kind, "././@LongLink") };
         tar.push(long);
     }
     tar.push(symlink("short", "short"));

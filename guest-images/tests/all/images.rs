@@ -1,14 +1,12 @@
 //! Images of all kinds to prepared layers, and every way in which one can be wrong.
 
-mod support;
-
+use crate::support::erofs::Image;
+use crate::support::oci::{GZIP, LayerFile, Layout, MANIFEST, PLAIN, ZSTD, config, docker_archive, gzip, layer, zstd};
+use crate::support::tar::{Tar, dir, file};
 use guest_images::{Digest, ImageError, ImageRef, Limits, PreparedImage, Store};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
-use support::erofs::Image;
-use support::oci::{GZIP, LayerFile, Layout, MANIFEST, PLAIN, ZSTD, config, docker_archive, gzip, layer, zstd};
-use support::tar::{Tar, dir, file};
 use tempfile::TempDir;
 
 struct Place {
@@ -226,7 +224,7 @@ fn what_cannot_be_used_is_refused() {
     }
     assert!(refused(&Layout::simple(&[])).contains("0 layers"));
     let mut layout = Layout::default();
-    let config = layout.blob(support::oci::CONFIG, config(("linux", "amd64"), &[]).to_string().as_bytes());
+    let config = layout.blob(crate::support::oci::CONFIG, config(("linux", "amd64"), &[]).to_string().as_bytes());
     let blob = layout.blob(GZIP, &good.stored);
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": [blob]}).to_string();
     let manifest = layout.blob(MANIFEST, manifest.as_bytes());
