@@ -146,6 +146,9 @@ pub struct Boot {
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+    /// Do not run where this host cannot give all of the sandbox of the microVM's process (see `doctor`)
+    #[arg(long)]
+    pub require_jail: bool,
     /// How to enter the kernel: `auto` and `linux64` by its 64-bit entry, `pvh` by the entry of its PVH note
     #[arg(long, value_name = "PROTOCOL", default_value = "auto", value_parser = protocol)]
     pub protocol: BootProtocol,

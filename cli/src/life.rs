@@ -25,7 +25,7 @@ use crate::containers::record::{FORBIDDEN, KILLED};
 use crate::containers::{Held, Record};
 use crate::failure::{Failure, Outcome, one_line};
 use crate::launch::Launch;
-use crate::monitor::MonitorError;
+use crate::monitor::{self, MonitorError};
 use crate::net;
 use crate::owner::{Facts, History, Owner, Shared, Tracked};
 use crate::paths;
@@ -112,6 +112,9 @@ impl Life {
         tracked: &Shared,
     ) -> Result<Done, Failure> {
         let flags = &self.record.flags;
+        if flags.require_jail {
+            monitor::require_jail();
+        }
         let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
         let volumes = Volumes::find(&flags.volume)?;
         let mut config = machine(flags, network.is_some())?;

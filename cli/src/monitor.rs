@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::events::{Counts, EVENTS_VERSION, Event, ExitReason, Phase};
 
+use crate::args::vmm::SANDBOX_VARIABLE;
 use crate::paths;
 use crate::snapshots::Snapshots;
 use crate::templates;
@@ -85,6 +87,14 @@ pub struct Report {
     version: Option<u32>,
 }
 
+/// No microVM is to run where the host cannot give all of its sandbox.
+static JAIL_REQUIRED: AtomicBool = AtomicBool::new(false);
+
+/// From now on this process starts microVMs only with all of the sandbox (`--require-jail`).
+pub fn require_jail() {
+    JAIL_REQUIRED.store(true, Ordering::Relaxed);
+}
+
 /// The program of a microVM's process: `bulkhead-vmm` beside this one, or this one, which can do the same. Either takes
 /// `vmm` as its first argument.
 pub fn program() -> PathBuf {
@@ -116,6 +126,9 @@ impl Monitor {
             for dir in reached(control) {
                 command.arg("--files").arg(dir);
             }
+        }
+        if JAIL_REQUIRED.load(Ordering::Relaxed) {
+            command.env(SANDBOX_VARIABLE, "require");
         }
         if verbose {
             if std::env::var_os(LOG_VARIABLE).is_none() {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use libc::c_long;
 use rustix::process::Signal;
@@ -53,7 +53,7 @@ fn each_thread_of_a_container_is_confined() {
     fs::create_dir(&shared).unwrap();
     let (volume, image) = (format!("{}:/data", shared.display()), lab.debian());
     let script = "ls /data; echo up; read line";
-    let arguments = ["run", "-i", "-v", &volume, &image, "sh", "-c", script];
+    let arguments = ["run", "-i", "--name", "confined", "-v", &volume, &image, "sh", "-c", script];
     let mut command = lab.bulkhead(arguments);
     command.stdin(Stdio::piped());
     let mut running = Running::start(command);
@@ -73,6 +73,18 @@ fn each_thread_of_a_container_is_confined() {
         }
         assert_eq!(set("CapBnd"), 0, "{name}");
     }
+    // Of the host there is nothing but its own: not this test's program, nor what is shared, which is open.
+    let root = format!("/proc/{pid}/root");
+    let is_there = |path: &Path| Path::new(&format!("{root}{}", path.display())).exists();
+    assert!(is_there(&lab.run_dir()) && !is_there(&shared) && !is_there(Path::new("/etc")));
+    assert!(!is_there(&std::env::current_exe().unwrap()) && !is_there(Path::new(&format!("/proc/{pid}"))));
+    for name in ["mnt", "ipc", "uts"] {
+        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+        assert_ne!(of(pid), of(running.pid()), "{name}");
+    }
+    let told: serde_json::Value = serde_json::from_str(lab.run(["inspect", "confined"]).text()).unwrap();
+    let told = &told[0]["Sandbox"];
+    assert!(told["Confined"] == true && !told["Missing"].to_string().contains("root"), "{told}");
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
@@ -136,10 +148,44 @@ fn a_thread_that_reaches_beyond_its_microvm_ends_it() {
     assert_eq!(running.end(patience).code, Some(143));
     let mut command = lab.bulkhead(arguments);
     command.env("BULKHEAD_SANDBOX", "maybe");
-    Running::start(command).end(patience).assert_failed(125, &["BULKHEAD_SANDBOX", "maybe", "enforce, log, off"]);
+    Running::start(command)
+        .end(patience)
+        .assert_failed(125, &["BULKHEAD_SANDBOX", "maybe", "enforce, require, log, off"]);
     // The next one takes the dead one's socket away.
     let running = Running::start(lab.bulkhead(["vmm", "--api-sock", socket.to_str().unwrap()]));
     Control::of(&running, socket.clone(), patience);
+    running.signal(Signal::TERM);
+    assert_eq!(running.end(patience).code, Some(143));
+    lab.assert_clean();
+}
+
+/// Where the host has no namespaces to give, a microVM runs without, unless it is told not to.
+#[test]
+fn a_sandbox_that_is_required_is_had_or_there_is_no_guest() {
+    const NAME: &str = "a_sandbox_that_is_required_is_had_or_there_is_no_guest";
+    let lab = lab!(NAME);
+    let patience = lab.patience(1);
+    let kernel = tiny_kernel(&lab);
+    let lacking = |flags: &[&str]| {
+        let inner = lab.bulkhead([&["boot", "--kernel", kernel.to_str().unwrap()], flags].concat());
+        let script = "echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-sys_admin \"$@\"";
+        let mut outer = Command::new("unshare");
+        outer.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]).arg(inner.get_program());
+        outer.args(inner.get_args()).envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        outer.stdin(Stdio::null());
+        Running::start(outer)
+    };
+    let there_are = ["unshare", "setpriv"].map(|tool| Command::new(tool).arg("--version").output());
+    if there_are.iter().any(|tool| !tool.as_ref().is_ok_and(|output| output.status.success())) {
+        return tests::lab::skip(NAME, "there is no unshare and setpriv to take the namespaces away with");
+    }
+    lacking(&["--require-jail"]).end(patience).assert_failed(125, &["sandbox lacks", "namespaces", "--require-jail"]);
+    let mut running = lacking(&[]);
+    running.wait_for("up\n", patience);
+    running.signal(Signal::TERM);
+    assert_eq!(running.end(patience).code, Some(143));
+    let mut running = Running::start(lab.bulkhead(["boot", "--require-jail", "--kernel", kernel.to_str().unwrap()]));
+    running.wait_for("up\n", patience);
     running.signal(Signal::TERM);
     assert_eq!(running.end(patience).code, Some(143));
     lab.assert_clean();

@@ -68,6 +68,9 @@ pub struct Run {
     /// Signal that asks the command to stop, instead of the image's
     #[arg(long, value_name = "SIGNAL", value_parser = signals::number)]
     pub stop_signal: Option<u8>,
+    /// Do not run where this host cannot give all of the sandbox of the microVM's process (see `doctor`)
+    #[arg(long)]
+    pub require_jail: bool,
     /// The container sees its root file system read-only
     #[arg(long)]
     pub read_only: bool,

@@ -34,12 +34,12 @@ pub struct Vmm {
     /// End with this process, which must be the parent
     #[arg(long, value_name = "PID")]
     pub parent: Option<u32>,
-    /// How to confine the process once the guest runs: `enforce` (as is so without it) ends it for what it must not do, `log` has the
-    /// kernel's log tell of that, `off` does nothing
-    #[arg(long, value_enum, value_name = "enforce|log|off", hide_possible_values = true)]
+    /// How to confine the process once the guest runs: `enforce` (as is so without it) ends it for what it must not do, `require` does
+    /// not run a guest where the host cannot give all of that, `log` has the kernel's log tell of it, `off` does nothing
+    #[arg(long, value_enum, value_name = "enforce|require|log|off", hide_possible_values = true)]
     pub sandbox: Option<Sandbox>,
-    /// Let requests of the control socket name files only below this directory, where the host's kernel has Landlock; may be
-    /// repeated. Anywhere if not given
+    /// Let requests of the control socket name files only below this directory, of which there are none else then; may be repeated.
+    /// Anywhere if not given
     #[arg(long, value_name = "DIR")]
     pub files: Vec<PathBuf>,
     /// Keep KVM's CPUID leaves in this file from one microVM to the next
@@ -54,6 +54,7 @@ pub const SANDBOX_VARIABLE: &str = "BULKHEAD_SANDBOX";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
     Enforce,
+    Require,
     Log,
     Off,
 }
@@ -62,7 +63,7 @@ impl Sandbox {
     /// As the monitor takes it.
     pub fn mode(self) -> Option<Mode> {
         match self {
-            Sandbox::Enforce => Some(Mode::Enforce),
+            Sandbox::Enforce | Sandbox::Require => Some(Mode::Enforce),
             Sandbox::Log => Some(Mode::Log),
             Sandbox::Off => None,
         }
@@ -79,7 +80,7 @@ impl Sandbox {
             (None, Some(word)) => word
                 .to_str()
                 .and_then(|word| Sandbox::from_str(word, false).ok())
-                .ok_or_else(|| anyhow!("{SANDBOX_VARIABLE} is {word:?}, and not one of enforce, log, off")),
+                .ok_or_else(|| anyhow!("{SANDBOX_VARIABLE} is {word:?}, and not one of enforce, require, log, off")),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::args::{Boot, ConsoleKind, Talk};
 use crate::bare::Bare;
 use crate::failure::Outcome;
 use crate::life::{EXIT_PORT, USUAL_CMDLINE};
+use crate::monitor;
 use crate::net;
 use crate::owner::History;
 use crate::snapshots::What;
@@ -17,6 +18,9 @@ use crate::window;
 
 /// Boots it and waits for its end.
 pub fn boot(args: &Boot, talk: Talk) -> Outcome {
+    if args.require_jail {
+        monitor::require_jail();
+    }
     let bare = Bare {
         config: config(args)?,
         name: args.name.clone(),

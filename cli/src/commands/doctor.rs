@@ -236,6 +236,10 @@ fn features(host: &Host) -> Vec<Check> {
         if cgroups { "mounted" } else { "not mounted" },
         "boot with systemd.unified_cgroup_hierarchy=1",
     ));
+    let jail = jail(host, namespaces);
+    let fix =
+        if namespaces { "a host kernel of 5.12 or later" } else { "run as root, or allow user namespaces (above)" };
+    list.push(check("jail", jail.is_ok(), jail.unwrap_or_else(|lacking| lacking), fix));
     list.push(check("Landlock", landlock.0, landlock.1, landlock.2));
     let filters = seccomp.contains("kill_process");
     let fix = "a host kernel with CONFIG_SECCOMP_FILTER (Linux 4.14 and later); BULKHEAD_SANDBOX=off runs microVMs that are not confined";
@@ -247,6 +251,21 @@ fn features(host: &Host) -> Vec<Check> {
         "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
     ));
     list
+}
+
+/// Whether a microVM's process can have a root directory of its own: by which right, or for want of what not.
+fn jail(host: &Host, namespaces: bool) -> Result<&'static str, &'static str> {
+    /// Bit of CAP_SYS_ADMIN (linux/capability.h).
+    const SYS_ADMIN: u32 = 21;
+    let status = host.read("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    match effective {
+        // mount_setattr(2).
+        _ if !kernel_at_least(host, 5, 12) => Err("this kernel is older than 5.12"),
+        Some(set) if set >> SYS_ADMIN & 1 == 1 => Ok("a root directory and namespaces of its own, by privilege"),
+        _ if namespaces => Ok("a root directory and namespaces of its own, in a user namespace"),
+        _ => Err("neither privileges nor user namespaces"),
+    }
 }
 
 fn kernel_at_least(host: &Host, major: u32, minor: u32) -> bool {
@@ -310,11 +329,15 @@ mod tests {
             ("/dev/net/tun", ""),
         ]);
         let list = features(&host);
-        for name in ["user namespaces", "userfaultfd", "Landlock", "huge pages", "cgroup v2", "tap"] {
+        for name in ["user namespaces", "userfaultfd", "Landlock", "jail", "huge pages", "cgroup v2", "tap"] {
             assert_eq!(find(&list, name).status, Status::Ok, "{name}");
         }
         assert_eq!(find(&list, "io_uring").detail, "disabled");
         assert!(kernel_at_least(&host, 5, 10) && !kernel_at_least(&host, 6, 2));
+        assert!(jail(&host, true).unwrap().contains("user namespace") && jail(&host, false).is_err());
+        fs::create_dir_all(host.path("/proc/self")).unwrap();
+        fs::write(host.path("/proc/self/status"), "CapEff:\t0000000000200000\n").unwrap();
+        assert!(jail(&host, false).unwrap().contains("privilege"));
     }
 
     #[test]

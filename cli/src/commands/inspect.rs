@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::args::{Inspect, Kind, Port, Publish, settings};
 use crate::clock;
 use crate::containers::{Containers, ContainersError, Entry, Record, Status};
+use crate::control::Control;
 use crate::failure::{Failure, Outcome};
 use crate::output;
 use crate::paths;
@@ -119,6 +120,13 @@ fn inside(port: &Publish) -> String {
     format!("{}/{}", port.guest_port, if port.udp { "udp" } else { "tcp" })
 }
 
+/// What confines its microVM's process, and what this host does not give for that; null if that cannot be had.
+fn sandbox(entry: &Entry) -> Value {
+    let told =
+        Control::at(&paths::run().join(entry.record.id.short()).join("api")).call("GET", "/bulkhead/v1/sandbox", &());
+    told.map_or(Value::Null, |told| json!({ "Confined": told["confined"], "Missing": told["missing"] }))
+}
+
 /// The options of a file system in memory.
 fn shown(tmpfs: &Tmpfs) -> String {
     let size = tmpfs.bytes.map_or_else(String::new, |bytes| format!(",size={bytes}"));
@@ -178,6 +186,7 @@ fn describe(entry: &Entry) -> Value {
             "WorkingDir": process.cwd, "Labels": labels, "Tty": flags.tty, "OpenStdin": flags.interactive,
             "StopSignal": stop_signal.to_string(),
         },
+        "Sandbox": if running { sandbox(entry) } else { Value::Null },
         "NetworkSettings": { "Ports": if running { bindings.clone() } else { serde_json::Map::new() } },
     })
 }

@@ -70,8 +70,10 @@ fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
     };
     let terminal: Rc<RefCell<Option<Raw>>> = Rc::default();
     let (id, socket, cpuid_cache) = (args.id.clone(), args.api_sock.clone(), args.cpuid_cache.clone());
-    let files = (!args.files.is_empty()).then(|| args.files.clone());
-    let sandbox = Sandbox::wanted(args.sandbox)?.mode().map(|mode| Wanted { mode, files });
+    // Without requests, nothing names files any more.
+    let files = (!args.files.is_empty() || args.api_sock.is_none()).then(|| args.files.clone());
+    let sandbox = Sandbox::wanted(args.sandbox)?;
+    let sandbox = sandbox.mode().map(|mode| Wanted { mode, files, all: sandbox == Sandbox::Require });
     let mut options = Options { id, socket, cpuid_cache, draft, start, sandbox, on_stdio: None };
     // With a descriptor, the terminal is the business of whoever is at its other end.
     if args.config_fd.is_none() && io::stdin().is_terminal() {

@@ -46,7 +46,7 @@ pub struct DeviceKind {
     pub told: Option<Told>,
     /// The paths in a section of files that guests write to: they are part of a snapshot.
     pub writable_files: fn(&mut Value) -> Vec<&mut Value>,
-    /// What of the host's files its workers open while the guest runs, by their paths.
+    /// What of the host's files it opens, connects to or removes while the guest runs.
     pub reaches: fn(&Value) -> Vec<Reach>,
     /// Checks a section without touching the host.
     pub check: fn(&Value) -> Result<(), DeviceError>,
@@ -81,8 +81,19 @@ pub struct Told {
 pub struct Reach {
     /// Where it is.
     pub path: PathBuf,
-    /// Nothing is changed there.
-    pub read_only: bool,
+    /// What it does there.
+    pub does: Does,
+}
+
+/// What a device does in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Does {
+    /// Reads files, from a descriptor that it has.
+    Read,
+    /// Whatever can be done with files, from a descriptor that it has.
+    Change,
+    /// Connects to sockets by their paths, and removes its own.
+    Connect,
 }
 
 /// A device that is made of descriptors that somebody else has opened.

@@ -144,6 +144,10 @@ impl Controller {
             }
             Request::Section(key) => self.section(key)?,
             Request::Statistics(key) => self.statistics(key)?,
+            Request::Sandbox => {
+                let missing = self.vm().and_then(Vm::confined);
+                json!({ "confined": missing.is_some(), "missing": missing.unwrap_or_default() })
+            }
             Request::Metrics => self.metrics.tell(&self.devices()),
             Request::Prometheus => {
                 let text = prometheus::text(&self.id, &self.metrics, &self.devices());

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{DeviceReport, DeviceUpdate, SnapshotReport, SnapshotRequest, Vm, VmState};
 use crate::config::VmConfig;
 use crate::machine::{Handle, RunState, VmmError};
-use crate::sandbox::REQUESTS;
+use crate::sandbox::{Missing, REQUESTS};
 
 /// The machine, as long as it lives.
 pub struct Live {
@@ -44,6 +44,10 @@ impl Vm for Live {
 
     fn devices(&self) -> Vec<DeviceReport> {
         self.handle.devices()
+    }
+
+    fn confined(&self) -> Option<Missing> {
+        self.handle.confined()
     }
 
     fn pause(&mut self) -> Result<(), VmmError> {

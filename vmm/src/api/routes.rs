@@ -54,6 +54,8 @@ pub enum Request {
     CreateSnapshot(SnapshotRequest),
     /// `PUT /snapshot/load`.
     LoadSnapshot(LoadRequest),
+    /// `GET /bulkhead/v1/sandbox`.
+    Sandbox,
     /// `GET /bulkhead/v1/metrics`.
     Metrics,
     /// `GET /bulkhead/v1/metrics/prometheus`.
@@ -158,6 +160,7 @@ const ROUTES: &[Route] = &[
     put("/metrics", |body| Ok(Request::SetMetrics(serde_json::from_value(body)?))),
     put("/snapshot/create", |body| bodies::create_snapshot(body).map(Request::CreateSnapshot)),
     put("/snapshot/load", |body| bodies::load_snapshot(body).map(Request::LoadSnapshot)),
+    get("/bulkhead/v1/sandbox", || Request::Sandbox),
     get("/bulkhead/v1/metrics", || Request::Metrics),
     get("/bulkhead/v1/metrics/prometheus", || Request::Prometheus),
     Route { method: "PUT", path: "/bulkhead/v1/stop", body: Body::None(|| Request::Stop) },

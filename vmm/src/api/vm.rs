@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::config::VmConfig;
 use crate::machine::VmmError;
+use crate::sandbox::Missing;
 
 /// Whether a machine's vCPUs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +87,9 @@ pub trait Vm: Send {
 
     /// What its devices have done so far, in order of their windows.
     fn devices(&self) -> Vec<DeviceReport>;
+
+    /// What the host did not give for the sandbox of its process; `None` if it has no sandbox, or not yet.
+    fn confined(&self) -> Option<Missing>;
 
     /// Brings all vCPUs out of the guest, and returns when they are. Nothing happens to one that is paused.
     fn pause(&mut self) -> Result<(), VmmError>;

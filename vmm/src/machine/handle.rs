@@ -10,6 +10,7 @@ use super::ending::Ending;
 use crate::api::DeviceReport;
 use crate::config::VmConfig;
 use crate::events::ExitReason;
+use crate::sandbox::Missing;
 use crate::snapshot::SnapshotError;
 use crate::vcpu::VcpuThread;
 
@@ -101,6 +102,11 @@ impl Handle {
             reading: metrics.read(),
         };
         parts.metrics.iter().map(report).collect()
+    }
+
+    /// What the host did not give for the sandbox of its process; `None` if it has no sandbox, or not yet.
+    pub fn confined(&self) -> Option<Missing> {
+        self.parts().ok()?.confined.get().cloned()
     }
 
     pub(super) fn parts(&self) -> Result<Arc<Parts>, SnapshotError> {

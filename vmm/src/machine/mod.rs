@@ -18,8 +18,7 @@ mod vcpus;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use devices::Bus;
 use devices::legacy::{Ioapic, Serial};
@@ -101,8 +100,8 @@ struct Parts {
     base: Mutex<Base>,
     /// Disks that exist only for this machine.
     _disks: Vec<File>,
-    /// Its threads are confined.
-    confined: AtomicBool,
+    /// What the host did not give for it, once its threads are confined.
+    confined: OnceLock<sandbox::Missing>,
 }
 
 /// What RAM is a private view of.
@@ -238,7 +237,7 @@ impl Machine {
             _windows: windows,
             base: Mutex::new(base),
             _disks: disks,
-            confined: AtomicBool::new(false),
+            confined: OnceLock::new(),
         };
         let vcpus = match &saved {
             Some(saved) => restore::restore(&parts, saved, &shared)?,
@@ -274,8 +273,14 @@ impl Machine {
         let mut vcpus = self.vcpus.drain(..);
         let first = vcpus.next().ok_or(ConfigError::Vcpus(0))?;
         let (mut driver, first) = first.on_this_thread(on_end(ending.clone())).map_err(io_error("vCPU's signal"))?;
-        let (door, entered) = self.sandbox.take().map(Sandbox::close).transpose()?.unzip();
-        self.parts.confined.store(door.is_some(), Ordering::Relaxed);
+        let (door, entered) = match self.sandbox.take().map(Sandbox::close).transpose()? {
+            Some((door, entered, missing)) => {
+                missing.iter().for_each(|what| tracing::warn!("the sandbox lacks {what}"));
+                let _ = self.parts.confined.set(missing);
+                (Some(door), Some(entered))
+            }
+            None => (None, None),
+        };
         let others = vcpus.map(|vcpu| vcpu.spawn(on_end(ending.clone()), door.clone()));
         let threads = std::iter::once(Ok(first)).chain(others).collect::<Result<_, _>>();
         self.end.0.give_threads(threads.map_err(io_error("vCPU thread"))?, self.resume);

@@ -2,7 +2,6 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use devices::virtio::limit::Limits;
 use devices::virtio::{DEVICES, DeviceError, DeviceKind, VirtioDevice, place};
@@ -87,7 +86,7 @@ impl Handle {
         given: Vec<OwnedFd>,
     ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
         let invalid = |reason: String| DeviceError::Invalid { section: kind.config_key, reason };
-        let (came, confined) = (given.len(), self.parts().is_ok_and(|parts| parts.confined.load(Ordering::Relaxed)));
+        let (came, confined) = (given.len(), self.parts().is_ok_and(|parts| parts.confined.get().is_some()));
         let built = match &kind.given {
             Some(how) if came > 0 || confined => match (how.count)(section)? {
                 wanted if wanted == came => (how.build)(section, given),

@@ -4,15 +4,14 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use devices::virtio::DEVICES;
-use devices::virtio::table::Reach;
+use devices::virtio::table::Does;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError,
     Scope, path_beneath_rules,
 };
 
+use super::reached::{reaches, written};
 use crate::config::VmConfig;
-use crate::snapshot::disks;
 
 /// What is known here of Landlock; an older kernel does what it can of it.
 const ABI: ABI = ABI::V6;
@@ -20,45 +19,33 @@ const ABI: ABI = ABI::V6;
 /// which what is shared with a guest is opened.
 const OWN: [&str; 3] = ["/proc/self/pagemap", "/proc/self/fd", "/proc/self/mountinfo"];
 
-/// From now on the calling thread, and those that it starts, reach nothing but what is below these directories, and what the
-/// devices of `config` reach while the guest runs. Returns whether the kernel sees to all of that, or to some; it may have no Landlock.
-pub fn restrict(below: &[PathBuf], config: &VmConfig) -> Result<RulesetStatus, RulesetError> {
+/// Rules by which a thread, and those that it starts, will reach nothing but what is below these directories, and what the devices of
+/// `config` reach while the guest runs. They are made while the host's files are there to be named.
+pub fn rules(below: &[PathBuf], config: &VmConfig) -> Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(ABI);
     // No programs, no devices.
     let files = all & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    let reaches: Vec<Reach> = DEVICES
-        .iter()
-        .filter_map(|kind| config.devices.get(kind.config_key).map(|section| (kind.reaches)(section)))
-        .flatten()
-        .collect();
-    let shared = |read_only| reaches.iter().filter(move |reach| reach.read_only == read_only).map(|reach| &reach.path);
-    let mut own = below.to_vec();
-    own.extend(config.snapshot.as_ref().map(|source| source.path.clone()));
+    let reaches = reaches(config);
+    let used = |for_what| reaches.iter().filter(move |reach| reach.does == for_what).map(|reach| &reach.path);
     for path in OWN {
         // A rule is about an inode, and /proc makes another one for a file that nobody has open.
         File::open(path).into_iter().for_each(std::mem::forget);
     }
-    let ruleset = Ruleset::default()
+    Ruleset::default()
         .handle_access(all)?
         .handle_access(AccessNet::from_all(ABI))?
         .scope(Scope::from_all(ABI))?
         .create()?
-        .add_rules(path_beneath_rules(own, files))?
-        .add_rules(path_beneath_rules(shared(false), all & !(AccessFs::Execute | AccessFs::IoctlDev)))?
-        .add_rules(path_beneath_rules(shared(true), reading()))?
+        .add_rules(path_beneath_rules(below, files))?
+        .add_rules(path_beneath_rules(used(Does::Change), all & !(AccessFs::Execute | AccessFs::IoctlDev)))?
+        .add_rules(path_beneath_rules(used(Does::Read), reading()))?
+        .add_rules(path_beneath_rules(used(Does::Connect), AccessFs::RemoveFile))?
         .add_rules(path_beneath_rules(written(config), AccessFs::ReadFile))?
-        .add_rules(path_beneath_rules(OWN, reading()))?;
-    Ok(ruleset.restrict_self()?.ruleset)
+        .add_rules(path_beneath_rules(OWN, reading()))
 }
 
 fn reading() -> BitFlags<AccessFs> {
     AccessFs::ReadFile | AccessFs::ReadDir
-}
-
-/// The files that guests write to, which a snapshot copies.
-fn written(config: &VmConfig) -> Vec<PathBuf> {
-    let mut sections = config.devices.clone();
-    disks::writable_files(&mut sections).iter().filter_map(|path| path.as_str()).map(PathBuf::from).collect()
 }
 
 #[cfg(test)]
@@ -66,6 +53,8 @@ mod tests {
     use std::fs;
     use std::io::ErrorKind;
     use std::net::{TcpListener, TcpStream};
+
+    use landlock::RulesetStatus;
 
     use super::*;
     use crate::sandbox::tests::config;
@@ -91,7 +80,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let own = path("own");
         let confined = || {
-            let status = restrict(std::slice::from_ref(&own), &config).unwrap();
+            let status = rules(std::slice::from_ref(&own), &config).unwrap().restrict_self().unwrap().ruleset;
             if status == RulesetStatus::NotEnforced {
                 println!("SKIP nothing_is_reached_but_what_was_said: this kernel has no Landlock");
                 return;

@@ -12,7 +12,8 @@
 //! - no capabilities, no way to get any (`no_new_privs`), nothing of it in core dumps ([`privileges`]);
 //! - a filter for each thread ([`calls`], [`filter`]): a call that is not on its list ends the process with SIGSYS. Lists of devices
 //!   and workers are theirs ([`DeviceKind`](devices::virtio::DeviceKind), [`Work`]);
-//! - of the host's files, what is below a few directories, if it is said which; and no network ([`landlock`]).
+//! - of the host's files, what is below a few directories, if it is said which: in a root directory of its own ([`jail`]), and by
+//!   [`landlock`], which keeps networks away as well.
 //!
 //! Threads share memory: who has taken over one of them can make the others do what they may. So what counts against such a
 //! guest is all lists together; that none of them starts programs, opens connections to a network, traces processes or sends them
@@ -20,8 +21,10 @@
 
 mod calls;
 mod filter;
+mod jail;
 mod landlock;
 mod privileges;
+mod reached;
 
 use std::io;
 use std::path::PathBuf;
@@ -31,6 +34,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use devices::virtio::DEVICES;
 use devices::worker::{self, Work};
 
+use ::landlock::RulesetStatus;
 pub use calls::{Calls, REQUESTS};
 use privileges::Keep;
 
@@ -54,7 +58,12 @@ pub struct Wanted {
     pub mode: Mode,
     /// The directories below which requests of the control socket may name files; anywhere if it does not say.
     pub files: Option<Vec<PathBuf>>,
+    /// Where the host cannot give all of it, there is no machine.
+    pub all: bool,
 }
+
+/// What the host did not give of a sandbox, one line for each.
+pub type Missing = Vec<String>;
 
 /// A process that cannot be confined.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +84,9 @@ pub enum SandboxError {
         /// The host's answer.
         source: io::Error,
     },
+    /// The host cannot give all of it.
+    #[error("the sandbox lacks {0}; without --require-jail the microVM runs without that")]
+    Missing(String),
 }
 
 /// The sandbox of a machine's process, entered by each thread as it starts.
@@ -83,6 +95,8 @@ pub struct Sandbox {
     mode: Mode,
     /// Directories that the process reaches; all of them if none.
     files: Option<Vec<PathBuf>>,
+    /// Nothing of it may be missing.
+    all: bool,
     config: VmConfig,
     /// What workers there may be.
     workers: Vec<&'static Work>,
@@ -114,24 +128,23 @@ impl Thread {
 
 impl Sandbox {
     /// For a process with the machine of `config`, as `wanted`; with a control socket, if there are `requests`.
-    pub fn new(Wanted { mode, files }: Wanted, config: VmConfig, requests: bool) -> Arc<Self> {
+    pub fn new(Wanted { mode, files, all }: Wanted, config: VmConfig, requests: bool) -> Arc<Self> {
         let workers = workers(&config, requests);
-        Arc::new(Sandbox { mode, files, config, workers })
+        Arc::new(Sandbox { mode, files, all, config, workers })
     }
 
     /// Gives up what no thread that starts from now on needs, and starts the nursery. To be called on the main thread, once the
     /// machine is built. Each thread that starts from now on gets a copy of the door, and enters by it.
     ///
     /// # Errors
-    /// [`SandboxError::Host`].
-    pub fn close(self: Arc<Self>) -> Result<(Door, Entered), SandboxError> {
-        let host = |what| move |source| SandboxError::Host { what, source };
-        let for_users = self.workers.iter().find(|work| work.for_users);
-        let keep = for_users.map_or(Keep::Nothing, |work| Keep::for_work(work));
-        privileges::close(keep).map_err(host("give up privileges"))?;
-        if let (Some(below), Mode::Enforce) = (&self.files, self.mode) {
-            let status = landlock::restrict(below, &self.config).map_err(io::Error::other);
-            tracing::debug!("Landlock: {:?}", status.map_err(host("Landlock"))?);
+    /// [`SandboxError`].
+    pub fn close(self: Arc<Self>) -> Result<(Door, Entered, Missing), SandboxError> {
+        let missing = match self.mode {
+            Mode::Enforce => self.take_files()?,
+            Mode::Log => self.close_privileges().map(|()| Missing::new())?,
+        };
+        if let Some(what) = missing.first().filter(|_| self.all) {
+            return Err(SandboxError::Missing(what.clone()));
         }
         let (waited_for, all) = channel();
         let door = Door { sandbox: self, _waited_for: waited_for };
@@ -141,7 +154,39 @@ impl Sandbox {
             worker::start_nursery(confine).map_err(host("the thread that starts others"))?;
         }
         privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
-        Ok((door, Entered(all)))
+        privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
+        Ok((door, Entered(all), missing))
+    }
+
+    /// Takes the host's files and the process's privileges away: those of its devices' workers stay. Tells what the host does not have for that.
+    fn take_files(&self) -> Result<Missing, SandboxError> {
+        let mut missing = Missing::new();
+        let below = self.files.as_ref().map(|files| reached::below(files, &self.config));
+        // Rules name files of the host, which have other places in the new root, or none.
+        let rules = below.as_ref().map(|below| landlock::rules(below, &self.config).map_err(io::Error::other));
+        let rules = rules.transpose().map_err(host("Landlock"))?;
+        let by_path = below.map(|below| reached::by_path(&below, &self.config));
+        if let Err(error) = jail::enter(by_path.as_deref()) {
+            missing.push(format!("a root directory and namespaces of its own: {error}"));
+        }
+        self.close_privileges()?;
+        if let Some(rules) = rules {
+            let status = rules.restrict_self().map_err(io::Error::other).map_err(host("Landlock"))?;
+            match status.ruleset {
+                RulesetStatus::FullyEnforced => {}
+                RulesetStatus::PartiallyEnforced => {
+                    missing.push("parts of Landlock, which this kernel does not know".into())
+                }
+                RulesetStatus::NotEnforced => missing.push("Landlock, which this kernel does not have".into()),
+            }
+        }
+        Ok(missing)
+    }
+
+    fn close_privileges(&self) -> Result<(), SandboxError> {
+        let for_users = self.workers.iter().find(|work| work.for_users);
+        let keep = for_users.map_or(Keep::Nothing, |work| Keep::for_work(work));
+        privileges::close(keep).map_err(host("give up privileges"))
     }
 
     /// What a thread may do.
@@ -196,6 +241,10 @@ pub fn prepare(mode: Mode) {
 fn enter(mode: Mode, thread: &'static str, calls: &Calls) -> Result<(), SandboxError> {
     let failed = |source| SandboxError::Filter { thread, source };
     seccompiler::apply_filter(&filter::compile(calls, mode).map_err(failed)?).map_err(failed)
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
+    move |source| SandboxError::Host { what, source }
 }
 
 /// A thread that could not be confined does nothing.

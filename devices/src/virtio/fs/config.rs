@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::guard::Budget;
 use super::{Fs, TAG_LEN};
-use crate::virtio::table::{Built, DeviceError, DeviceKind, Reach};
+use crate::virtio::table::{Built, DeviceError, DeviceKind, Does, Reach};
 
 const SECTION: &str = "fs";
 /// Most volumes: the library numbers them with a byte, and 0 is the file system that they are entries of.
@@ -158,7 +158,7 @@ fn reaches(section: &Value) -> Vec<Reach> {
     let volumes = parse(section).map(|config| config.volumes).unwrap_or_default();
     let reach = |volume: Volume| {
         let path = std::fs::canonicalize(&volume.path_on_host).ok()?;
-        Some(Reach { path, read_only: volume.is_read_only })
+        Some(Reach { path, does: if volume.is_read_only { Does::Read } else { Does::Change } })
     };
     volumes.into_iter().filter_map(reach).collect()
 }

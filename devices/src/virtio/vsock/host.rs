@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::Vsock;
 use crate::listener::{Access, Listener};
 use crate::virtio::VirtioDevice;
-use crate::virtio::table::{DeviceError, DeviceKind};
+use crate::virtio::table::{DeviceError, DeviceKind, Does, Reach};
 
 const SECTION: &str = "vsock";
 /// Bytes of a socket's path, without the terminating zero (unix(7)).
@@ -40,7 +40,7 @@ pub const KIND: DeviceKind = DeviceKind {
     limiters: &[],
     told: None,
     writable_files: |_| Vec::new(),
-    reaches: |_| Vec::new(),
+    reaches,
     check: |section| parse(section).map(drop),
     build,
     given: None,
@@ -109,6 +109,13 @@ fn parse(section: &Value) -> Result<Config, DeviceError> {
         return Err(invalid(format!("uds_path {path} is longer than {most} bytes; choose a shorter directory")));
     }
     Ok(config)
+}
+
+/// The directory of its socket, in which are those that the guest connects to.
+fn reaches(section: &Value) -> Vec<Reach> {
+    let path = parse(section).ok().and_then(|config| std::path::absolute(config.uds_path).ok());
+    let directory = path.as_deref().and_then(Path::parent).map(Path::to_owned);
+    directory.map(|path| Reach { path, does: Does::Connect }).into_iter().collect()
 }
 
 fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {

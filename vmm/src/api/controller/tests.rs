@@ -8,6 +8,7 @@ use devices::virtio::metrics::DeviceReading;
 use super::*;
 use crate::api::http::Content;
 use crate::api::{DeviceReport, DeviceUpdate, SnapshotReport, SnapshotRequest};
+use crate::sandbox::Missing;
 
 #[derive(Default)]
 struct Told {
@@ -39,6 +40,9 @@ impl Vm for Fake {
     fn devices(&self) -> Vec<DeviceReport> {
         let name = DeviceName { kind: "blk", id: Some("a".into()) };
         vec![DeviceReport { name, reading: DeviceReading { interrupts: 7, ..DeviceReading::default() } }]
+    }
+    fn confined(&self) -> Option<Missing> {
+        Some(vec!["a part".into()])
     }
     fn pause(&mut self) -> Result<(), VmmError> {
         self.told("pause")?;
@@ -173,6 +177,7 @@ fn a_machine_is_configured_started_and_steered() {
     rig.done("PATCH", "/vm", r#"{"state": "Paused"}"#);
     assert_eq!(rig.get("/")["state"], "Paused");
     assert_eq!(rig.get("/vm/config"), config, "as it was set");
+    assert_eq!(rig.get("/bulkhead/v1/sandbox"), json!({ "confined": true, "missing": ["a part"] }));
     rig.calls();
     rig.done("PUT", "/bulkhead/v1/stop", "");
     assert_eq!(rig.calls(), ["stop"]);

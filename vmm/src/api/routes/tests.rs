@@ -52,6 +52,7 @@ const THERE: &[(&str, &str, &str)] = &[
     ("PUT", "/snapshot/create", r#"{"snapshot_path": "/s"}"#),
     ("PUT", "/snapshot/load", r#"{"snapshot_path": "/s"}"#),
     ("GET", "/bulkhead/v1/metrics", ""),
+    ("GET", "/bulkhead/v1/sandbox", ""),
     ("PUT", "/bulkhead/v1/stop", ""),
     ("PUT", "/bulkhead/v1/stop", "null"),
 ];
