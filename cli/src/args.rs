@@ -19,7 +19,7 @@ use ::vmm::config::BootProtocol;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
-pub use self::containers::{Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Wait};
+pub use self::containers::{Attach, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Wait};
 pub use self::exec::Exec;
 pub use self::files::{Copy, Diff, Top};
 pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
@@ -89,6 +89,8 @@ pub enum Verb {
     Rename(Rename),
     /// Remove containers that do not run
     Rm(Rm),
+    /// Be at the streams of a running container's process
+    Attach(Attach),
     /// Run another command in a running container
     Exec(Exec),
     /// List the processes of a running container

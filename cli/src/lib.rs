@@ -163,6 +163,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Inspect(inspect) => commands::inspect::inspect(&inspect),
         Verb::Port(port) => commands::inspect::port(&port),
         Verb::Logs(logs) => commands::logs::logs(&logs),
+        Verb::Attach(attach) => commands::attach::attach(&attach),
         Verb::Exec(exec) => commands::exec::exec(exec),
         Verb::Boot(boot) => commands::boot::boot(&boot, cli.talk),
         Verb::Snapshot(snapshot) => commands::snapshots::snapshot(&snapshot, cli.talk),

@@ -27,7 +27,7 @@ use crate::failure::{Failure, Outcome, one_line};
 use crate::launch::Launch;
 use crate::monitor::{self, MonitorError};
 use crate::net;
-use crate::owner::{Facts, History, Owner, Shared, Tracked};
+use crate::owner::{Attached, Facts, History, Owner, Shared, Tracked};
 use crate::paths;
 use crate::rundir::RunDir;
 use crate::session::{Io, Session};
@@ -60,6 +60,8 @@ pub struct Life {
     pub keys: Vec<LayerKey>,
     /// Where its streams lead to.
     pub io: Io,
+    /// Who is at those of its process.
+    pub attached: Attached,
     /// Who is to hear that the process has started.
     pub report: Option<Report>,
     /// How much to say.
@@ -80,11 +82,13 @@ pub fn check(flags: &Run) -> anyhow::Result<()> {
 impl Life {
     /// Runs it to its end. The outcome is the process's, or says why there is none.
     pub fn live(self, guard: &Guard<Kept>, holding: Holding<'_, Kept>, held: Held) -> Outcome {
-        let mut this = self;
-        let tracked = Tracked { record: this.record.clone(), dir: held.dir(), report: this.report.take() };
+        let Life { name, record, layers, keys, mut io, attached, report, talk, times } = self;
+        io.recorder = Some(attached.recorder());
+        let tracked = Tracked { record: record.clone(), dir: held.dir(), report, attached };
         let tracked: Shared = Rc::new(RefCell::new(tracked));
         let (mut held, kept) = (Some(held), RefCell::new(None));
-        let (talk, [began, image_ready]) = (this.talk, this.times);
+        let this = Running { name, record, layers, keys, io, talk };
+        let [began, image_ready] = times;
         let result = this.run(guard, holding, &mut held, &kept, &tracked);
         let kept: Option<Kept> = guard.pass().or_else(|| kept.take());
         let held = kept.map(|(_, held)| held).or(held);
@@ -95,6 +99,7 @@ impl Life {
         // One that goes takes its record with it.
         tracked.borrow_mut().ended(code, error);
         drop(held);
+        tracked.borrow_mut().attached.end(result.as_ref().map(|done| done.outcome.exit_code));
         let report = tracked.borrow_mut().report.take();
         let done = result.inspect_err(|failure| report.into_iter().for_each(|report| report.failed(failure)))?;
         if talk.verbose {
@@ -102,7 +107,19 @@ impl Life {
         }
         Ok(done.outcome.exit_code)
     }
+}
 
+/// A container on its way, when it is known who has to do with it.
+struct Running {
+    name: String,
+    record: Record,
+    layers: Vec<Layer>,
+    keys: Vec<LayerKey>,
+    io: Io,
+    talk: Talk,
+}
+
+impl Running {
     fn run(
         self,
         guard: &Guard<Kept>,
@@ -146,7 +163,7 @@ impl Life {
         };
         let facts = facts(&self.name, &self.record, self.keys);
         let mut owner = Owner::listen(&directory, facts, History::new()?, place.succession(&directory))?;
-        owner.track(tracked.clone());
+        owner.track(tracked.clone()).context("cannot listen to whoever it is started for")?;
         if let Some(held) = held.take() {
             holding.keep((directory, held));
         }

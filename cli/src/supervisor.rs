@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! run -d, start:  make or take the container ─► spawn ─ lock as stdin, pipe as stdout ─► wait: its first line ─► id, or the error
+//! run -it:        the same, with a connection as stderr on which it is attached to before its process runs (owner::First)
 //! supervise:      new session, takes the container over, /dev/null ─► its life ─► says in the pipe how it started, ends with it
 //! ```
 //!
@@ -10,13 +11,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use guest_images::{Keeper, Store};
+use guest_protocol::WindowSize;
+use rustix::fs::{FileType, fstat};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use vmm::events::monotonic_ns;
 
@@ -25,6 +30,7 @@ use crate::containers::{Containers, Held, Id};
 use crate::failure::{Failure, Outcome, one_line};
 use crate::life::{Kept, Life};
 use crate::logs::writer::Writer;
+use crate::owner::{Attached, First};
 use crate::paths;
 use crate::session::Io;
 use crate::signals::Guard;
@@ -76,8 +82,8 @@ impl Report {
 /// A supervisor whose container is being started.
 pub struct Waiting(Child);
 
-/// Starts one for a container, which is its own from now on.
-pub fn spawn(held: Held) -> anyhow::Result<Waiting> {
+/// Starts one for a container, which is its own from now on. `first` is the other end of whoever wants it in front of them.
+pub fn spawn(held: Held, first: Option<UnixStream>) -> anyhow::Result<Waiting> {
     let lock = held.share().context("cannot share the container's lock")?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("bulkhead").args([VERB, held.id().as_str()]);
@@ -87,7 +93,8 @@ pub fn spawn(held: Held) -> anyhow::Result<Waiting> {
     if let Some(cache) = std::env::var_os("BULKHEAD_CACHE").filter(|cache| !cache.is_empty()) {
         command.env("BULKHEAD_CACHE", std::path::absolute(cache)?);
     }
-    command.stdin(Stdio::from(lock)).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.stdin(Stdio::from(lock)).stdout(Stdio::piped());
+    command.stderr(first.map_or_else(Stdio::null, |stream| Stdio::from(OwnedFd::from(stream))));
     let child = command.spawn().context("cannot start the container's supervisor")?;
     held.passed_on();
     Ok(Waiting(child))
@@ -95,9 +102,9 @@ pub fn spawn(held: Held) -> anyhow::Result<Waiting> {
 
 impl Waiting {
     /// Waits for the container's process to run.
-    pub fn wait(mut self) -> Result<(), Failure> {
+    pub fn wait(&mut self) -> Result<(), Failure> {
         let mut line = Vec::new();
-        if let Some(pipe) = self.0.stdout.take() {
+        if let Some(pipe) = &mut self.0.stdout {
             BufReader::new(pipe).take(MAX_LINE).read_until(b'\n', &mut line)?;
         }
         match serde_json::from_slice(&line) {
@@ -107,6 +114,20 @@ impl Waiting {
             Err(_) => Err(anyhow!("the container's supervisor ended before the container ran").into()),
         }
     }
+
+    /// Sends it a signal, which ends it unless the container runs.
+    pub fn interrupt(&self, signal: u8) {
+        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
+        if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(i32::from(signal))) {
+            // It has not been waited for: the number is its own.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Waits for its end: then nothing is left of the container but what stays.
+    pub fn ended(mut self) -> std::io::Result<()> {
+        self.0.wait().map(drop)
+    }
 }
 
 /// Looks after the container `id`, whose lock is on stdin, until its end. The first thing that its process does.
@@ -114,27 +135,30 @@ pub fn supervise(id: &str) -> Outcome {
     let began = monotonic_ns();
     // A process that leads a group already, which none does that was started as above, has its session.
     let _ = rustix::process::setsid();
-    let (lock, pipe) = take_streams().context("supervisor: standard streams")?;
+    let (lock, pipe, first) = take_streams().context("supervisor: standard streams")?;
     let report = Report(pipe);
-    match live(id, lock, report, began) {
+    match live(id, lock, first, report, began) {
         Ok(code) => Ok(code),
         // Nobody would read it: it is in the record, and has been said to whoever waits.
         Err(failure) => Err(Failure::silent(failure.code)),
     }
 }
 
-/// What came as stdin and stdout, which are /dev/null from now on.
-fn take_streams() -> std::io::Result<(File, File)> {
+/// What came as stdin, stdout and, if it is a connection, stderr, which are /dev/null from now on.
+fn take_streams() -> std::io::Result<(File, File, Option<First>)> {
     let lock = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let pipe = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned()?;
+    let connected = FileType::from_raw_mode(fstat(&stderr)?.st_mode) == FileType::Socket;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    Ok((lock, pipe))
+    let first = connected.then(|| First::take(UnixStream::from(stderr))).transpose()?;
+    Ok((lock, pipe, first))
 }
 
-fn live(id: &str, lock: File, report: Report, began: u64) -> Outcome {
+fn live(id: &str, lock: File, first: Option<First>, report: Report, began: u64) -> Outcome {
     let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
     let holding = guard.hold();
     let begin = || {
@@ -144,12 +168,14 @@ fn live(id: &str, lock: File, report: Report, began: u64) -> Outcome {
         let name = Containers::of(store.dir())?.name_of(&id).unwrap_or_else(|| id.short().to_owned());
         let kept = store.kept(Keeper::Container(id.as_str()))?;
         let kept = kept.ok_or_else(|| anyhow!("container {name}: it has no list of layers"))?;
-        let recorder = Arc::new(Writer::open(&held.dir()).context("log")?);
+        let log = Arc::new(Writer::open(&held.dir()).context("log")?);
         let (mut io, input) = Io::nobody(record.flags.interactive, record.flags.tty)?;
-        io.recorder = Some(recorder);
-        anyhow::Ok((name, held, record, kept, io, input))
+        let size = first.as_ref().and_then(|first| first.attach.terminal);
+        io.size = size.map(|size| WindowSize { rows: size.rows, columns: size.columns });
+        let attached = Attached::new(Some(log), input, record.flags.tty, first);
+        anyhow::Ok((name, held, record, kept, io, attached))
     };
-    let (name, held, record, kept, io, _input) = match begin() {
+    let (name, held, record, kept, io, attached) = match begin() {
         Ok(begun) => begun,
         Err(error) => {
             let failure = error.into();
@@ -158,6 +184,7 @@ fn live(id: &str, lock: File, report: Report, began: u64) -> Outcome {
         }
     };
     let (layers, keys, times) = (kept.layers, kept.keys, [began, monotonic_ns()]);
-    let life = Life { name, record, layers, keys, io, report: Some(report), talk: Talk::default(), times };
+    let talk = Talk::default();
+    let life = Life { name, record, layers, keys, io, attached, report: Some(report), talk, times };
     life.live(&guard, holding, held)
 }

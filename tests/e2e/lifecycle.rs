@@ -8,12 +8,12 @@ use crate::ending::{child_of, wait_for_the_orphan};
 use crate::lab;
 
 /// A name that no other test has, nor a run before this one.
-fn unique(name: &str) -> String {
+pub fn unique(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }
 
 /// What it printed, which worked.
-fn done(ended: Ended) -> String {
+pub fn done(ended: Ended) -> String {
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
     ended.text().to_owned()
 }
@@ -25,7 +25,7 @@ fn detached(lab: &Lab, flags: &[&str], script: &str) -> String {
     done(Running::start(lab.keeping(line)).end(lab.patience(1))).trim().to_owned()
 }
 
-fn inspect(lab: &Lab, word: &str, template: &str) -> String {
+pub fn inspect(lab: &Lab, word: &str, template: &str) -> String {
     done(lab.run(["inspect", "-f", template, word])).trim().to_owned()
 }
 

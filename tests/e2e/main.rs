@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`adversary`] | a hostile guest: attacks on every device and port |
+//! | [`attach`] | clients at a container's own process |
 //! | [`container`] | what a command finds inside, and what comes out |
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
 //! | [`exec`] | other commands in a container that runs |
@@ -33,6 +34,7 @@
 //! A boot costs seconds on a software-nested host, so each guest answers several questions.
 
 mod adversary;
+mod attach;
 mod bad_input;
 mod bare;
 mod confined;

@@ -1,10 +1,11 @@
 //! The command line of the verbs on containers.
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 use crate::clock;
 use crate::containers::record::now_ns;
+use crate::session::keys::Keys;
 use crate::signals;
 
 #[derive(Debug, Args)]
@@ -88,9 +89,32 @@ pub struct Start {
     /// Connect stdin, too, if the container was created with -i
     #[arg(short, long, requires = "attach")]
     pub interactive: bool,
+    /// Keys that leave the container, which goes on
+    #[arg(long, value_name = "KEYS", value_parser = Keys::parse)]
+    pub detach_keys: Option<Keys>,
     /// Containers, by name or the beginning of the id
     #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ctrl-P Ctrl-Q, or other --detach-keys, leave a container that has a terminal; it goes on. What it wrote before is in `logs`."
+)]
+pub struct Attach {
+    /// Keys that leave the container, which goes on: characters, or ctrl- and one of a-z@[\\]^_, between commas
+    #[arg(long, value_name = "KEYS", value_parser = Keys::parse)]
+    pub detach_keys: Option<Keys>,
+    /// Do not connect stdin
+    #[arg(long)]
+    pub no_stdin: bool,
+    /// Pass signals on to its process; of one that has a terminal they end `attach` alone
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(require_equals = true)]
+    pub sig_proxy: bool,
+    /// A container that runs, by name or the beginning of the id
+    #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub container: String,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::network::{self, Destination, Network, Publish};
 use super::settings::Settings;
+use crate::session::keys::Keys;
 use crate::signals;
 use crate::size;
 use crate::volumes::VolumeFlag;
@@ -29,6 +30,10 @@ pub struct Run {
     /// Give the command a terminal
     #[arg(short, long)]
     pub tty: bool,
+    /// Keys that leave a container that was run with -it, and goes on then; ctrl-p,ctrl-q if not given
+    #[arg(long, value_name = "KEYS", value_parser = Keys::parse)]
+    #[serde(skip)]
+    pub detach_keys: Option<Keys>,
     /// Leave the container to itself and print its id, once it has started
     #[arg(short, long)]
     pub detach: bool,

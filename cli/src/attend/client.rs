@@ -55,7 +55,21 @@ impl Asking {
         }
         let mut stream = UnixStream::connect(dir.join(SOCKET)).map_err(|source| failed(vm, source))?;
         stream.write_all(line.as_bytes()).map_err(|source| failed(vm, source))?;
-        Ok(Asking { vm: vm.into(), stream, received: Vec::new(), descriptors: Vec::new() })
+        Ok(Self::over(stream, vm))
+    }
+
+    fn over(stream: UnixStream, vm: &str) -> Self {
+        Asking { vm: vm.into(), stream, received: Vec::new(), descriptors: Vec::new() }
+    }
+
+    /// Asks by a connection of its own, whose other end is for the owner of the VM `vm`, who is still to come.
+    pub fn first(vm: &str, order: &Order) -> Result<(Self, UnixStream), AskError> {
+        let pair = || {
+            let (mut stream, owners) = UnixStream::pair()?;
+            stream.write_all(order.encode()?.as_bytes())?;
+            Ok((Self::over(stream, vm), owners))
+        };
+        pair().map_err(|source| failed(vm, source))
     }
 
     /// The next answer; waits for it.

@@ -54,6 +54,8 @@ pub enum Order {
     },
     /// Start another process in the container.
     Exec(Exec),
+    /// Be at the streams of the container's own process.
+    Attach(Attach),
 }
 
 /// A process that is to join a container's main one, and is like that one where nothing is said.
@@ -86,6 +88,18 @@ pub struct Exec {
     pub detached: bool,
 }
 
+/// Somebody who wants to be at the streams of a container's own process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// At its input as well, if it has one.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Size of the terminal that this one has, which the process's has from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Size>,
+}
+
 /// Size of a terminal in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,6 +118,8 @@ pub enum Word {
     Signal(u8),
     /// Its terminal has this size.
     Resize(Size),
+    /// This client leaves it, and it is to go on.
+    Detach,
 }
 
 /// One stream of a process, on its way to the client. Each comes with a descriptor, in order.
@@ -175,6 +191,7 @@ mod tests {
             Order::Rollback { to: "one".into() },
             Order::Pause {},
             Order::Unpause {},
+            Order::Attach(Attach { stdin: true, terminal: Some(Size { rows: 1, columns: 2 }) }),
             Order::Exec(Exec { args: vec!["true".into()], ..Exec::default() }),
             Order::Exec(Exec { env: vec!["A=1".into()], cwd: Some("/".into()), user: Some("0".into()), ..exec }),
         ] {

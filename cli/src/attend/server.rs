@@ -82,6 +82,11 @@ impl Attendance {
         Ok(Talking::new(waiting.stream))
     }
 
+    /// Listens to a client as well that has not come by way of the socket.
+    pub fn adopt(&self, client: &Talking) -> io::Result<()> {
+        Ok(epoll::add(&self.any, client, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
+    }
+
     fn accept(&mut self) {
         for _ in 0..PATIENCE {
             match self.listener.accept() {

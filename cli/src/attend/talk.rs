@@ -35,7 +35,8 @@ pub enum Heard {
 }
 
 impl Talking {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    /// Goes on with a client that has said what it wants.
+    pub fn new(stream: UnixStream) -> Self {
         Talking { stream, line: Vec::new() }
     }
 

@@ -12,6 +12,7 @@ use guest_images::{Keeper, Store};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::events::monotonic_ns;
 
+use super::attach::{attach_to, in_front};
 use super::inspect::find;
 use crate::args::{Kill, Names, Rename, Rm, Start, Stop, Talk, Wait};
 use crate::attend::Order;
@@ -21,6 +22,7 @@ use crate::failure::{self, Failure, Outcome};
 use crate::life::{Kept, Life};
 use crate::logs::writer::Writer;
 use crate::output;
+use crate::owner::Attached;
 use crate::paths;
 use crate::running;
 use crate::session::Io;
@@ -51,7 +53,7 @@ pub fn start(args: &Start, talk: Talk, began: u64) -> Outcome {
     let [word] = args.containers.as_slice() else {
         return Err(Failure::with_code(1, anyhow!("you cannot start and attach multiple containers at once")));
     };
-    here(word, args.interactive, talk, began)
+    here(word, args, talk, began)
 }
 
 /// Starts one, unless it runs.
@@ -64,7 +66,7 @@ fn in_background(word: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let (_, held, _) = Containers::of(&paths::store())?.take(record_word(&entry))?;
-    let started = supervisor::spawn(held)?.wait();
+    let started = supervisor::spawn(held, None)?.wait();
     started.map_err(|failure| failure.error.unwrap_or_else(|| anyhow!("the container did not start")))
 }
 
@@ -73,24 +75,28 @@ fn record_word(entry: &Entry) -> &str {
     entry.record.id.as_str()
 }
 
-fn here(word: &str, interactive: bool, talk: Talk, began: u64) -> Outcome {
+fn here(word: &str, args: &Start, talk: Talk, began: u64) -> Outcome {
     let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
     let entry = find(word).map_err(|error| Failure::with_code(1, error))?;
     if entry.record.state.status == Status::Running {
-        let running =
-            anyhow!("container {word} is running, and cannot be attached to; `bulkhead logs -f` shows its output");
-        return Err(Failure::with_code(1, running));
+        drop(guard);
+        return attach_to(&entry, args.interactive, args.detach_keys.clone(), true);
     }
     let flags = &entry.record.flags;
-    let mut io = Io::inherit(interactive && flags.interactive, flags.tty)?;
+    let io = Io::inherit(args.interactive && flags.interactive, flags.tty)?;
     let holding = guard.hold();
     let store = Store::open(paths::store())?;
     let (name, held, record) = Containers::of(store.dir())?.take(record_word(&entry))?;
+    if io.stdin.is_some() && record.flags.tty && !talk.verbose {
+        return in_front(&name, held, io, args.detach_keys.clone(), &guard, holding);
+    }
     let kept = store.kept(Keeper::Container(record.id.as_str()))?;
     let kept = kept.ok_or_else(|| anyhow!("container {name}: it has no list of layers"))?;
-    io.recorder = Some(Arc::new(Writer::open(&held.dir()).context("log")?));
+    let log = Arc::new(Writer::open(&held.dir()).context("log")?);
+    let attached = Attached::new(Some(log), None, record.flags.tty, None);
     let (layers, keys) = (kept.layers, kept.keys);
-    let life = Life { name, record, layers, keys, io, report: None, talk, times: [began, monotonic_ns()] };
+    let times = [began, monotonic_ns()];
+    let life = Life { name, record, layers, keys, io, attached, report: None, talk, times };
     life.live(&guard, holding, held)
 }
 

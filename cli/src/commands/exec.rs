@@ -8,7 +8,7 @@ use crate::attend::{Exec, Order, Size};
 use crate::env;
 use crate::failure::{Failure, Outcome};
 use crate::running;
-use crate::session::joined::{JoinError, Joined, outcome};
+use crate::session::joined::{JoinError, Joined, Manners, Parted, outcome};
 use crate::session::{Io, SessionError};
 
 /// Size of a terminal that nobody is at.
@@ -34,8 +34,9 @@ pub fn exec(mut args: Args) -> Outcome {
         Err(error) => return conclude(Err(error.into())),
     };
     let (name, directory) = find()?;
-    let joined = Joined::ask(io, |terminal| Asking::ask(&directory, &name, &Order::Exec(Exec { terminal, ..exec })));
-    conclude(joined.and_then(Joined::attend))
+    let order = |terminal| Asking::ask(&directory, &name, &Order::Exec(Exec { terminal, ..exec }));
+    let parted = Joined::ask(io, Manners::ALONE, order).and_then(Joined::attend);
+    conclude(parted.map(|parted| if let Parted::Exited(code) = parted { code } else { 0 }))
 }
 
 /// What the flags say of it.

@@ -1,5 +1,6 @@
 //! The verbs, one module each (those on images share one, and those that do something with containers).
 
+pub mod attach;
 pub mod bench;
 pub mod boot;
 pub mod commit;

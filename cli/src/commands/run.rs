@@ -10,6 +10,7 @@ use guest_images::{ImageRef, Keeper, PreparedImage, ProcessDefaults, Store};
 use guest_protocol::{Found, Process};
 use vmm::events::monotonic_ns;
 
+use super::attach::in_front;
 use super::restore::run_warm;
 use crate::args::{Run, Talk};
 use crate::containers::record::{State, now_ns};
@@ -19,8 +20,9 @@ use crate::failure::Outcome;
 use crate::life::{self, Kept, Life};
 use crate::logs::writer::Writer;
 use crate::output::{self, Progress};
+use crate::owner::Attached;
 use crate::paths;
-use crate::session::Io;
+use crate::session::{Io, Recorder};
 use crate::signals::{self, Guard};
 use crate::snapshots::name::WARM;
 use crate::supervisor;
@@ -31,7 +33,7 @@ use crate::volumes::VolumeFlag;
 const USUAL_STOP_SIGNAL: u8 = 15;
 
 /// Runs it; `began` is when this process did.
-pub fn run(args: Run, talk: Talk, began: u64) -> Outcome {
+pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     if args.image_and_command[0].ends_with(WARM) {
         return run_warm(args, talk, began);
     }
@@ -41,19 +43,26 @@ pub fn run(args: Run, talk: Talk, began: u64) -> Outcome {
     let (image, store) = prepare(&args, talk)?;
     let image_ready = monotonic_ns();
     let holding = guard.hold();
-    let (name, held, record) = make(args, &image, &store, io.is_none())?;
-    let Some(mut io) = io else {
-        let waiting = supervisor::spawn(held)?;
+    // What can be left behind is not this process's; but only here there is somebody to hear of phases.
+    let apart = args.interactive && args.tty && !args.detach && !talk.verbose;
+    let keys = args.detach_keys.take();
+    let (name, held, record) = make(args, &image, &store, apart || io.is_none())?;
+    let Some(io) = io else {
+        let mut waiting = supervisor::spawn(held, None)?;
         drop(holding);
         waiting.wait()?;
         output::print(&format!("{}\n", record.id))?;
         return Ok(0);
     };
-    if !record.flags.rm {
-        io.recorder = Some(Arc::new(Writer::open(&held.dir()).context("log")?));
+    if apart {
+        return in_front(&name, held, io, keys, &guard, holding);
     }
+    let log = if record.flags.rm { None } else { Some(Writer::open(&held.dir()).context("log")?) };
+    let log = log.map(|log| -> Arc<dyn Recorder> { Arc::new(log) });
+    let attached = Attached::new(log, None, record.flags.tty, None);
     let (layers, keys) = (image.disk().cloned().collect(), image.keys());
-    let life = Life { name, record, layers, keys, io, report: None, talk, times: [began, image_ready] };
+    let times = [began, image_ready];
+    let life = Life { name, record, layers, keys, io, attached, report: None, talk, times };
     life.live(&guard, holding, held)
 }
 

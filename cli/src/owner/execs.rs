@@ -98,11 +98,11 @@ impl Execs {
     pub fn wish(&mut self) -> Option<Wish> {
         for joined in &mut self.list {
             match joined.client.as_mut().map(Talking::hear) {
-                Some(Said::Word(word)) if joined.started => {
-                    return Some(Wish::Tell(match word {
-                        Word::Signal(signal) => HostMessage::Signal { process: joined.id, signal },
-                        Word::Resize(size) => HostMessage::Resize { process: joined.id, size: window(size) },
-                    }));
+                Some(Said::Word(Word::Signal(signal))) if joined.started => {
+                    return Some(Wish::Tell(HostMessage::Signal { process: joined.id, signal }));
+                }
+                Some(Said::Word(Word::Resize(size))) if joined.started => {
+                    return Some(Wish::Tell(HostMessage::Resize { process: joined.id, size: window(size) }));
                 }
                 // A client that speaks before it is its turn is no better than one that is gone.
                 Some(Said::End | Said::Word(_)) => joined.let_go(),

@@ -11,9 +11,11 @@
 //! - [`jobs`]: snapshots and rollbacks;
 //! - [`pause`]: the VM standing still because a client wants it so;
 //! - [`execs`]: processes that have joined the container's main one;
+//! - [`attached`]: clients at the streams of the container's own process;
 //! - [`tracked`]: the container's record, which follows what becomes of the VM;
 //! - [`history`]: where the VM came from, and what the next snapshot can be a change to.
 
+mod attached;
 mod execs;
 mod history;
 mod jobs;
@@ -30,13 +32,14 @@ use rustix::event::epoll;
 use serde_json::{Value, json};
 
 use crate::attend::server::{Attendance, Waiting};
-use crate::attend::{Exec, Order, SOCKET};
+use crate::attend::{Attach, Exec, Order, SOCKET};
 use crate::failure::one_line;
 use crate::rundir::RunDir;
 use crate::session::{Attendant, FreezeError, Heard, Wish};
 use crate::snapshots::making::Wanted;
 use crate::snapshots::{Held, What};
 use crate::successor::{Arrived, Succession, Successor};
+pub use attached::{Attached, First};
 use execs::Execs;
 pub use history::History;
 pub use tracked::{Shared, Tracked};
@@ -120,8 +123,10 @@ impl Owner {
     }
 
     /// From now on a container's record follows what becomes of the VM.
-    pub fn track(&mut self, container: Shared) {
+    pub fn track(&mut self, container: Shared) -> io::Result<()> {
+        container.borrow().attached.listen(&self.attendance)?;
         self.container = Some(container);
+        Ok(())
     }
 
     /// The VM's control socket.
@@ -168,10 +173,11 @@ impl Owner {
                 return Some(Wish::End);
             }
             Order::Signal { signal } => return self.signal(signal, client),
-            Order::Exec(_) | Order::Snapshot { .. } | Order::Rollback { .. } if self.paused => {
+            Order::Exec(_) | Order::Attach(_) | Order::Snapshot { .. } | Order::Rollback { .. } if self.paused => {
                 return self.refuse_paused(client);
             }
             Order::Exec(exec) => return self.exec(exec, client),
+            Order::Attach(attach) => return self.attach(attach, client),
             Order::Snapshot { .. } | Order::Rollback { .. } | Order::Pause {} | Order::Unpause {} => {}
         }
         if self.job.is_some() {
@@ -192,7 +198,7 @@ impl Owner {
             },
             Order::Pause {} => self.pause(true, client),
             Order::Unpause {} => self.pause(false, client),
-            Order::About {} | Order::End {} | Order::Signal { .. } | Order::Exec(_) => None,
+            Order::About {} | Order::End {} | Order::Signal { .. } | Order::Exec(_) | Order::Attach(_) => None,
         }
     }
 
@@ -216,6 +222,18 @@ impl Owner {
             return None;
         }
         self.execs.order(exec, client, &self.attendance)
+    }
+
+    fn attach(&mut self, attach: Attach, client: Waiting) -> Option<Wish> {
+        let name = &self.facts.name;
+        match &self.container {
+            None => client.refuse(&format!(
+                "microVM '{name}' is no container: it was restored or booted, and is where that was done"
+            )),
+            Some(_) if !self.runs => client.refuse(&format!("container {name} does not run yet")),
+            Some(container) => return container.borrow_mut().attached.order(attach, client, &self.attendance),
+        }
+        None
     }
 
     fn about(&self) -> Value {
@@ -242,6 +260,9 @@ impl Attendant for Owner {
         {
             self.job = None;
             return Some(Wish::GiveUp);
+        }
+        if let Some(wish) = self.container.as_ref().and_then(|container| container.borrow_mut().attached.wish()) {
+            return Some(wish);
         }
         if let Some(wish) = self.execs.wish() {
             return Some(wish);

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use super::Attached;
 use crate::containers::Record;
 use crate::supervisor::Report;
 
@@ -19,11 +20,14 @@ pub struct Tracked {
     pub dir: PathBuf,
     /// Who is to hear that the process has started.
     pub report: Option<Report>,
+    /// Who is at its process.
+    pub attached: Attached,
 }
 
 impl Tracked {
     /// Its process runs. A replacement of the VM there was goes on with the same process.
     pub fn started(&mut self) {
+        self.attached.started();
         if self.record.state.pid == std::process::id() {
             return;
         }

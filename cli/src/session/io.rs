@@ -19,6 +19,8 @@ pub struct Io {
     pub stderr: OwnedFd,
     /// The process gets a terminal.
     pub terminal: bool,
+    /// Size of that where none is at hand to tell.
+    pub size: Option<WindowSize>,
     /// Hears all that the process writes, too.
     pub recorder: Option<Arc<dyn Recorder>>,
 }
@@ -48,22 +50,23 @@ impl Io {
             stdout: own(std::io::stdout().as_fd())?,
             stderr: own(std::io::stderr().as_fd())?,
             terminal,
+            size: None,
             recorder: None,
         })
     }
 
-    /// Streams of a process that nobody is at: what it writes goes nowhere, and what it reads never comes, if it is `interactive`.
-    /// The second part is what would be written to for it to read that.
+    /// Streams of a process that nobody is at: what it writes goes nowhere, and what it reads comes from the second part, if it is
+    /// `interactive`; that is not at its end before all copies of it are closed.
     ///
     /// # Errors
     /// [`SessionError::Host`].
     pub fn nobody(interactive: bool, terminal: bool) -> Result<(Self, Option<OwnedFd>), SessionError> {
         let make = || {
             let null = File::options().write(true).open("/dev/null")?;
-            // On a terminal nobody types.
-            let pipe = (interactive && !terminal).then(|| pipe_with(PipeFlags::CLOEXEC)).transpose()?;
+            let pipe = interactive.then(|| pipe_with(PipeFlags::CLOEXEC)).transpose()?;
             let (stdin, input) = pipe.unzip();
-            let io = Self { stdin, stdout: null.try_clone()?.into(), stderr: null.into(), terminal, recorder: None };
+            let (stdout, stderr) = (null.try_clone()?.into(), null.into());
+            let io = Self { stdin, stdout, stderr, terminal, size: None, recorder: None };
             Ok((io, input))
         };
         make().map_err(|source| SessionError::Host { what: "make streams", source })
@@ -76,7 +79,13 @@ impl Io {
             .flatten()
             .find_map(|fd| tcgetwinsize(fd).ok())
             .filter(|size| size.ws_row != 0 && size.ws_col != 0);
-        size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize { rows: size.ws_row, columns: size.ws_col })
+        let size = size.map(|size| WindowSize { rows: size.ws_row, columns: size.ws_col });
+        size.or(self.size).unwrap_or(WindowSize { rows: 24, columns: 80 })
+    }
+
+    /// The user's terminal, whose keys are the process's while it runs.
+    pub(super) fn keyboard(&self) -> Option<&OwnedFd> {
+        self.stdin.as_ref().filter(|stdin| self.terminal && isatty(stdin))
     }
 }
 

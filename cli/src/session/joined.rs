@@ -8,11 +8,12 @@
 
 use super::conversation::{ENDING, PATIENCE, Signals, host, wiring};
 use super::io::RawMode;
+use super::keys::Keys;
 use super::{Io, SessionError, pump};
 use crate::attend::client::{AskError, Asking};
 use crate::attend::{Answer, Size, Stream, Word};
 use crate::failure::sanitize;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::Value;
 use signal_hook::consts::signal::{SIGCONT, SIGWINCH};
@@ -34,23 +35,62 @@ pub enum JoinError {
         /// Why.
         detail: String,
     },
+    /// Its microVM has given this one up.
+    #[error(
+        "what it writes was not taken for too long, so that it went on without this; `bulkhead logs` has all of it"
+    )]
+    TooSlow,
     /// This side failed.
     #[error(transparent)]
     Session(#[from] SessionError),
+}
+
+/// How long a microVM that has closed a stream may take to say more. It says how a process has ended before it closes its streams.
+const GRACE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// What the threads of streams say in the end.
+const OUTPUT_ENDED: u8 = 0;
+const LEFT: u8 = 1;
+
+/// How somebody is at the streams of a process.
+#[derive(Debug, Clone)]
+pub struct Manners {
+    /// Others may be at them as well: the end of this one's input is not that of the process's.
+    pub shared: bool,
+    /// Keys that leave it.
+    pub keys: Option<Keys>,
+    /// Signals are passed on to the process, instead of ending this.
+    pub proxy: bool,
+}
+
+impl Manners {
+    /// It is there for nobody else.
+    pub const ALONE: Manners = Manners { shared: false, keys: None, proxy: true };
+}
+
+/// How it came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parted {
+    /// It has ended with this exit code.
+    Exited(u8),
+    /// It goes on, and has been left.
+    Left,
 }
 
 /// Somebody at the streams of a process.
 pub struct Joined {
     asking: Asking,
     io: Io,
+    manners: Manners,
     signals: Signals,
     size: Size,
     raw: Option<RawMode>,
-    /// Which output has ended: one byte each. The threads have the other end.
+    /// A byte for each output that has ended, and for keys that leave. The threads have the other end.
     ended: UnixStream,
     ended_sender: UnixStream,
     /// Output streams that have not ended.
     outputs: usize,
+    /// The keys that leave it have been typed.
+    left: bool,
     /// It has its streams.
     started: bool,
     answer: Option<Value>,
@@ -62,7 +102,11 @@ impl Joined {
     ///
     /// # Errors
     /// It cannot be asked for.
-    pub fn ask(io: Io, ask: impl FnOnce(Option<Size>) -> Result<Asking, AskError>) -> Result<Self, JoinError> {
+    pub fn ask(
+        io: Io,
+        manners: Manners,
+        ask: impl FnOnce(Option<Size>) -> Result<Asking, AskError>,
+    ) -> Result<Self, JoinError> {
         let signals = wiring().map_err(host("prepare for signals"))?;
         let (ended, ended_sender) = UnixStream::pair().map_err(host("prepare for streams"))?;
         ended.set_nonblocking(true).map_err(host("prepare for streams"))?;
@@ -72,29 +116,39 @@ impl Joined {
         Ok(Self {
             asking,
             io,
+            manners,
             signals,
             size,
             raw,
             ended,
             ended_sender,
             outputs: 0,
+            left: false,
             started: false,
             answer,
             impatience: 0,
         })
     }
 
-    /// Sees to it until it has ended and all it wrote has been passed on: its exit code.
+    /// Sees to it until it has ended and all it wrote has been passed on, or it is left.
     ///
     /// # Errors
-    /// There is none.
-    pub fn attend(mut self) -> Result<u8, JoinError> {
+    /// There is no exit code.
+    pub fn attend(mut self) -> Result<Parted, JoinError> {
         loop {
             while let Some(answer) = self.asking.take()? {
                 self.heed(answer)?;
             }
             if let Some(answer) = self.answer.as_ref().filter(|_| self.outputs == 0) {
-                return outcome(answer);
+                return outcome(answer).map(Parted::Exited);
+            }
+            if self.left {
+                self.asking.say(Word::Detach);
+                return Ok(Parted::Left);
+            }
+            if self.manners.shared && self.started && self.outputs == 0 {
+                self.hear_why()?;
+                continue;
             }
             let mut fds = [
                 PollFd::new(self.signals.get_read(), PollFlags::IN),
@@ -113,11 +167,27 @@ impl Joined {
             }
             if ended {
                 let mut bytes = [0; 4];
-                self.outputs = self.outputs.saturating_sub(self.ended.read(&mut bytes).unwrap_or(0));
+                let count = self.ended.read(&mut bytes).unwrap_or(0);
+                for byte in &bytes[..count] {
+                    match byte {
+                        &OUTPUT_ENDED => self.outputs = self.outputs.saturating_sub(1),
+                        _ => self.left = true,
+                    }
+                }
             }
             if answers {
                 self.receive()?;
             }
+        }
+    }
+
+    /// All that others hear as well has ended, without a word so far.
+    fn hear_why(&mut self) -> Result<(), JoinError> {
+        match poll(&mut [PollFd::new(&self.asking, PollFlags::IN)], Some(&GRACE)) {
+            Ok(0) => Err(JoinError::TooSlow),
+            Ok(_) => self.receive(),
+            Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(host("wait for the process")(error.into()).into()),
         }
     }
 
@@ -128,7 +198,7 @@ impl Joined {
         let mut byte = [0];
         let _ = self.ended.set_nonblocking(false);
         while self.outputs > 0 && self.ended.read(&mut byte).is_ok() {
-            self.outputs -= 1;
+            self.outputs -= usize::from(byte == [OUTPUT_ENDED]);
         }
         Err(gone.into())
     }
@@ -154,10 +224,14 @@ impl Joined {
     fn attach(&mut self, streams: Vec<(Stream, OwnedFd)>) -> Result<(), SessionError> {
         let failed = || host("attach a stream");
         self.started = true;
-        if let (true, Some(stdin)) = (self.io.terminal, &self.io.stdin) {
-            self.raw = Some(RawMode::enter(stdin).map_err(host("put the terminal into raw mode"))?);
+        if let Some(keyboard) = self.io.keyboard() {
+            self.raw = Some(RawMode::enter(keyboard).map_err(host("put the terminal into raw mode"))?);
         }
         for (name, stream) in streams {
+            if self.manners.shared && name == Stream::Stdin {
+                self.share_input(stream).map_err(failed())?;
+                continue;
+            }
             let stream = UnixStream::from(stream);
             if let (Stream::Stdin | Stream::Terminal, Some(stdin)) = (name, &self.io.stdin) {
                 let start = || pump::input(stdin.try_clone()?, stream.try_clone()?);
@@ -176,7 +250,7 @@ impl Joined {
                     |_| (),
                     move || {
                         // Whoever listened may be gone; there is room for these few bytes.
-                        let _ = rustix::io::write(&sender, &[0]);
+                        let _ = rustix::io::write(&sender, &[OUTPUT_ENDED]);
                     },
                 )
             };
@@ -187,13 +261,22 @@ impl Joined {
         Ok(())
     }
 
+    /// Passes on what is typed here to what others may write to as well.
+    fn share_input(&self, sink: OwnedFd) -> std::io::Result<()> {
+        let Some(stdin) = &self.io.stdin else { return Ok(()) };
+        let sender = self.ended_sender.try_clone()?;
+        pump::shared_input(stdin.try_clone()?, sink, self.manners.keys.clone(), move || {
+            let _ = rustix::io::write(&sender, &[LEFT]);
+        })
+    }
+
     fn pass_signals_on(&mut self) -> Result<(), SessionError> {
         let pending: Vec<i32> = self.signals.pending().collect();
         for signal in pending {
             let number = u8::try_from(signal).unwrap_or_default();
             if ENDING.contains(&signal) {
                 self.impatience += 1;
-                if !self.started || self.answer.is_some() || self.impatience >= PATIENCE {
+                if !self.started || !self.manners.proxy || self.answer.is_some() || self.impatience >= PATIENCE {
                     return Err(SessionError::Interrupted(number));
                 }
             }
@@ -204,7 +287,7 @@ impl Joined {
             if let (SIGCONT, Some(raw)) = (signal, &self.raw) {
                 raw.enter_again();
             }
-            if self.started {
+            if self.started && self.manners.proxy {
                 self.asking.say(Word::Signal(number));
             }
         }
@@ -221,7 +304,8 @@ impl Joined {
     }
 }
 
-fn size(io: &Io) -> Size {
+/// Size of the terminal that there is, or a usual one.
+pub fn size(io: &Io) -> Size {
     let size = io.window_size();
     Size { rows: size.rows, columns: size.columns }
 }

@@ -2,6 +2,8 @@
 //!
 //! - [`Session`]: the sockets the guest connects to, [`Session::begin`] and [`Session::run`].
 //! - [`io`]: the user's streams and terminal.
+//! - [`audience`]: whoever else is at the streams.
+//! - [`keys`]: those that have a terminal leave.
 //! - [`arrival`]: a guest that is waited for beside another one's run ([`Arrival`]).
 //! - [`attend`]: whoever wants something of a VM while its process runs ([`Attendant`]).
 //! - [`conversation`]: one run ([`Conversation`]): the loop over control messages, signals and the end of the VM.
@@ -16,10 +18,12 @@
 
 mod arrival;
 pub mod attend;
+pub mod audience;
 mod control;
 mod conversation;
 pub mod io;
 pub mod joined;
+pub mod keys;
 mod pump;
 mod streams;
 #[cfg(test)]

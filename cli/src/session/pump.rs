@@ -2,6 +2,7 @@
 //!
 //! A thread ends when its source ends, its sink is gone, or its connection is shut down from outside.
 
+use super::keys::Keys;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read, write};
 use std::net::Shutdown;
@@ -49,9 +50,34 @@ pub(super) fn input(source: OwnedFd, connection: UnixStream) -> std::io::Result<
     thread::Builder::new().name("input".into()).spawn(pump)
 }
 
+/// Passes what `source` brings on to the input of a process that others can write to as well: its end is not that of the input.
+/// `keys` end it earlier, which calls `detached`.
+pub(super) fn shared_input(
+    source: OwnedFd,
+    sink: OwnedFd,
+    mut keys: Option<Keys>,
+    detached: impl FnOnce() + Send + 'static,
+) -> std::io::Result<()> {
+    let pump = move || {
+        let mut buffer = vec![0; CHUNK];
+        while wait_for_input(&source, &sink) {
+            let Ok(count @ 1..) = retry(|| read(&source, &mut buffer[..])) else { return };
+            let typed = &buffer[..count];
+            let (typed, left) = keys.as_mut().map_or((typed.to_vec(), false), |keys| keys.filter(typed));
+            if write_all(&sink, &typed).is_err() {
+                return;
+            }
+            if left {
+                return detached();
+            }
+        }
+    };
+    thread::Builder::new().name("input".into()).spawn(pump).map(drop)
+}
+
 /// Waits until there is something to read: false if the connection goes away first. What nobody will take is not taken from
 /// the user's terminal either.
-fn wait_for_input(source: &OwnedFd, connection: &UnixStream) -> bool {
+fn wait_for_input(source: &OwnedFd, connection: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(source, PollFlags::IN), PollFd::new(connection, PollFlags::empty())];
     retry(|| poll(&mut fds, None)).is_ok() && fds[1].revents().is_empty()
 }

@@ -121,7 +121,7 @@ fn run<G: FnOnce(&Path, UnixStream) + Send>(stdin: Option<OwnedFd>, guest: G) ->
         scope.spawn(move || guest(path, alive));
         let stdout = scope.spawn(move || read_all(&mut stdout));
         let stderr = scope.spawn(move || read_all(&mut stderr));
-        let io = Io { stdin, stdout: out.into(), stderr: err.into(), terminal: false, recorder: None };
+        let io = Io { stdin, stdout: out.into(), stderr: err.into(), terminal: false, size: None, recorder: None };
         let result = exited(session.begin(vm.as_fd()).and_then(|it| it.start(start(), io, &mut NoAttendant)));
         drop(session);
         Seen { result, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
@@ -199,6 +199,7 @@ fn a_guest_is_prepared_and_a_clone_started() {
         stdout: out.try_clone().unwrap().into(),
         stderr: out.try_clone().unwrap().into(),
         terminal: false,
+        size: None,
         recorder: None,
     };
     let run = |guest: &mut Guest, code| {
@@ -422,7 +423,8 @@ fn a_closed_output_is_closed_for_the_process() {
             guest.exited(ExitStatus::Code(1));
             assert_eq!(guest.next(), None);
         });
-        let io = Io { stdin: None, stdout: out.into(), stderr: err.into(), terminal: false, recorder: None };
+        let io =
+            Io { stdin: None, stdout: out.into(), stderr: err.into(), terminal: false, size: None, recorder: None };
         let ended = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io, &mut NoAttendant));
         drop(session);
         assert_eq!(exited(ended).unwrap().exit_code, 1);
@@ -478,6 +480,7 @@ fn a_terminal_is_raw_while_the_process_runs() {
             stdout: terminal.try_clone().unwrap(),
             stderr: terminal.try_clone().unwrap(),
             terminal: true,
+            size: None,
             recorder: None,
         };
         let ended = session.begin(vm.as_fd()).and_then(|it| it.start(start(), io, &mut NoAttendant));

@@ -133,8 +133,8 @@ impl Conversation<'_> {
     /// From now on the terminal's keys are the process's.
     fn process_runs(&mut self) -> Result<(), SessionError> {
         if let Some(streams) = &mut self.streams {
-            if let (true, Some(stdin)) = (streams.io.terminal, &streams.io.stdin) {
-                self.raw = Some(RawMode::enter(stdin).map_err(host("put the terminal into raw mode"))?);
+            if let Some(keyboard) = streams.io.keyboard() {
+                self.raw = Some(RawMode::enter(keyboard).map_err(host("put the terminal into raw mode"))?);
             }
             streams.flow()?;
         }

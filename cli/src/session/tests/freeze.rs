@@ -93,6 +93,7 @@ fn with_asker(
         stderr: out.try_clone().unwrap().into(),
         stdout: out.into(),
         terminal: false,
+        size: None,
         recorder: None,
     };
     thread::scope(|scope| {

@@ -101,6 +101,7 @@ fn others_are_told_of_when_the_process_runs_and_heard_of_until_it_ends() {
             stderr: out.try_clone().unwrap().into(),
             stdout: out.into(),
             terminal: false,
+            size: None,
             recorder: None,
         };
         let ended = exited(session.begin(vm.as_fd()).and_then(|it| it.start(start(), io, &mut asker)));
