@@ -21,7 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::bench::{Bench, BenchWhat};
 pub use self::containers::{Attach, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Wait};
 pub use self::exec::Exec;
-pub use self::files::{Copy, Diff, Top};
+pub use self::files::{Copy, Diff, Stats, Top};
 pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
 pub use self::network::{Destination, Network, Publish};
 #[cfg(test)]
@@ -95,6 +95,8 @@ pub enum Verb {
     Exec(Exec),
     /// List the processes of a running container
     Top(Top),
+    /// Show what containers use, again and again
+    Stats(Stats),
     /// Copy files between a running container and this host
     Cp(Copy),
     /// List what a running container has changed in its files: A added, C changed, D deleted

@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use guest_protocol::files::{FileMessage, Helper, MAX_FILE_FRAME};
@@ -36,9 +37,24 @@ impl Helping {
     /// # Errors
     /// No such container runs, or it cannot be had.
     pub fn begin(container: &str, helper: Helper, input: bool) -> anyhow::Result<Self> {
+        Self::ask(container, helper, input, None)
+    }
+
+    /// The same, of something that is to be done within `patience`: what takes longer is an error.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn begin_within(container: &str, helper: Helper, patience: Duration) -> anyhow::Result<Self> {
+        let this = Self::ask(container, helper, false, Some(patience))?;
+        this.output.set_read_timeout(Some(patience))?;
+        Ok(this)
+    }
+
+    fn ask(container: &str, helper: Helper, input: bool, patience: Option<Duration>) -> anyhow::Result<Self> {
         let (name, directory) = running::find(container)?;
         let order = Order::Exec(Exec { helper: Some(helper), stdin: input, ..Exec::default() });
         let mut asking = Asking::ask(&directory, &name, &order)?;
+        asking.be_patient(patience)?;
         loop {
             match asking.next()? {
                 Answer::Streams(names) => {

@@ -24,6 +24,7 @@
 //! | [`signals`] | signals by name, and before there is a guest |
 //! | [`net`], [`egress`] | what a microVM's interfaces lead to, and where its packets may go |
 //! | [`upper`] | the writable layer of a container that stays |
+//! | [`usage`] | what a container takes of its host |
 //! | [`volumes`] | directories of this host in a container |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`failure`] | exit codes and one-line errors |
@@ -71,6 +72,7 @@ mod template;
 mod templates;
 mod terminal;
 mod upper;
+mod usage;
 mod volumes;
 mod window;
 
@@ -173,6 +175,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Commit(commit) if commit.memory => commands::snapshots::commit(&commit, cli.talk),
         Verb::Commit(commit) => commands::commit::commit(&commit),
         Verb::Top(top) => commands::look::top(&top),
+        Verb::Stats(stats) => commands::stats::stats(&stats),
         Verb::Cp(copy) => commands::copy::copy(&copy),
         Verb::Diff(diff) => commands::look::diff(&diff),
         Verb::Pull(pull) => commands::registry::pull(&pull, cli.talk),

@@ -13,6 +13,7 @@
 //! | [`interactive`] | terminals |
 //! | [`killed`] | SIGKILL at each call that saves or removes a snapshot |
 //! | [`lifecycle`] | containers without their CLI: run -d, ps, logs, stop, start, rm |
+//! | [`looking`] | what containers use, what has become of them, and why |
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
 //! | [`memory`] | RAM of machines that go on from a snapshot |
 //! | [`net`] | guests on a network |
@@ -50,6 +51,7 @@ mod interactive;
 mod killed;
 mod lifecycle;
 mod load;
+mod looking;
 mod many;
 mod memory;
 mod net;

@@ -33,6 +33,30 @@ pub struct Diff {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "MEM USAGE is what programs in the guest have, without its file cache; HOST MEM what the container takes of this host: its guest's memory, \
+                  the monitor's own, and its share of what it has together with others. SHARED is all that it has together with others, LAYER CACHE what \
+                  of its image is in this host's page cache, for whoever has that image. `--format json` has them in bytes."
+)]
+pub struct Stats {
+    /// Also those that do not run
+    #[arg(short, long)]
+    pub all: bool,
+    /// Show it once
+    #[arg(long)]
+    pub no_stream: bool,
+    /// Do not cut ids
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// How to print: `table`, `json`, or a template such as '{{.Name}} {{.MemUsage}}'
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+    /// Containers, by name or the beginning of the id; all that run if not given
+    #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct Top {
     /// How to print: `table`, `json`, or a template such as '{{.PID}} {{.RSS}}'
     #[arg(long, value_name = "FORMAT", default_value = "table")]

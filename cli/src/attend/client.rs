@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::Value;
@@ -80,6 +81,11 @@ impl Asking {
             }
             self.receive()?;
         }
+    }
+
+    /// Answers are waited for this long, or for ever.
+    pub fn be_patient(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(patience)
     }
 
     /// The next answer of what has been received, if all of it has.

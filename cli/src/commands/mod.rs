@@ -18,5 +18,6 @@ pub mod registry;
 pub mod restore;
 pub mod run;
 pub mod snapshots;
+pub mod stats;
 pub mod system;
 pub mod vmm;

@@ -66,6 +66,8 @@ pub struct State {
     pub exit_code: u8,
     /// Why it ended, or did not start, if its process does not tell; one line for people.
     pub error: String,
+    /// Which process the guest's kernel has killed for lack of memory last, in its words, if any.
+    pub out_of_memory: String,
     /// When its process started last; 0: never.
     pub started_ns: u64,
     /// When it ended last; 0: never.
@@ -131,7 +133,8 @@ impl Record {
 
     fn finish(&mut self, status: Status, code: u8, error: String) {
         let finished_ns = if status == Status::Created { 0 } else { now_ns() };
-        self.state = State { status, paused: false, pid: 0, exit_code: code, error, finished_ns, ..self.state };
+        let state = std::mem::take(&mut self.state);
+        self.state = State { status, paused: false, pid: 0, exit_code: code, error, finished_ns, ..state };
     }
 
     /// The file's bytes.

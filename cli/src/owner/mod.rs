@@ -319,6 +319,12 @@ impl Attendant for Owner {
         self.execs.heard(heard);
     }
 
+    fn out_of_memory(&mut self, which: &str) {
+        if let Some(container) = &self.container {
+            container.borrow_mut().out_of_memory(which);
+        }
+    }
+
     fn ended(&mut self) {
         self.execs.end(match self.job {
             Some(Job::Rollback { .. }) => "the microVM goes on from a snapshot, without what had joined it",

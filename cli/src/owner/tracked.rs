@@ -8,6 +8,9 @@ use super::Attached;
 use crate::containers::Record;
 use crate::supervisor::Report;
 
+/// Longest text of the guest's that is kept.
+const MOST_WORDS: usize = 200;
+
 /// Whoever runs a container and whoever attends to its clients have it together.
 pub type Shared = Rc<RefCell<Tracked>>;
 
@@ -36,6 +39,11 @@ impl Tracked {
         if let Some(report) = self.report.take() {
             report.started();
         }
+    }
+
+    /// The guest's kernel has killed a process for lack of memory.
+    pub fn out_of_memory(&mut self, which: &str) {
+        self.record.state.out_of_memory = which.chars().take(MOST_WORDS).collect();
     }
 
     /// It stands still, or goes on.

@@ -55,6 +55,11 @@ pub trait Attendant {
         drop(heard);
     }
 
+    /// The guest's kernel has killed a process for lack of memory: which one, in its words, without control characters.
+    fn out_of_memory(&mut self, which: &str) {
+        let _ = which;
+    }
+
     /// The conversation is at its end: nothing more will be heard.
     fn ended(&mut self) {}
 }

@@ -102,6 +102,14 @@ impl Control {
         self.send(&GuestMessage::StartFailed { process, kind, detail })
     }
 
+    /// The kernel has killed a process for lack of memory.
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn out_of_memory(&self, detail: String) -> Result<(), HostGone> {
+        self.send(&GuestMessage::OutOfMemory { detail })
+    }
+
     /// A process has ended, at `exit_ns`.
     ///
     /// # Errors

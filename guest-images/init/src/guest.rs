@@ -18,13 +18,17 @@ use crate::names::{self, Names, Own};
 use crate::network;
 use crate::process;
 use crate::root;
+use crate::scarcity;
 use crate::settings;
 use crate::stage::Stage;
 use crate::streams::{Opening, Streams};
 use crate::sys::{Clock, clock_ns, freeze_file_system, reseed, set_wall_clock};
 use crate::volumes::Volumes;
 use alloc::boxed::Box;
-use guest_protocol::{CONTROL_PORT, End, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Seed, Start, Upper};
+use alloc::vec::Vec;
+use guest_protocol::{
+    CONTROL_PORT, End, ExitStatus, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Seed, Start, Upper,
+};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{self, Errno};
 
@@ -72,6 +76,9 @@ pub trait Machine {
     /// # Errors
     /// There is none: as the system call that failed.
     fn cgroups(&self) -> io::Result<OwnedFd>;
+
+    /// What the kernel has said, as far as it is kept; nothing if that cannot be had.
+    fn kernel_log(&self) -> Vec<u8>;
 }
 
 /// Lives the whole life on a connected control connection; `init_ns` is when it began. Returns how the guest is to end.
@@ -103,6 +110,12 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
             let (status, exit_ns) = attend(machine, control, &mut container)?;
             // All processes have ended. If it cannot be written, there is nothing to be done about it here.
             let _ = container.into_disk().map(freeze_file_system);
+            // A log of an emulated kernel takes its time: only where there is something to explain.
+            if status != ExitStatus::Code(0)
+                && let Some(detail) = scarcity::killed(&machine.kernel_log())
+            {
+                control.out_of_memory(detail)?;
+            }
             control.exited(MAIN_PROCESS, status, exit_ns)?;
         }
     }

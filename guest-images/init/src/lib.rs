@@ -11,6 +11,7 @@
 //! - [`attend`]: everything from the process's start to its end.
 //! - [`process`]: starting it; [`running`]: signals to it, its end. [`exec`]: the processes that join it.
 //! - [`freeze`]: stopping all its processes, for a snapshot; [`restless`]: which of them do not stop.
+//! - [`scarcity`]: whether memory ran out.
 //! - [`streams`]: its standard streams; [`relay`] moves their bytes.
 //! - [`heap`]: what of the program's memory is in use.
 //! - [`sys`]: the few system calls that rustix does not have. The only `unsafe` code.
@@ -47,6 +48,7 @@ pub mod relay;
 pub mod restless;
 pub mod root;
 pub mod running;
+pub mod scarcity;
 pub mod settings;
 pub mod signals;
 pub mod stage;

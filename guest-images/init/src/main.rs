@@ -8,6 +8,8 @@ mod memory;
 mod start;
 
 use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
 use guest_init::failure::Reason;
 use guest_init::guest::{self, Machine, PORT};
 use guest_init::sys::{self, Clock, clock_ns, complain};
@@ -23,6 +25,8 @@ const DISK: &str = "dev/vda";
 /// The disk with the writable layer, if there is one.
 const UPPER_DISK: &str = "dev/vdb";
 const SECTOR: u64 = 512;
+/// As much as the kernel keeps (CONFIG_LOG_BUF_SHIFT).
+const KERNEL_LOG: usize = 64 << 10;
 
 /// A virtual machine with virtio-vsock and one virtio disk, or two.
 struct VirtualMachine;
@@ -72,6 +76,13 @@ impl Machine for VirtualMachine {
         let attributes =
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    }
+
+    fn kernel_log(&self) -> Vec<u8> {
+        let mut log = vec![0; KERNEL_LOG];
+        let filled = sys::kernel_log(&mut log).unwrap_or(0);
+        log.truncate(filled);
+        log
     }
 }
 

@@ -19,6 +19,7 @@ use rustix::net::{AddressFamily, SocketType};
 
 const SYS_WRITE: usize = 1;
 const SYS_EXIT: usize = 60;
+const SYS_SYSLOG: usize = 103;
 const SYS_CLOCK_SETTIME: usize = 227;
 const SYS_CLOCK_GETTIME: usize = 228;
 const SYS_CLOSE_RANGE: usize = 436;
@@ -247,6 +248,16 @@ pub fn add_partition(disk: impl AsFd, number: u8, start: i64, length: i64) -> io
     };
     // SAFETY: BLKPG takes a blkpg_ioctl_arg whose data is a blkpg_partition; both live across the call.
     unsafe { ioctl::ioctl(disk, ioctl::Setter::<BLKPG, BlkpgArgument>::new(argument)) }
+}
+
+/// What the kernel has said last, into `buffer`: how much of that is filled.
+///
+/// # Errors
+/// As syslog(2), SYSLOG_ACTION_READ_ALL.
+pub fn kernel_log(buffer: &mut [u8]) -> io::Result<usize> {
+    const READ_ALL: usize = 3;
+    // SAFETY: it writes as many bytes as it is told at most, which are the buffer's.
+    unsafe { syscall(SYS_SYSLOG, READ_ALL, buffer.as_mut_ptr() as usize, buffer.len()) }
 }
 
 /// Says something on the console, which the kernel has opened as standard error; for when there is nobody else to tell.

@@ -42,6 +42,8 @@ pub enum Helper {
         /// With the content of files.
         content: bool,
     },
+    /// Says what the guest uses.
+    Usage,
 }
 
 /// One message.
@@ -53,6 +55,8 @@ pub enum FileMessage {
     Data(Bytes),
     /// A process of the container.
     Process(ProcessInfo),
+    /// What the guest uses.
+    Usage(Usage),
     /// Something was left out, and why: one line.
     Note(String),
     /// That was all.
@@ -138,6 +142,21 @@ pub struct ProcessInfo {
     pub resident: u64,
     /// Its arguments, with spaces between them; its name in brackets if it has none.
     pub command: String,
+}
+
+/// What a guest uses (proc_meminfo(5)), in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Memory that its kernel hands out: without the kernel's own text and tables.
+    pub total: u64,
+    /// Of that, what is in no use at all.
+    pub free: u64,
+    /// What programs could get without anything being swapped out.
+    pub available: u64,
+    /// What files are kept there.
+    pub cached: u64,
+    /// Processes of the container.
+    pub processes: u32,
 }
 
 /// What is copied to a path, as far as it matters for where it goes.

@@ -79,6 +79,12 @@ pub enum GuestMessage {
         /// One line for the user: what failed, on what, why.
         detail: String,
     },
+    /// The kernel has killed a process because there was no memory left. Comes before the `Exited` of the main one, unless that has
+    /// ended well.
+    OutOfMemory {
+        /// The last one that it has killed, in its words: number, name, what it had.
+        detail: String,
+    },
     /// The process has ended and its streams are complete.
     Exited {
         /// Which process.

@@ -107,6 +107,7 @@ fn helper() -> impl Strategy<Value = Helper> {
             copied: Copied { name, directory, contents }
         }),
         any::<bool>().prop_map(|content| Helper::Changes { content }),
+        Just(Helper::Usage),
     ]
 }
 

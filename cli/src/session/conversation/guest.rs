@@ -120,6 +120,10 @@ impl Conversation<'_> {
                 self.raw = None;
                 Ok(())
             }
+            (State::Running, GuestMessage::OutOfMemory { detail }) => {
+                attendant.out_of_memory(&line(&detail));
+                Ok(())
+            }
             (State::Running, GuestMessage::Frozen { .. }) if self.freezing.answered(Ok(())) => Ok(()),
             (State::Running, GuestMessage::NotFrozen { detail })
                 if self.freezing.answered(Err(FreezeError::Guest(line(&detail)))) =>
@@ -184,6 +188,7 @@ fn name(message: &GuestMessage) -> &'static str {
         GuestMessage::Hello { .. } => "Hello",
         GuestMessage::Started { .. } => "Started",
         GuestMessage::StartFailed { .. } => "StartFailed",
+        GuestMessage::OutOfMemory { .. } => "OutOfMemory",
         GuestMessage::Exited { .. } => "Exited",
         GuestMessage::Ready { .. } => "Ready",
         GuestMessage::Frozen { .. } => "Frozen",

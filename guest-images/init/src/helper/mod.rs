@@ -8,6 +8,7 @@ mod changes;
 mod pack;
 mod processes;
 mod unpack;
+mod usage;
 
 use crate::failure::{Failure, Reason};
 use crate::root;
@@ -66,6 +67,7 @@ fn run(helper: &Helper) -> u8 {
         Helper::Pack { path, follow } => pack::all(&mut output, path, *follow),
         Helper::Unpack { path, copied } => unpack::all(stdin, path, copied, &mut output),
         Helper::Changes { content } => changes::all(&mut output, *content),
+        Helper::Usage => usage::all(&mut output),
     };
     let (message, code) = match done {
         Ok(()) => (FileMessage::End, 0),

@@ -39,7 +39,7 @@ pub fn all(input: BorrowedFd<'_>, path: &str, copied: &Copied, output: &mut Outp
             FileMessage::Data(Bytes(data)) => making.write(&data)?,
             FileMessage::End => break,
             FileMessage::Failed(why) => return Err(Broken(why)),
-            FileMessage::Note(_) | FileMessage::Process(_) => {}
+            FileMessage::Note(_) | FileMessage::Process(_) | FileMessage::Usage(_) => {}
         }
     }
     making.finish()

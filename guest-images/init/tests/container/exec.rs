@@ -243,6 +243,7 @@ fn there_is_a_limit_and_what_has_ended_makes_room() {
                 break;
             }
             Some(GuestMessage::Exited { process, status: ExitStatus::Signal(9), .. }) => ended.push(process),
+            Some(GuestMessage::OutOfMemory { .. }) => {}
             other => panic!("{other:?}"),
         }
     }

@@ -239,6 +239,15 @@ fn changes_are_what_is_in_the_writable_layer() {
 }
 
 #[test]
+fn usage_is_told() {
+    let Some((mut host, _stdout)) = container(":") else { return };
+    let said = host.help(Helper::Usage, &[]);
+    let [FileMessage::Usage(usage), FileMessage::End] = said.messages[..] else { panic!("{:?}", said.messages) };
+    assert!(usage.total >= usage.available && usage.available > 0 && usage.total > usage.free, "{usage:?}");
+    assert!((1..20).contains(&usage.processes), "{usage:?}");
+}
+
+#[test]
 fn processes_are_those_of_the_container() {
     // Its program runs by the time it says so; what the container starts later may be anything between two programs.
     let script = "mkfifo up never; sh -c 'echo up >up; read line <never' & read line <up";

@@ -84,6 +84,10 @@ impl Machine for Namespaces {
     fn cgroups(&self) -> rustix::io::Result<OwnedFd> {
         self.cgroups.as_ref().map_err(|&error| error).and_then(|cgroups| rustix::io::fcntl_dupfd_cloexec(cgroups, 3))
     }
+
+    fn kernel_log(&self) -> Vec<u8> {
+        b"<3>[    9.9] Out of memory: Killed process 7 (hog) total-vm:8kB\n".to_vec()
+    }
 }
 
 /// A cgroup for one guest. Goes with all that is in it.
@@ -282,10 +286,17 @@ impl Host {
 
     /// The process's end, and the guest's.
     fn exit_status(mut self) -> ExitStatus {
-        let status = match self.next() {
-            Some(GuestMessage::Exited { process: MAIN_PROCESS, status, .. }) => status,
-            other => panic!("{other:?} instead of Exited"),
+        // What the machine's kernel has killed is told exactly when there is something to explain.
+        let mut killed = None;
+        let status = loop {
+            match self.next() {
+                Some(GuestMessage::Exited { process: MAIN_PROCESS, status, .. }) => break status,
+                Some(GuestMessage::OutOfMemory { detail }) if killed.is_none() => killed = Some(detail),
+                other => panic!("{other:?} instead of Exited"),
+            }
         };
+        let wanted = (status != ExitStatus::Code(0)).then(|| "7 (hog) total-vm:8kB".to_owned());
+        assert_eq!(killed, wanted, "{status:?}");
         self.end();
         status
     }

@@ -1,0 +1,50 @@
+//! What the guest has of memory, and how many processes the container has, as /proc tells.
+
+use super::pack::names;
+use super::{Broken, Output, broken};
+use crate::root::read_file;
+use alloc::string::String;
+use guest_protocol::files::{FileMessage, Usage};
+
+/// Sends it.
+///
+/// # Errors
+/// There is no /proc, or it tells something else than proc_meminfo(5) says.
+pub fn all(output: &mut Output<'_>) -> Result<(), Broken> {
+    let text = read_file("/proc/meminfo", 64 << 10).map_err(broken("/proc/meminfo"))?;
+    let names = names(b"/proc").map_err(broken("/proc"))?;
+    // But for this one.
+    let processes = names.iter().filter(|name| name.iter().all(u8::is_ascii_digit)).count().saturating_sub(1);
+    let usage = parse(&String::from_utf8_lossy(&text), u32::try_from(processes).unwrap_or(u32::MAX));
+    output.say(&FileMessage::Usage(usage.ok_or_else(|| Broken("/proc/meminfo: not understood".into()))?))
+}
+
+fn parse(text: &str, processes: u32) -> Option<Usage> {
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    };
+    Some(Usage {
+        total: field("MemTotal")?,
+        free: field("MemFree")?,
+        available: field("MemAvailable")?,
+        cached: field("Cached")?,
+        processes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_told_in_bytes() {
+        let text = "MemTotal:         229000 kB\nMemFree:          200000 kB\nMemAvailable:     210000 kB\nBuffers:  0 kB\nCached:  9000 kB\nSwapCached:  1 kB\n";
+        let usage = parse(text, 3).unwrap();
+        assert_eq!((usage.total, usage.free, usage.available), (229_000 << 10, 200_000 << 10, 210_000 << 10));
+        assert_eq!((usage.cached, usage.processes), (9000 << 10, 3));
+        for broken in ["", "MemTotal: 1 kB", &text.replace("200000 kB", "x kB"), &text.replace("Cached", "C")] {
+            assert_eq!(parse(broken, 3), None, "{broken}");
+        }
+    }
+}
