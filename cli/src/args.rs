@@ -19,7 +19,9 @@ use ::vmm::config::BootProtocol;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
-pub use self::containers::{Attach, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Wait};
+pub use self::containers::{
+    Attach, Events, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Wait, Why,
+};
 pub use self::exec::Exec;
 pub use self::files::{Copy, Diff, Stats, Top};
 pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
@@ -81,6 +83,10 @@ pub enum Verb {
     Logs(Logs),
     /// List containers
     Ps(Ps),
+    /// Tell why a container has ended, and what to do next
+    Why(Why),
+    /// Tell what happens to containers and images
+    Events(Events),
     /// List the ports of the host that lead to a container's
     Port(Port),
     /// Tell all that is known of containers and images

@@ -8,7 +8,8 @@
 //!              └── succeed ◄──────────────────────────────────────────────────┘
 //! ```
 
-use std::fs;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ const LAYERS_CAPACITY: u64 = 1 << 40;
 const GRACE: Duration = Duration::from_secs(1);
 /// How many of the guest console's last lines `--verbose` shows after a failure.
 const CONSOLE_TAIL: usize = 20;
+/// And how much of it is looked at for them, bytes.
+const CONSOLE_BYTES: u64 = 16 << 10;
 
 /// What stays the same when another VM takes the place of the one there is.
 pub struct Place<'a> {
@@ -213,7 +216,8 @@ fn died(monitor: Monitor, before: &str) -> Failure {
     match monitor.wait() {
         Ok(_) => anyhow!("the microVM ended by itself before {before}; --verbose may tell more").into(),
         Err(error @ MonitorError::Guest(_)) => {
-            anyhow!("{error} before {before}; run with --verbose --append console=ttyS0 to see why").into()
+            let line = format!("{error} before {before}; run with --verbose --append console=ttyS0 to see why");
+            anyhow::Error::from(error).context(line).into()
         }
         Err(error) => error.into(),
     }
@@ -233,15 +237,28 @@ pub fn breakdown(began: u64, image_ready: u64, run_at: Option<u64>, times: &Time
 
 /// The last lines of the guest's console, for people.
 pub fn console_tail(log: &Path) -> String {
-    let Ok(bytes) = fs::read(log) else { return String::new() };
+    match console_lines(log) {
+        None => String::new(),
+        Some(lines) if lines.is_empty() => {
+            "bulkhead: the guest's console is empty (--append console=ttyS0 makes the kernel use it)\n".into()
+        }
+        Some(lines) => {
+            let shown: String = lines.iter().map(|line| format!("  | {line}\n")).collect();
+            format!("bulkhead: the end of the guest's console:\n{shown}")
+        }
+    }
+}
+
+/// The last lines of the guest's console, without what is none of people's. None: there is no console.
+pub fn console_lines(log: &Path) -> Option<Vec<String>> {
+    let mut file = File::open(log).ok()?;
+    let end = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(end.saturating_sub(CONSOLE_BYTES))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(CONSOLE_BYTES).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    if lines.is_empty() {
-        return "bulkhead: the guest's console is empty (--append console=ttyS0 makes the kernel use it)\n".into();
-    }
-    let shown = lines.iter().skip(lines.len().saturating_sub(CONSOLE_TAIL));
-    let shown: String = shown.map(|line| format!("  | {}\n", sanitize(line))).collect();
-    format!("bulkhead: the end of the guest's console:\n{shown}")
+    Some(lines.iter().skip(lines.len().saturating_sub(CONSOLE_TAIL)).map(|line| sanitize(line)).collect())
 }
 
 #[cfg(test)]
@@ -252,7 +269,7 @@ mod tests {
     fn a_console_cannot_write_to_the_users_terminal() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("console.log");
-        fs::write(&log, b"one\n\x1b]0;evil\x07two\xff\n").unwrap();
+        std::fs::write(&log, b"one\n\x1b]0;evil\x07two\xff\n").unwrap();
         let tail = console_tail(&log);
         assert!(tail.contains("| one\n") && !tail.contains('\x1b'), "{tail}");
         assert!(console_tail(Path::new("/nonexistent")).is_empty());

@@ -18,6 +18,7 @@
 //! | [`successor`], [`plug`] | what takes a running microVM's place, and what is behind its interfaces meanwhile |
 //! | [`snapshots`] | named snapshots: the store of them |
 //! | [`monitor`] | the per-VM process, seen from its parent |
+//! | [`host_log`] | what the host's kernel has said of a process |
 //! | [`rundir`] | run directories, and sweeping up after SIGKILL |
 //! | [`control`] | a client of a microVM's control socket |
 //! | [`templates`] | snapshots that later runs go on from |
@@ -27,6 +28,8 @@
 //! | [`usage`] | what a container takes of its host |
 //! | [`volumes`] | directories of this host in a container |
 //! | [`terminal`] | a bare microVM's console on a terminal |
+//! | [`events`] | what happens to containers and images: a journal |
+//! | [`rotated`] | reading what is written to bounded files |
 //! | [`failure`] | exit codes and one-line errors |
 //! | [`output`], [`phases`] | tables, JSON, progress; where the time goes |
 //! | [`template`] | `--format` |
@@ -46,10 +49,12 @@ mod control;
 mod copying;
 mod egress;
 mod env;
+mod events;
 mod failure;
 #[cfg(feature = "testing")]
 pub mod fuzzing;
 mod helping;
+mod host_log;
 mod launch;
 mod life;
 mod logs;
@@ -60,6 +65,7 @@ mod owner;
 mod paths;
 mod phases;
 mod plug;
+mod rotated;
 mod rundir;
 mod running;
 mod session;
@@ -166,6 +172,8 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Port(port) => commands::inspect::port(&port),
         Verb::Logs(logs) => commands::logs::logs(&logs),
         Verb::Attach(attach) => commands::attach::attach(&attach),
+        Verb::Events(events) => commands::events::events(&events),
+        Verb::Why(why) => commands::why::why(&why),
         Verb::Exec(exec) => commands::exec::exec(exec),
         Verb::Boot(boot) => commands::boot::boot(&boot, cli.talk),
         Verb::Snapshot(snapshot) => commands::snapshots::snapshot(&snapshot, cli.talk),

@@ -20,8 +20,8 @@ use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfi
 use vmm::host::{self, KvmKind};
 
 use crate::args::{Run, Talk};
-use crate::container::{Done, Place, breakdown, console_tail, devices, end, machine_id};
-use crate::containers::record::{FORBIDDEN, KILLED};
+use crate::container::{Done, Place, breakdown, console_lines, console_tail, devices, end, machine_id};
+use crate::containers::record::{Cause, FORBIDDEN, KILLED};
 use crate::containers::{Held, Record};
 use crate::failure::{Failure, Outcome, one_line};
 use crate::launch::Launch;
@@ -92,12 +92,15 @@ impl Life {
         let result = this.run(guard, holding, &mut held, &kept, &tracked);
         let kept: Option<Kept> = guard.pass().or_else(|| kept.take());
         let held = kept.map(|(_, held)| held).or(held);
-        let (code, error) = match &result {
-            Ok(done) => (done.outcome.exit_code, String::new()),
-            Err(failure) => (code(failure), failure.error.as_ref().map(one_line).unwrap_or_default()),
+        let (code, cause, error) = match &result {
+            Ok(done) => (done.outcome.exit_code, Cause::Process, String::new()),
+            Err(failure) => {
+                let (code, cause) = judge(failure);
+                (code, cause, failure.error.as_ref().map(one_line).unwrap_or_default())
+            }
         };
         // One that goes takes its record with it.
-        tracked.borrow_mut().ended(code, error);
+        tracked.borrow_mut().ended(code, cause, error);
         drop(held);
         tracked.borrow_mut().attached.end(result.as_ref().map(|done| done.outcome.exit_code));
         let report = tracked.borrow_mut().report.take();
@@ -190,17 +193,25 @@ impl Running {
         let result = place.follow(result, &mut owner)?;
         let console = if self.talk.verbose && result.is_err() { console_tail(&log) } else { String::new() };
         let result = end(result);
+        if let Err(failure) = &result
+            && judge(failure).1 == Cause::Guest
+        {
+            tracked.borrow_mut().record.state.console = console_lines(&log).unwrap_or_default();
+        }
         eprint!("{console}");
         result
     }
 }
 
-/// What a container's record says of an end without an outcome.
-fn code(failure: &Failure) -> u8 {
-    match failure.error.as_ref().and_then(|error| error.downcast_ref()) {
-        Some(MonitorError::Lost(_)) => KILLED,
-        Some(MonitorError::Forbidden) => FORBIDDEN,
-        _ => failure.code,
+/// What a container's record says of an end without an outcome: its code, and of which kind it was.
+fn judge(failure: &Failure) -> (u8, Cause) {
+    let Some(error) = &failure.error else { return (failure.code, Cause::Ordered) };
+    match error.downcast_ref() {
+        Some(MonitorError::Lost(_)) => (KILLED, Cause::MonitorKilled),
+        Some(MonitorError::OutOfMemory) => (KILLED, Cause::HostOutOfMemory),
+        Some(MonitorError::Forbidden) => (FORBIDDEN, Cause::Forbidden),
+        Some(MonitorError::Guest(_)) => (failure.code, Cause::Guest),
+        _ => (failure.code, Cause::Failed),
     }
 }
 

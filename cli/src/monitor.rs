@@ -21,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::events::{Counts, EVENTS_VERSION, Event, ExitReason, Phase};
 
 use crate::args::vmm::SANDBOX_VARIABLE;
+use crate::host_log;
 use crate::paths;
 use crate::snapshots::Snapshots;
 use crate::templates;
@@ -49,6 +50,9 @@ pub enum MonitorError {
     /// The process ended without a word about why.
     #[error("the microVM's process ended unexpectedly ({0})")]
     Lost(String),
+    /// The host's kernel ended it.
+    #[error("the microVM's process was killed because this host has no memory left")]
+    OutOfMemory,
     /// Its sandbox ended it.
     #[error(
         "the microVM's process was ended for a system call that its sandbox forbids: a mistake of ours, or a guest that broke out of \
@@ -230,7 +234,14 @@ impl Monitor {
     pub fn wait(mut self) -> Result<Report, MonitorError> {
         let status = self.child.wait().map_err(start_error("wait for the microVM's process"))?;
         let (report, stderr) = self.collect();
-        judge(report, status, &stderr)
+        match judge(report, status, &stderr) {
+            Err(MonitorError::Lost(_))
+                if status.signal() == Some(Signal::KILL.as_raw()) && host_log::out_of_memory(self.child.id()) =>
+            {
+                Err(MonitorError::OutOfMemory)
+            }
+            other => other,
+        }
     }
 
     fn collect(&mut self) -> (Report, String) {

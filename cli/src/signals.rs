@@ -25,6 +25,11 @@ pub fn number(text: &str) -> Result<u8, String> {
     by_name.or_else(by_number).ok_or_else(|| format!("invalid signal '{text}'; write it like SIGTERM, TERM or 15"))
 }
 
+/// The name of a signal, without SIG.
+pub fn name(number: u8) -> Option<&'static str> {
+    NAMES.get(usize::from(number).checked_sub(1)?).copied()
+}
+
 /// What to do on a signal.
 enum State<T> {
     /// End the process, and drop this first.
@@ -106,7 +111,9 @@ mod tests {
             [("SIGTERM", 15), ("term", 15), ("sigkill", 9), ("9", 9), ("USR1", 10), ("31", 31), ("sys", 31)]
         {
             assert_eq!(number(text), Ok(want), "{text}");
+            assert_eq!(name(want).map(number), Some(Ok(want)), "{text}");
         }
+        assert_eq!((name(0), name(32), name(11)), (None, None, Some("SEGV")));
         for bad in ["", "SIG", "0", "32", "-1", "TERMINATE", "SIG15x", "ä"] {
             assert!(number(bad).is_err(), "{bad}");
         }

@@ -55,3 +55,114 @@ fn stats_tell_whose_memory_is_whose() {
     assert!(matches!(ended.code, Some(0 | 1)), "{ended:?}");
     lab.assert_clean();
 }
+
+fn why(lab: &Lab, name: &str) -> Value {
+    serde_json::from_str(&done(lab.run(["why", "--format", "json", name]))).expect("JSON")
+}
+
+/// What happens to a container is told as it happens and afterwards, and why it has ended.
+#[test]
+fn what_happens_is_told_and_why() {
+    let lab = lab!("what_happens_is_told_and_why");
+    let patience = lab.patience(1);
+    let lab = lab.own_store_with(&["layers", "merged"]);
+    let (name, other) = (unique("told"), unique("told-after"));
+    let filter = format!("container={name}");
+    let mut follower = Running::start(lab.bulkhead([
+        "events",
+        "--filter",
+        "type=container",
+        "--format",
+        "{{.Action}} {{.Actor.Attributes.name}}",
+    ]));
+    // Its process ignores what asks it to stop.
+    let flags = ["run", "-d", "--label", "tier=web", "--name", &name, &lab.debian()];
+    let command =
+        ["bash", "-c", "trap 'echo no' TERM; trap 'exit 6' USR1; echo ready; while :; do sleep 1000 & wait; done"];
+    done(Running::start(lab.keeping(flags.iter().copied().chain(command))).end(patience));
+    follower.wait_for(&format!("start {name}\n"), patience);
+    done(lab.run(["pause", &name]));
+    assert_eq!(why(&lab, &name)["Cause"], "paused");
+    done(lab.run(["unpause", &name]));
+    assert_eq!(why(&lab, &name)["Cause"], "running");
+    Running::start(lab.bulkhead(["logs", "-f", &name])).wait_for("ready", patience);
+    done(lab.run(["stop", "-t", "1", &name]));
+    let told = why(&lab, &name);
+    assert_eq!((told["Cause"].as_str(), told["ExitCode"].as_u64()), (Some("stop-timeout"), Some(137)), "{told}");
+    let text = done(lab.run(["why", &name]));
+    assert!(
+        text.starts_with(&format!("Container {name} ended ")) && text.contains("SIGTERM") && text.contains("stop -t"),
+        "{text}"
+    );
+
+    done(lab.run(["start", &name]));
+    // The second life's, whose traps are there by then.
+    let mut lines = Running::start(lab.bulkhead(["logs", "-f", &name]));
+    (0..2).for_each(|_| while lines.line(patience) != "ready" {});
+    done(lab.run(["kill", "-s", "USR1", &name]));
+    assert_eq!(done(lab.run(["wait", &name])), "6\n");
+    assert_eq!(why(&lab, &name)["Cause"], "exit");
+    done(lab.run(["rename", &name, &other]));
+    done(lab.run(["rm", &other]));
+    follower.wait_for(&format!("destroy {other}\n"), patience);
+    let wanted = "create start pause unpause kill kill die stop start kill die";
+    let list = |flags: &[&str]| {
+        let format = ["--until", &now(), "--format", "{{.Action}}"].map(str::to_owned);
+        let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).chain(format).collect();
+        done(lab.run(std::iter::once("events".to_owned()).chain(flags)))
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(list(&["--since", "1h", "--filter", &filter]), wanted);
+    assert_eq!(
+        list(&["--filter", "event=rename", "--filter", "event=destroy", "--filter", "label=tier=web"]),
+        "rename destroy"
+    );
+    let json = done(lab.run(["events", "--until", &now(), "--filter", "event=die", "--format", "json"]));
+    let first: Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&first["Actor"]["Attributes"]["exitCode"], &first["Type"]),
+        (&"137".into(), &"container".into()),
+        "{first}"
+    );
+    lab.run(["events", "--filter", "color=red"]).assert_failed(125, &["color=red", "container"]);
+
+    let image = lab.debian();
+    let line = ["run", "--name", &name, &image, "/no/such/program"];
+    assert_eq!(Running::start(lab.keeping(line)).end(patience).code, Some(127));
+    assert_eq!(why(&lab, &name)["Cause"], "command-not-found");
+    done(lab.run(["rm", &name]));
+    lab.run(["why", &name]).assert_failed(1, &["no such container"]);
+    drop(follower);
+    lab.assert_clean();
+}
+
+/// Seconds since the epoch.
+fn now() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
+    format!("{}.{:09}", now.as_secs(), now.subsec_nanos())
+}
+
+/// A guest whose memory runs out says so, which no exit code does.
+#[test]
+fn a_guest_that_runs_out_of_memory_is_told() {
+    let lab = lab!("a_guest_that_runs_out_of_memory_is_told");
+    // A kernel that is emulated takes its time to find that nothing is left.
+    let (patience, name, image) = (lab.patience(4), unique("scarce"), lab.debian());
+    let machine = ["run", "--name", &name, "-m", "64m", "--sysctl", "vm.overcommit_memory=1", &image];
+    let hog = ["dd", "if=/dev/zero", "of=/dev/null", "bs=80M", "count=1"];
+    let ended = Running::start(lab.keeping(machine.iter().copied().chain(hog))).end(patience);
+    assert_eq!(ended.code, Some(137), "{ended:?}");
+    let told = why(&lab, &name);
+    assert_eq!(told["Cause"], "guest-out-of-memory", "{told}");
+    assert!(
+        told["OutOfMemory"].as_str().unwrap().contains("(dd)") && told["Next"].as_str().unwrap().contains("-m 128m"),
+        "{told}"
+    );
+    let filter = format!("container={name}");
+    let events = done(lab.run(["events", "--until", &now(), "--filter", &filter, "--format", "{{.Action}}"]));
+    assert!(events.ends_with("oom\ndie\n"), "{events}");
+    done(lab.run(["rm", &name]));
+    lab.assert_clean();
+}

@@ -3,6 +3,7 @@
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 
+use super::Format;
 use crate::clock;
 use crate::containers::record::now_ns;
 use crate::session::keys::Keys;
@@ -35,9 +36,13 @@ pub struct Filter {
 const FILTERS: [&str; 6] = ["name", "id", "status", "label", "ancestor", "exited"];
 
 fn filter(text: &str) -> Result<Filter, String> {
+    key_of(text, &FILTERS)
+}
+
+fn key_of(text: &str, keys: &[&str]) -> Result<Filter, String> {
     match text.split_once('=') {
-        Some((key, value)) if FILTERS.contains(&key) => Ok(Filter { key: key.into(), value: value.into() }),
-        _ => Err(format!("it is KEY=VALUE, and KEY one of {}", FILTERS.join(", "))),
+        Some((key, value)) if keys.contains(&key) => Ok(Filter { key: key.into(), value: value.into() }),
+        _ => Err(format!("it is KEY=VALUE, and KEY one of {}", keys.join(", "))),
     }
 }
 
@@ -162,6 +167,16 @@ pub struct Wait {
 }
 
 #[derive(Debug, Args)]
+pub struct Why {
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// A container, by name or the beginning of the id
+    #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub container: String,
+}
+
+#[derive(Debug, Args)]
 pub struct Logs {
     /// Go on with what comes, until the container ends
     #[arg(short, long)]
@@ -181,6 +196,30 @@ pub struct Logs {
     /// A container, by name or the beginning of the id
     #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub container: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Without --since, what happens from now on. It goes on until --until, or for ever.")]
+pub struct Events {
+    /// Also what has happened since then: 2006-01-02T15:04:05Z, seconds since the epoch, or how long ago, as 10m
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub since: Option<u64>,
+    /// Only until then
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub until: Option<u64>,
+    /// Only those that fit: `container=`, `image=`, `event=`, `type=`, `label=KEY[=VALUE]`
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = event_filter)]
+    pub filter: Vec<Filter>,
+    /// How to print: `json`, or a template such as '{{.Action}} {{.Actor.ID}}'
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// What events can be filtered by.
+const EVENT_FILTERS: [&str; 5] = ["container", "image", "event", "type", "label"];
+
+fn event_filter(text: &str) -> Result<Filter, String> {
+    key_of(text, &EVENT_FILTERS)
 }
 
 /// How many lines; none: all.

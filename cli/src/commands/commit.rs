@@ -13,6 +13,7 @@ use crate::clock;
 use crate::containers::Record;
 use crate::containers::record::now_ns;
 use crate::copying::archive;
+use crate::events::{self, Event};
 use crate::failure::{Failure, Outcome};
 use crate::helping::Helping;
 use crate::output;
@@ -49,6 +50,7 @@ fn make(args: &Commit) -> anyhow::Result<String> {
         changes.iter().for_each(|change| change.apply(config));
     };
     let info = store.commit(&record.image_id, &args.name, said, write, edit).context("commit")?;
+    events::tell(store.dir(), Event::of_container(record, &entry.name, "commit", &[]));
     Ok(info.id.to_string())
 }
 

@@ -18,6 +18,7 @@ use crate::args::{Kill, Names, Rename, Rm, Start, Stop, Talk, Wait};
 use crate::attend::Order;
 use crate::attend::client::{AskError, ask};
 use crate::containers::{Containers, ContainersError, Entry, Status};
+use crate::events::{self, Event};
 use crate::failure::{self, Failure, Outcome};
 use crate::life::{Kept, Life};
 use crate::logs::writer::Writer;
@@ -107,7 +108,16 @@ pub fn stop(args: &Stop) -> Outcome {
 
 /// Stops them and starts them again.
 pub fn restart(args: &Stop) -> Outcome {
-    each(&args.containers, |word| stop_one(word, args).and_then(|()| in_background(word)).map(|()| word.to_owned()))
+    each(&args.containers, |word| {
+        stop_one(word, args).and_then(|()| in_background(word))?;
+        tell(&find(word)?, "restart", &[]);
+        Ok(word.to_owned())
+    })
+}
+
+/// Has the journal say what has been done to one.
+fn tell(entry: &Entry, action: &str, more: &[(&str, String)]) {
+    events::tell(&paths::store(), Event::of_container(&entry.record, &entry.name, action, more));
 }
 
 fn stop_one(word: &str, args: &Stop) -> anyhow::Result<()> {
@@ -115,7 +125,11 @@ fn stop_one(word: &str, args: &Stop) -> anyhow::Result<()> {
     let Some(running) = Running::of(&entry)? else { return Ok(()) };
     running.signal(args.signal.unwrap_or(entry.record.stop_signal))?;
     let patience = u64::try_from(args.seconds).ok().map(Duration::from_secs);
-    if running.ends_within(patience)? { Ok(()) } else { running.kill() }
+    if !running.ends_within(patience)? {
+        running.kill()?;
+    }
+    tell(&entry, "stop", &[]);
+    Ok(())
 }
 
 /// Sends them a signal.
@@ -249,6 +263,7 @@ impl Running {
     /// Sends its process a signal. One that has ended meanwhile needs none.
     fn signal(&self, signal: u8) -> anyhow::Result<()> {
         self.order(&Order::Signal { signal })?;
+        tell(&self.entry, "kill", &[("signal", signal.to_string())]);
         // As docker: one that stands still goes on to end, and finds any other signal when it goes on.
         let ends = signal == SIGKILL || signal == self.entry.record.stop_signal;
         if ends && self.entry.record.state.paused {
@@ -293,7 +308,7 @@ mod tests {
         record.write(&held.dir(), false).unwrap();
         let seen = containers.find("web").unwrap();
         assert_eq!(seen.record.state.status, Status::Running);
-        record.end(7, String::new());
+        record.end(7, crate::containers::record::Cause::Process, String::new());
         record.write(&held.dir(), false).unwrap();
         drop(held);
         assert_eq!(exit_code(&containers, "web", &seen).unwrap(), 7);

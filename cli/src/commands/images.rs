@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
-use guest_images::{ImageError, Store};
+use guest_images::{ImageError, ImageInfo, Store};
 use serde_json::json;
 
 use super::snapshots::age;
 use crate::args::{Format, Images, Load, Rmi, Save, Tag, Talk};
 use crate::containers::Containers;
+use crate::events::{self, Event};
 use crate::failure::{Failure, Outcome, sanitize};
 use crate::output::{self, Progress};
 use crate::paths;
@@ -38,6 +39,7 @@ pub fn load(args: &Load, talk: Talk) -> Outcome {
         None => store.load_file("stdin", spool(&store)?, name, &mut progress)?,
     };
     for image in loaded {
+        tell(&store, &image, "load");
         let line =
             if talk.quiet { image.id.to_string() } else { format!("Loaded image: {}:{}", image.name, image.tag) };
         output::print(&(sanitize(&line) + "\n"))?;
@@ -55,8 +57,18 @@ fn spool(store: &Store) -> anyhow::Result<File> {
 /// Gives an image another name as well.
 pub fn tag(args: &Tag) -> Outcome {
     let refused = |error| Failure::with_code(1, anyhow::Error::from(error));
-    Store::open(paths::store())?.tag(&args.image, &args.name).map_err(refused)?;
+    let store = Store::open(paths::store())?;
+    store.tag(&args.image, &args.name).map_err(refused)?;
+    if let Ok(image) = store.image(&args.name) {
+        tell(&store, &image, "tag");
+    }
     Ok(0)
+}
+
+/// Has the journal say what has happened to an image.
+pub fn tell(store: &Store, image: &ImageInfo, action: &str) {
+    let name = format!("{}:{}", image.name, image.tag);
+    events::tell(store.dir(), Event::of_image(&image.id.to_string(), &name, action));
 }
 
 /// Writes images into an archive.
@@ -166,6 +178,10 @@ pub fn rmi(args: &Rmi, talk: Talk) -> Outcome {
         }
         for name in all_names(&store, name, args.force)? {
             let image = store.remove(&name)?;
+            tell(&store, &image, "untag");
+            if store.list()?.iter().all(|other| other.id != image.id) {
+                tell(&store, &image, "delete");
+            }
             if !talk.quiet {
                 output::print(&format!("Untagged: {}:{}\n", image.name, image.tag))?;
             }

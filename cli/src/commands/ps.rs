@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(cells(&entry)[4..6], ["Up 5 seconds", "127.0.0.1:8080->80/tcp"]);
         entry.record.state.paused = true;
         assert_eq!((&cells(&entry)[4][..], entry.record.state.word()), ("Up 5 seconds (Paused)", "paused"));
-        entry.record.end(3, String::new());
+        entry.record.end(3, crate::containers::record::Cause::Process, String::new());
         entry.record.state.finished_ns = now - 1_000_000_000;
         assert_eq!(cells(&entry)[4..6], ["Exited (3) 1 second ago", ""]);
     }

@@ -4,6 +4,7 @@ use anyhow::Context;
 use guest_images::Store;
 use registry::{Registry, RemoteName};
 
+use super::images::tell;
 use crate::args::{Pull, Push, Talk};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Progress};
@@ -19,6 +20,7 @@ pub fn pull(args: &Pull, talk: Talk) -> Outcome {
         let head = format!("{}: Pulling from {}\n", name.version(), name.familiar());
         let store = Store::open(paths::store())?;
         let pulled = Registry::of(name)?.pull(&store, &mut Progress::new(talk))?;
+        tell(&store, &pulled.image, "pull");
         let local = format!("{}:{}", pulled.image.name, pulled.image.tag);
         let status = match pulled.new {
             true => format!("Downloaded newer image for {local}"),
@@ -41,6 +43,9 @@ pub fn push(args: &Push, talk: Talk) -> Outcome {
         let (version, whole) = (name.version().to_owned(), name.familiar());
         let store = Store::open(paths::store())?;
         let pushed = Registry::of(name)?.push(&store, &mut Progress::new(talk))?;
+        if let Ok(image) = store.image(&args.image) {
+            tell(&store, &image, "push");
+        }
         Ok(match talk.quiet {
             true => format!("{whole}:{version}\n"),
             false => format!("{version}: digest: {} size: {}\n", pushed.manifest, pushed.bytes),

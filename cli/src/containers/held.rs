@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock, fstat};
 
 use super::{Containers, ContainersError, Id, Record, io_error, names};
+use crate::events;
 
 /// How often a name is made up before one gets a number.
 const TRIES: usize = 8;
@@ -71,6 +72,7 @@ impl Containers {
             self.sync_names()?;
         }
         held.fate = Fate::of(&record);
+        events::tell_of(self, &record, &name, "create", &[]);
         Ok((name, held, record))
     }
 
@@ -136,13 +138,17 @@ impl Containers {
 
     /// `_guard` is the lock on removals; the caller has the container's, too.
     pub(super) fn remove_under(&self, _guard: &File, id: &Id) -> Result<(), ContainersError> {
+        let path = self.path(id);
+        let record = Record::read(&path, id).ok();
         // Without a name it is rubbish, should this process not live to do the rest.
         for (name, _) in self.names()?.iter().filter(|(_, whose)| whose == id) {
             let path = self.name_path(name);
             fs::remove_file(&path).map_err(io_error(&path))?;
+            if let Some(record) = &record {
+                events::tell_of(self, record, name, "destroy", &[]);
+            }
         }
         self.unmark(id);
-        let path = self.path(id);
         fs::remove_dir_all(&path).map_err(io_error(&path))
     }
 

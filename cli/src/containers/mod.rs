@@ -156,6 +156,9 @@ impl Containers {
         let path = self.name_path(&old);
         fs::remove_file(&path).map_err(io_error(&path))?;
         self.sync_names()?;
+        if let Ok(record) = Record::read(&self.path(&id), &id) {
+            crate::events::tell_of(self, &record, name, "rename", &[("oldName", old.clone())]);
+        }
         Ok(old)
     }
 

@@ -26,6 +26,8 @@ const UNFINISHED: &str = "record.json.new";
 const VERSION: u64 = 1;
 /// Longest file that is believed. What the guest is told has a smaller limit.
 const MAX: u64 = 4 << 20;
+/// Most signals that are remembered.
+const MOST_SIGNALS: usize = 8;
 /// How a container ended that was lost: as by SIGKILL.
 pub const KILLED: u8 = 137;
 /// Exit code of one whose microVM was ended for a system call that no microVM makes: 128 and SIGSYS.
@@ -64,6 +66,12 @@ pub struct State {
     pub pid: u32,
     /// How it ended last: the process's own, or 125, 126, 127, 128 + signal.
     pub exit_code: u8,
+    /// Of which kind its end was.
+    pub cause: Cause,
+    /// Signals that it was sent by others while it ran, the last ones.
+    pub signals: Vec<u8>,
+    /// The last lines of its guest's console, if its kernel crashed.
+    pub console: Vec<String>,
     /// Why it ended, or did not start, if its process does not tell; one line for people.
     pub error: String,
     /// Which process the guest's kernel has killed for lack of memory last, in its words, if any.
@@ -72,6 +80,31 @@ pub struct State {
     pub started_ns: u64,
     /// When it ended last; 0: never.
     pub finished_ns: u64,
+}
+
+/// What ended a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Its process ended, whoever wanted that.
+    #[default]
+    Process,
+    /// Its microVM was ended by order, or by a signal to whoever had it.
+    Ordered,
+    /// Its guest's kernel crashed.
+    Guest,
+    /// The microVM's process was killed, or failed.
+    MonitorKilled,
+    /// The same, because the host had no memory left.
+    HostOutOfMemory,
+    /// The microVM's process did what its sandbox forbids.
+    Forbidden,
+    /// Whoever looked after it was killed.
+    Lost,
+    /// The host was restarted.
+    HostRestarted,
+    /// Bulkhead could not go on.
+    Failed,
 }
 
 /// In one word.
@@ -118,23 +151,37 @@ impl Record {
     }
 
     /// Its process has ended, or never started.
-    pub fn end(&mut self, code: u8, error: String) {
+    pub fn end(&mut self, code: u8, cause: Cause, error: String) {
         let status = if self.state.status == Status::Created { Status::Created } else { Status::Exited };
-        self.finish(status, code, error);
+        self.finish(status, code, cause, error);
+    }
+
+    /// It has been sent a signal.
+    pub fn signalled(&mut self, signal: u8) {
+        let signals = &mut self.state.signals;
+        if signals.len() == MOST_SIGNALS {
+            signals.remove(0);
+        }
+        signals.push(signal);
     }
 
     /// Whoever had it is gone without a word.
     pub fn lose(&mut self) {
         if self.state.status == Status::Running {
-            let error = "the process that looked after it was killed, and the microVM with it";
-            self.finish(Status::Exited, KILLED, error.into());
+            let restarted = booted_ns().is_some_and(|booted| self.state.started_ns < booted);
+            let (cause, error) = if restarted {
+                (Cause::HostRestarted, "the host was restarted while it ran")
+            } else {
+                (Cause::Lost, "the process that looked after it was killed, and the microVM with it")
+            };
+            self.finish(Status::Exited, KILLED, cause, error.into());
         }
     }
 
-    fn finish(&mut self, status: Status, code: u8, error: String) {
+    fn finish(&mut self, status: Status, code: u8, cause: Cause, error: String) {
         let finished_ns = if status == Status::Created { 0 } else { now_ns() };
         let state = std::mem::take(&mut self.state);
-        self.state = State { status, paused: false, pid: 0, exit_code: code, error, finished_ns, ..state };
+        self.state = State { status, paused: false, pid: 0, exit_code: code, cause, error, finished_ns, ..state };
     }
 
     /// The file's bytes.
@@ -188,6 +235,13 @@ impl Record {
         fs::rename(&unfinished, dir.join(FILE))?;
         if durable { File::open(dir)?.sync_all() } else { Ok(()) }
     }
+}
+
+/// When this host's kernel started, in nanoseconds since the epoch; by its wall clock, which may have been set since.
+fn booted_ns() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<u64>().ok())?;
+    seconds.checked_mul(1_000_000_000)
 }
 
 /// Now, in nanoseconds since the epoch.
@@ -248,7 +302,7 @@ pub mod tests {
     #[test]
     fn what_never_ran_stays_created_and_what_did_has_ended() {
         let mut never = record(&Id::random().unwrap());
-        never.end(127, "no such file".into());
+        never.end(127, Cause::Failed, "no such file".into());
         assert_eq!((never.state.status, never.state.exit_code, never.state.finished_ns), (Status::Created, 127, 0));
         never.lose();
         assert_eq!(never.state.status, Status::Created);
@@ -256,7 +310,7 @@ pub mod tests {
         ran.start();
         assert_eq!((ran.state.pid, ran.state.error.as_str()), (std::process::id(), ""));
         let mut lost = ran.clone();
-        ran.end(3, String::new());
+        ran.end(3, Cause::Process, String::new());
         assert_eq!((ran.state.status, ran.state.exit_code, ran.state.pid), (Status::Exited, 3, 0));
         assert!(ran.state.finished_ns >= ran.state.started_ns && ran.state.started_ns > 0);
         lost.lose();

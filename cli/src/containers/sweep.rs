@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 
 use super::held::take;
-use super::{Containers, ContainersError, Id, Record, io_error};
+use super::record::KILLED;
+use super::{Containers, ContainersError, Id, Record, Status, io_error};
+use crate::events;
 
 impl Containers {
     /// Says of containers whose owners were killed that they have ended, or removes them, if that is what was to become of them.
@@ -37,6 +39,10 @@ impl Containers {
         let mut record =
             Record::read(&path, id).map_err(|source| ContainersError::Record { id: id.clone(), source })?;
         tracing::info!("whoever had container {id} is gone");
+        if record.state.status == Status::Running {
+            let name = self.name_of(id).unwrap_or_else(|| id.short().to_owned());
+            events::tell_of(self, &record, &name, "die", &[("exitCode", KILLED.to_string())]);
+        }
         if record.flags.rm {
             return self.remove_under(guard, id);
         }

@@ -22,10 +22,14 @@ fn kill(held: Held) {
     held.passed_on();
 }
 
-/// Everything in a directory, however deep, but for the lock.
+/// Everything in a directory, however deep, but for the lock, and for what has happened.
 fn all(dir: &Path) -> Vec<String> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir).unwrap().flatten().filter(|entry| entry.file_name() != ".lock") {
+    for entry in fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name() != ".lock" && entry.file_name() != "events")
+    {
         names.push(entry.file_name().into_string().unwrap());
         if entry.file_type().unwrap().is_dir() {
             names.extend(all(&entry.path()));

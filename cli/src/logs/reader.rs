@@ -1,20 +1,13 @@
-//! Reading a log: what there is, and what comes.
-//!
-//! Whoever follows sleeps until the kernel tells of a change in the container's directory (inotify), or of the end of the process
-//! that has the container.
+//! Reading a log: what there is, and what comes until the process that has the container ends.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify;
+use std::path::Path;
 
 use super::{FILE, Line, OLDER};
 use crate::clock;
+use crate::rotated::{Lines, is_ready};
 
 /// No line of a log is longer: 16 KiB, each byte of which may be written as six.
 const MOST_LINE: u64 = 256 << 10;
@@ -44,43 +37,31 @@ pub struct Entry {
 /// A log that is being read.
 #[derive(Debug)]
 pub struct Reader {
-    dir: PathBuf,
     wanted: Wanted,
-    /// The newer of the files, where it has been read to.
-    file: Option<BufReader<File>>,
-    /// A line whose end has not been written yet.
-    part: Vec<u8>,
+    lines: Lines,
 }
 
 impl Reader {
     /// Reads the log in a container's directory.
     pub fn open(dir: &Path, wanted: Wanted) -> Self {
-        Reader { dir: dir.to_owned(), wanted, file: None, part: Vec::new() }
+        Reader { wanted, lines: Lines::open(dir, [FILE, OLDER], MOST_LINE) }
     }
 
     /// Passes on what there is.
     pub fn present(&mut self, print: &mut dyn FnMut(&Entry) -> io::Result<()>) -> io::Result<()> {
         let mut last = VecDeque::new();
-        let tail = self.wanted.tail;
-        let mut keep = |entry: &Entry| match tail {
-            None => print(entry),
-            Some(most) => {
-                last.push_back(entry.clone());
+        let (tail, wanted) = (self.wanted.tail, self.wanted);
+        self.lines.present(&mut |line| match (entry(line, &wanted), tail) {
+            (None, _) => Ok(()),
+            (Some(entry), None) => print(&entry),
+            (Some(entry), Some(most)) => {
+                last.push_back(entry);
                 if last.len() > most {
                     last.pop_front();
                 }
                 Ok(())
             }
-        };
-        // What is renamed between the two is read once all the same: the newer file is opened first.
-        let newer = self.open_newer()?;
-        if let Some(older) = File::open(self.dir.join(OLDER)).ok().filter(|older| !same(older, newer.as_ref())) {
-            self.file = Some(BufReader::new(older));
-            self.rest(&mut keep)?;
-            self.part.clear();
-        }
-        self.file = newer.map(BufReader::new);
-        self.rest(&mut keep)?;
+        })?;
         last.iter().try_for_each(print)
     }
 
@@ -90,85 +71,23 @@ impl Reader {
         owner: Option<&OwnedFd>,
         print: &mut dyn FnMut(&Entry) -> io::Result<()>,
     ) -> io::Result<()> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::CREATE;
-        inotify::add_watch(&watch, &self.dir, flags)?;
+        let (watch, wanted) = (self.lines.watch()?, self.wanted);
         loop {
             // Looked at before the log is: what it wrote last is there by then.
-            let over = owner.is_none_or(|owner| readable(&[owner], false).is_ok_and(|ready| ready));
-            self.news(print)?;
+            let over = owner.is_none_or(is_ready);
+            self.lines.news(&mut |line| entry(line, &wanted).map_or(Ok(()), |entry| print(&entry)))?;
             let (Some(owner), false) = (owner, over) else { return Ok(()) };
-            readable(&[&watch, owner], true)?;
-            let mut events = [0u8; 4096];
-            while rustix::io::read(&watch, &mut events[..]).is_ok_and(|count| count != 0) {}
-        }
-    }
-
-    /// What has come since, in the file there was and in the one that took its place.
-    fn news(&mut self, print: &mut dyn FnMut(&Entry) -> io::Result<()>) -> io::Result<()> {
-        loop {
-            self.rest(print)?;
-            let newer = self.open_newer()?;
-            if newer.is_none() || same_reader(self.file.as_ref(), newer.as_ref()) {
-                return Ok(());
-            }
-            // What was written before the change of files has been read only if it is read now.
-            self.rest(print)?;
-            self.part.clear();
-            self.file = newer.map(BufReader::new);
-        }
-    }
-
-    fn open_newer(&self) -> io::Result<Option<File>> {
-        match File::open(self.dir.join(FILE)) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The rest of the file that is open. What is no line is left out.
-    fn rest(&mut self, print: &mut dyn FnMut(&Entry) -> io::Result<()>) -> io::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        loop {
-            let room = MOST_LINE.saturating_sub(self.part.len() as u64);
-            let count = io::Read::take(&mut *file, room).read_until(b'\n', &mut self.part)?;
-            if !self.part.ends_with(b"\n") && room != 0 {
-                if count == 0 {
-                    return Ok(());
-                }
-                continue;
-            }
-            let line = serde_json::from_slice::<Line>(&self.part);
-            self.part.clear();
-            if let Ok(line) = line {
-                let at = clock::moment(&line.time, 0).unwrap_or(0);
-                if at >= self.wanted.since_ns && self.wanted.until_ns.is_none_or(|until| at <= until) {
-                    print(&Entry { is_error: line.stream == "stderr", time: line.time, text: line.log })?;
-                }
-            }
+            watch.wait(Some(owner.as_fd()), None)?;
         }
     }
 }
 
-/// Whether one of them can be read, now or once it can.
-fn readable(fds: &[&OwnedFd], wait: bool) -> io::Result<bool> {
-    let timeout = (!wait).then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
-    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)).collect();
-    match poll(&mut polled, timeout.as_ref()) {
-        Ok(count) => Ok(count != 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn same(one: &File, other: Option<&File>) -> bool {
-    let id = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
-    other.is_some_and(|other| id(one) == id(other))
-}
-
-fn same_reader(reader: Option<&BufReader<File>>, other: Option<&File>) -> bool {
-    reader.is_some_and(|reader| same(reader.get_ref(), other))
+/// What is on a line, if that is wanted. What is no line is left out.
+fn entry(line: &[u8], wanted: &Wanted) -> Option<Entry> {
+    let line = serde_json::from_slice::<Line>(line).ok()?;
+    let at = clock::moment(&line.time, 0).unwrap_or(0);
+    let fits = at >= wanted.since_ns && wanted.until_ns.is_none_or(|until| at <= until);
+    fits.then(|| Entry { is_error: line.stream == "stderr", time: line.time, text: line.log })
 }
 
 #[cfg(test)]

@@ -208,6 +208,9 @@ impl Owner {
             (_, 0 | 32..) => "there is no such signal",
             _ if !self.runs => "its process does not run yet",
             _ => {
+                if let Some(container) = &self.container {
+                    container.borrow_mut().record.signalled(signal);
+                }
                 client.done(Value::Null);
                 return Some(Wish::Signal(signal));
             }

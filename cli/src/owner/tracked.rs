@@ -1,11 +1,13 @@
 //! A container's record while somebody has the container.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::Attached;
-use crate::containers::Record;
+use crate::containers::record::Cause;
+use crate::containers::{Containers, Record, Status};
+use crate::events;
 use crate::supervisor::Report;
 
 /// Longest text of the guest's that is kept.
@@ -36,6 +38,7 @@ impl Tracked {
         }
         self.record.start();
         self.write();
+        self.tell("start", &[]);
         if let Some(report) = self.report.take() {
             report.started();
         }
@@ -50,12 +53,29 @@ impl Tracked {
     pub fn paused(&mut self, paused: bool) {
         self.record.state.paused = paused;
         self.write();
+        self.tell(if paused { "pause" } else { "unpause" }, &[]);
     }
 
     /// Its process has ended with this code, or could not be started.
-    pub fn ended(&mut self, code: u8, error: String) {
-        self.record.end(code, error);
+    pub fn ended(&mut self, code: u8, cause: Cause, error: String) {
+        let ran = self.record.state.status == Status::Running;
+        self.record.end(code, cause, error);
         self.write();
+        if ran && !self.record.state.out_of_memory.is_empty() {
+            self.tell("oom", &[]);
+        }
+        if ran {
+            self.tell("die", &[("exitCode", code.to_string())]);
+        }
+    }
+
+    /// Has the journal say so.
+    fn tell(&self, action: &str, more: &[(&str, String)]) {
+        // It may have been renamed since it was taken.
+        let store = self.dir.parent().and_then(Path::parent);
+        let Some(containers) = store.and_then(|store| Containers::of(store).ok()) else { return };
+        let name = containers.name_of(&self.record.id).unwrap_or_else(|| self.record.id.short().to_owned());
+        events::tell_of(&containers, &self.record, &name, action, more);
     }
 
     /// What cannot be written now will be missing later, which is no reason to end what works.
