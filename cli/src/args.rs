@@ -20,7 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{Bench, BenchWhat};
 pub use self::containers::{
-    Attach, Events, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Wait, Why,
+    Attach, Events, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Update, Wait, Why,
 };
 pub use self::exec::Exec;
 pub use self::files::{Copy, Diff, Stats, Top};
@@ -91,6 +91,8 @@ pub enum Verb {
     Port(Port),
     /// Tell all that is known of containers and images
     Inspect(Inspect),
+    /// Change what a container is to do when it has ended
+    Update(Update),
     /// Give a container another name
     Rename(Rename),
     /// Remove containers that do not run

@@ -29,6 +29,7 @@
 //! | [`volumes`] | directories of this host in a container |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`events`] | what happens to containers and images: a journal |
+//! | [`restart`] | whether and when a container is started again |
 //! | [`rotated`] | reading what is written to bounded files |
 //! | [`failure`] | exit codes and one-line errors |
 //! | [`output`], [`phases`] | tables, JSON, progress; where the time goes |
@@ -65,6 +66,7 @@ mod owner;
 mod paths;
 mod phases;
 mod plug;
+mod restart;
 mod rotated;
 mod rundir;
 mod running;
@@ -166,6 +168,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Unpause(names) => commands::containers::unpause(&names),
         Verb::Wait(wait) => commands::containers::wait(&wait),
         Verb::Rm(rm) => commands::containers::rm(&rm),
+        Verb::Update(update) => commands::update::update(&update),
         Verb::Rename(rename) => commands::containers::rename(&rename),
         Verb::Ps(ps) => commands::ps::ps(&ps, cli.talk),
         Verb::Inspect(inspect) => commands::inspect::inspect(&inspect),

@@ -6,6 +6,9 @@
 //! supervise:      new session, takes the container over, /dev/null ─► its life ─► says in the pipe how it started, ends with it
 //! ```
 //!
+//! A container with a restart policy has several lives, one after the other, and waits in between ([`crate::restart`]); a signal ends the
+//! waiting.
+//!
 //! It has the container's lock from the very start: whoever started it may be killed at any moment, and so may it. What it has
 //! inherited is given up before anything else: it has no terminal and no descriptors but its own.
 
@@ -16,24 +19,28 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use guest_images::{Keeper, Store};
 use guest_protocol::WindowSize;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use vmm::events::monotonic_ns;
 
 use crate::args::Talk;
-use crate::containers::{Containers, Held, Id};
+use crate::containers::{Containers, Held, Id, Record};
 use crate::failure::{Failure, Outcome, one_line};
 use crate::life::{Kept, Life};
 use crate::logs::writer::Writer;
 use crate::owner::{Attached, First};
 use crate::paths;
+use crate::restart::{self, Backoff, Policy};
 use crate::session::Io;
-use crate::signals::Guard;
+use crate::signals::{Guard, Holding};
 
 /// The verb that starts it, which is for no one else.
 pub const VERB: &str = "supervise";
@@ -161,10 +168,112 @@ fn take_streams() -> std::io::Result<(File, File, Option<First>)> {
 fn live(id: &str, lock: File, first: Option<First>, report: Report, began: u64) -> Outcome {
     let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
     let holding = guard.hold();
-    let begin = || {
+    let take = || {
         let id: Id = id.parse().map_err(|()| anyhow!("'{id}' is not an id of a container"))?;
         let store = Store::open(paths::store())?;
-        let (held, record) = Containers::of(store.dir())?.take_over(&id, lock)?;
+        let (held, mut record) = Containers::of(store.dir())?.take_over(&id, lock)?;
+        record.state.restarts = 0;
+        anyhow::Ok((held, record))
+    };
+    let (held, record) = match take() {
+        Ok(taken) => taken,
+        Err(error) => {
+            let failure = error.into();
+            report.failed(&failure);
+            return Err(failure);
+        }
+    };
+    // Whoever has it in front of them waits for its end.
+    if record.flags.restart == Policy::No || first.is_some() {
+        return one_life(&guard, holding, held, record, first, Some(report), began);
+    }
+    let lent = held.lend().context("cannot share the container's lock")?;
+    let outcome = one_life(&guard, holding, lent, record, None, Some(report), began);
+    drop(guard);
+    again_and_again(&held, outcome)
+}
+
+/// Starts the container again for as long as its policy says so. It is this process's meanwhile, and says that it waits.
+fn again_and_again(held: &Held, mut outcome: Outcome) -> Outcome {
+    let mut backoff = Backoff::default();
+    loop {
+        let mut record = held.record()?;
+        if !restart::is_due(&record) {
+            return outcome;
+        }
+        let ran = record.state.finished_ns.saturating_sub(record.state.started_ns);
+        let interruption = Interruption::new().context("cannot wait for signals")?;
+        record.wait_for_restart();
+        record.write(&held.dir(), false).context("the container's record")?;
+        if interruption.comes_within(backoff.next(Duration::from_nanos(ran)))? {
+            // What it is to become may have changed meanwhile.
+            let mut record = held.record()?;
+            record.restarts_no_more();
+            record.write(&held.dir(), true).context("the container's record")?;
+            return outcome;
+        }
+        let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
+        drop(interruption);
+        let holding = guard.hold();
+        let mut record = held.record()?;
+        record.restarts_no_more();
+        record.state.restarts += 1;
+        let lent = held.lend().context("cannot share the container's lock")?;
+        outcome = one_life(&guard, holding, lent, record, None, None, monotonic_ns());
+    }
+}
+
+/// A signal that ends programs, waited for. Each is noticed from the moment on that this is made.
+struct Interruption {
+    receiver: UnixStream,
+    ids: Vec<signal_hook::SigId>,
+}
+
+impl Interruption {
+    fn new() -> std::io::Result<Self> {
+        let (receiver, sender) = UnixStream::pair()?;
+        let register = |signal| signal_hook::low_level::pipe::register(signal, sender.try_clone()?);
+        let ids = [SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().map(register).collect::<Result<_, _>>()?;
+        Ok(Interruption { receiver, ids })
+    }
+
+    fn comes_within(&self, patience: Duration) -> std::io::Result<bool> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            match poll(&mut [PollFd::new(&self.receiver, PollFlags::IN)], Some(&left)) {
+                Ok(count) => return Ok(count != 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Drop for Interruption {
+    fn drop(&mut self) {
+        for id in self.ids.drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
+    }
+}
+
+fn one_life(
+    guard: &Guard<Kept>,
+    holding: Holding<'_, Kept>,
+    held: Held,
+    record: Record,
+    first: Option<First>,
+    report: Option<Report>,
+    began: u64,
+) -> Outcome {
+    let id = record.id.clone();
+    let begin = || {
+        let store = Store::open(paths::store())?;
         let name = Containers::of(store.dir())?.name_of(&id).unwrap_or_else(|| id.short().to_owned());
         let kept = store.kept(Keeper::Container(id.as_str()))?;
         let kept = kept.ok_or_else(|| anyhow!("container {name}: it has no list of layers"))?;
@@ -173,18 +282,18 @@ fn live(id: &str, lock: File, first: Option<First>, report: Report, began: u64) 
         let size = first.as_ref().and_then(|first| first.attach.terminal);
         io.size = size.map(|size| WindowSize { rows: size.rows, columns: size.columns });
         let attached = Attached::new(Some(log), input, record.flags.tty, first);
-        anyhow::Ok((name, held, record, kept, io, attached))
+        anyhow::Ok((name, kept, io, attached))
     };
-    let (name, held, record, kept, io, attached) = match begin() {
+    let (name, kept, io, attached) = match begin() {
         Ok(begun) => begun,
         Err(error) => {
             let failure = error.into();
-            report.failed(&failure);
+            report.into_iter().for_each(|report| report.failed(&failure));
             return Err(failure);
         }
     };
     let (layers, keys, times) = (kept.layers, kept.keys, [began, monotonic_ns()]);
     let talk = Talk::default();
-    let life = Life { name, record, layers, keys, io, attached, report: Some(report), talk, times };
-    life.live(&guard, holding, held)
+    let life = Life { name, record, layers, keys, io, attached, report, talk, times };
+    life.live(guard, holding, held)
 }

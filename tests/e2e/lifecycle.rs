@@ -34,7 +34,7 @@ fn status(lab: &Lab, name: &str) -> String {
     done(lab.run(["ps", "-a", "--filter", &filter, "--format", "{{.Status}}"]))
 }
 
-fn supervisor(lab: &Lab, name: &str) -> Pid {
+pub fn supervisor(lab: &Lab, name: &str) -> Pid {
     Pid::from_raw(inspect(lab, name, "{{.State.Pid}}").parse().unwrap()).expect("it runs")
 }
 

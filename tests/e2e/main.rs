@@ -18,6 +18,7 @@
 //! | [`memory`] | RAM of machines that go on from a snapshot |
 //! | [`net`] | guests on a network |
 //! | [`registry`] | images from and to a registry on this host |
+//! | [`restarts`] | containers that are started again |
 //! | [`paused`] | containers that stand still |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
@@ -57,6 +58,7 @@ mod memory;
 mod net;
 mod paused;
 mod registry;
+mod restarts;
 mod scripted;
 mod settings;
 mod snapshots;

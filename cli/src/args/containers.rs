@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use super::Format;
 use crate::clock;
 use crate::containers::record::now_ns;
+use crate::restart::Policy;
 use crate::session::keys::Keys;
 use crate::signals;
 
@@ -161,6 +162,16 @@ pub struct Names {
 
 #[derive(Debug, Args)]
 pub struct Wait {
+    /// Containers, by name or the beginning of the id
+    #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
+    pub containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Update {
+    /// Whether to start it again when it has ended: `no`, `on-failure[:TIMES]`, `always` or `unless-stopped`
+    #[arg(long, value_name = "POLICY", value_parser = str::parse::<Policy>)]
+    pub restart: Policy,
     /// Containers, by name or the beginning of the id
     #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub containers: Vec<String>,

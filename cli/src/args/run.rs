@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::network::{self, Destination, Network, Publish};
 use super::settings::Settings;
+use crate::restart::Policy;
 use crate::session::keys::Keys;
 use crate::signals;
 use crate::size;
@@ -40,6 +41,9 @@ pub struct Run {
     /// Remove the container when it ends; without, `ps -a` shows it until `rm`
     #[arg(long)]
     pub rm: bool,
+    /// Whether to start it again when it has ended: `no` (the default), `on-failure[:TIMES]`, `always` or `unless-stopped`; with -d
+    #[arg(long, value_name = "POLICY", default_value_t, value_parser = str::parse::<Policy>)]
+    pub restart: Policy,
     /// Set an environment variable, or take it over from here
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub env: Vec<String>,

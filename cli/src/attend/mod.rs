@@ -13,6 +13,8 @@ use guest_protocol::files::Helper;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::restart::Policy;
+
 /// The socket's name in a run directory.
 pub const SOCKET: &str = "attend";
 /// Version of what is spoken.
@@ -40,6 +42,11 @@ pub enum Order {
     Signal {
         /// Which: 1 to 31.
         signal: u8,
+    },
+    /// Change what is to become of the container when it has ended.
+    Update {
+        /// Whether it is started again.
+        restart: Policy,
     },
     /// Have its processors stand still.
     Pause {},
@@ -190,6 +197,7 @@ mod tests {
             Order::Snapshot { name: None },
             Order::Rollback { to: "one".into() },
             Order::Pause {},
+            Order::Update { restart: Policy::OnFailure(Some(3)) },
             Order::Unpause {},
             Order::Attach(Attach { stdin: true, terminal: Some(Size { rows: 1, columns: 2 }) }),
             Order::Exec(Exec { args: vec!["true".into()], ..Exec::default() }),

@@ -31,11 +31,13 @@ use crate::signals::Guard;
 use crate::supervisor;
 
 const SIGKILL: u8 = 9;
+/// How long one that waits to be started again may take to hear that it is not to be.
+const DEAF: Duration = Duration::from_millis(500);
 /// How long a guest may take to end its processes by SIGKILL before its VM is ended.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Does something for each, and prints what that says.
-fn each(words: &[String], mut work: impl FnMut(&str) -> anyhow::Result<String>) -> Outcome {
+pub fn each(words: &[String], mut work: impl FnMut(&str) -> anyhow::Result<String>) -> Outcome {
     let mut code = 0;
     for word in words {
         match work(word) {
@@ -72,7 +74,7 @@ fn in_background(word: &str) -> anyhow::Result<()> {
 }
 
 /// An id means the same whatever others rename meanwhile.
-fn record_word(entry: &Entry) -> &str {
+pub fn record_word(entry: &Entry) -> &str {
     entry.record.id.as_str()
 }
 
@@ -123,6 +125,9 @@ fn tell(entry: &Entry, action: &str, more: &[(&str, String)]) {
 fn stop_one(word: &str, args: &Stop) -> anyhow::Result<()> {
     let entry = find(word)?;
     let Some(running) = Running::of(&entry)? else { return Ok(()) };
+    if running.entry.record.state.restarting {
+        return running.kill();
+    }
     running.signal(args.signal.unwrap_or(entry.record.stop_signal))?;
     let patience = u64::try_from(args.seconds).ok().map(Duration::from_secs);
     if !running.ends_within(patience)? {
@@ -137,7 +142,7 @@ pub fn kill(args: &Kill) -> Outcome {
     each(&args.containers, |word| {
         let running = Running::of(&find(word)?)?;
         let running = running.ok_or_else(|| anyhow!("cannot kill container: {word}: it is not running"))?;
-        if args.signal == SIGKILL {
+        if args.signal == SIGKILL || running.entry.record.state.restarting {
             running.kill()?
         } else {
             running.signal(args.signal)?
@@ -158,6 +163,7 @@ pub fn unpause(args: &Names) -> Outcome {
 
 fn stand_still(word: &str, order: &Order) -> anyhow::Result<String> {
     let running = Running::of(&find(word)?)?;
+    let running = running.filter(|running| !running.entry.record.state.restarting);
     let running =
         running.ok_or_else(|| anyhow!("container {word} is not running; `bulkhead start {word}` starts it"))?;
     running.order(order)?;
@@ -174,7 +180,7 @@ pub fn wait(args: &Wait) -> Outcome {
 
 /// The exit code of a container, which may be its last one, once it does not run.
 fn exit_code(containers: &Containers, word: &str, entry: &Entry) -> anyhow::Result<u8> {
-    if entry.record.state.status != Status::Running {
+    if !entry.record.state.is_live() {
         return Ok(entry.record.state.exit_code);
     }
     // Of one that has ended since it was looked at, too, only the record of now tells how.
@@ -236,7 +242,7 @@ impl Running {
     }
 
     fn among(containers: &Containers, entry: &Entry) -> anyhow::Result<Option<Self>> {
-        if entry.record.state.status != Status::Running {
+        if !entry.record.state.is_live() {
             return Ok(None);
         }
         let owner = running::owner(containers, entry)?;
@@ -273,14 +279,34 @@ impl Running {
         Ok(())
     }
 
+    /// Has one that waits to be started again do so no longer. It may have been started meanwhile: then it is as any that runs.
+    fn wait_no_more(&self) -> anyhow::Result<()> {
+        while !self.ends_within(Some(Duration::ZERO))? {
+            let entry = Containers::of(&paths::store())?.find(record_word(&self.entry))?;
+            if entry.record.state.status == Status::Running {
+                return Running { entry, owner: self.owner.try_clone()? }.kill();
+            }
+            let _ = rustix::process::pidfd_send_signal(&self.owner, rustix::process::Signal::TERM);
+            // Between two of its lives there is a moment in which it hears nothing.
+            self.ends_within(Some(DEAF))?;
+        }
+        Ok(())
+    }
+
     /// Kills its processes; its VM, if that does not help.
     fn kill(&self) -> anyhow::Result<()> {
+        if self.entry.record.state.restarting {
+            return self.wait_no_more();
+        }
         self.signal(SIGKILL)?;
         if self.ends_within(Some(GRACE))? { Ok(()) } else { self.end() }
     }
 
     /// Ends its VM.
     fn end(&self) -> anyhow::Result<()> {
+        if self.entry.record.state.restarting {
+            return self.wait_no_more();
+        }
         self.order(&Order::End {})?;
         self.ends_within(None).map(drop)
     }

@@ -148,7 +148,8 @@ fn describe(entry: &Entry) -> Value {
         .iter()
         .map(|port| (inside(port), json!([{ "HostIp": port.host_ip, "HostPort": port.host_port.to_string() }])))
         .collect();
-    let running = state.status == Status::Running;
+    // As docker: what waits to be started again counts as running.
+    let running = state.is_live();
     let wanted = &flags.settings;
     json!({
         "Id": id,
@@ -156,15 +157,17 @@ fn describe(entry: &Entry) -> Value {
         "Path": program,
         "Args": arguments,
         "State": {
-            "Status": state.word(), "Running": running, "Paused": state.paused, "Restarting": false, "Dead": false,
+            "Status": state.word(), "Running": running, "Paused": state.paused, "Restarting": state.restarting, "Dead": false,
             "Pid": state.pid, "ExitCode": state.exit_code, "Error": state.error,
             "StartedAt": clock::rfc3339(state.started_ns), "FinishedAt": clock::rfc3339(state.finished_ns),
         },
         "Image": image_id,
+        "RestartCount": state.restarts,
         "LogPath": entry.dir.join("log.json"),
         "Name": format!("/{}", entry.name),
         "HostConfig": {
             "AutoRemove": flags.rm,
+            "RestartPolicy": { "Name": flags.restart.name(), "MaximumRetryCount": flags.restart.most() },
             "Binds": flags.volume.iter().map(|volume| volume.shown()).collect::<Vec<_>>(),
             "Memory": flags.machine.memory_mib() * MIB,
             "NanoCpus": u64::from(flags.machine.cpus()) * 1_000_000_000,

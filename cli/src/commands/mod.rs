@@ -21,5 +21,6 @@ pub mod run;
 pub mod snapshots;
 pub mod stats;
 pub mod system;
+pub mod update;
 pub mod vmm;
 pub mod why;

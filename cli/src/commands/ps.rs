@@ -23,7 +23,7 @@ pub fn ps(args: &Ps, talk: Talk) -> Outcome {
     };
     // A filter by state is about those that do not run, too.
     let all = args.all || args.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
-    let shown = entries.iter().filter(|entry| all || entry.record.state.status == Status::Running);
+    let shown = entries.iter().filter(|entry| all || entry.record.state.is_live());
     let shown = shown.filter(|entry| fits(entry, &args.filter));
     let now = now_ns();
     let rows = shown.map(|entry| row(entry, now, args.no_trunc));
@@ -74,6 +74,9 @@ fn status(record: &Record, now_ns: u64) -> String {
         Status::Running => {
             let paused = if state.paused { " (Paused)" } else { "" };
             format!("Up {}{paused}", since(state.started_ns, now_ns))
+        }
+        Status::Exited if state.restarting => {
+            format!("Restarting ({}) {} ago", state.exit_code, since(state.finished_ns, now_ns))
         }
         Status::Exited => format!("Exited ({}) {} ago", state.exit_code, since(state.finished_ns, now_ns)),
     }

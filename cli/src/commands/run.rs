@@ -22,6 +22,7 @@ use crate::logs::writer::Writer;
 use crate::output::{self, Progress};
 use crate::owner::Attached;
 use crate::paths;
+use crate::restart::Policy;
 use crate::session::{Io, Recorder};
 use crate::signals::{self, Guard};
 use crate::snapshots::name::WARM;
@@ -36,6 +37,9 @@ const USUAL_STOP_SIGNAL: u8 = 15;
 pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     if args.image_and_command[0].ends_with(WARM) {
         return run_warm(args, talk, began);
+    }
+    if args.restart != Policy::No && !args.detach {
+        return Err(anyhow!("--restart: in the foreground a container is run once; say -d as well").into());
     }
     let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
     let io = if args.detach { None } else { Some(Io::inherit(args.interactive, args.tty)?) };
@@ -79,13 +83,16 @@ pub fn create(args: Run, talk: Talk) -> Outcome {
     let (image, store) = prepare(&args, talk)?;
     let holding = guard.hold();
     let (_, held, record) = make(args, &image, &store, true)?;
-    held.created();
+    held.stays();
     drop(holding);
     output::print(&format!("{}\n", record.id))?;
     Ok(0)
 }
 
 fn prepare(args: &Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store)> {
+    if args.rm && args.restart != Policy::No {
+        return Err(anyhow!("--restart and --rm exclude each other: what goes with its end cannot be started again"));
+    }
     args.name.as_deref().map(Containers::check_name).transpose().context("--name")?;
     let reference: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
     let store = Store::open(paths::store())?;

@@ -70,9 +70,11 @@ fn tell(entry: &Entry, now_ns: u64) -> Told {
             Told { text: format!("Container {name} did not start: {}.", state.error), ..not_started(entry) }
         }
         Status::Exited => {
+            let restarting =
+                if state.restarting { " It is about to be started again, by its --restart policy." } else { "" };
             let Told { cause, text, next } = ended(entry);
             let when = format!("Container {name} ended {} ago, after {}: ", ago(state.finished_ns), ran(entry));
-            told(cause, when + &text, next)
+            told(cause, when + &text + restarting, next)
         }
     }
 }

@@ -175,8 +175,14 @@ impl Held {
     }
 
     /// It does not run for now, and stays even if it is to go with its end.
-    pub fn created(mut self) {
+    pub fn stays(mut self) {
         self.fate = Fate::Stays;
+    }
+
+    /// The same container for a part of this one's work: what becomes of it is not decided at that one's end.
+    pub fn lend(&self) -> io::Result<Held> {
+        let (containers, id) = (self.containers.clone(), self.id.clone());
+        Ok(Held { containers, id, lock: self.lock.try_clone()?, fate: Fate::PassedOn })
     }
 
     /// It is another process's now.
@@ -184,7 +190,8 @@ impl Held {
         self.fate = Fate::PassedOn;
     }
 
-    fn record(&self) -> Result<Record, ContainersError> {
+    /// What is known of it now.
+    pub fn record(&self) -> Result<Record, ContainersError> {
         let record = Record::read(&self.dir(), &self.id);
         record.map_err(|source| ContainersError::Record { id: self.id.clone(), source })
     }

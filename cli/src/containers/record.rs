@@ -62,7 +62,11 @@ pub struct State {
     pub status: Status,
     /// It runs, and stands still.
     pub paused: bool,
-    /// Process that has it, if it runs.
+    /// It has ended, and whoever has it waits to start it again.
+    pub restarting: bool,
+    /// How often it was started again by itself since somebody started it.
+    pub restarts: u32,
+    /// Process that has it, if it runs, or waits.
     pub pid: u32,
     /// How it ended last: the process's own, or 125, 126, 127, 128 + signal.
     pub exit_code: u8,
@@ -121,9 +125,18 @@ pub enum Status {
 }
 
 impl State {
+    /// Somebody has it: it runs, or is about to again.
+    pub fn is_live(&self) -> bool {
+        self.status == Status::Running || self.restarting
+    }
+
     /// As docker says it.
     pub fn word(&self) -> &'static str {
-        if self.paused { "paused" } else { self.status.word() }
+        match self.status {
+            _ if self.restarting => "restarting",
+            _ if self.paused => "paused",
+            status => status.word(),
+        }
     }
 }
 
@@ -147,7 +160,20 @@ impl Record {
     /// Its process runs from now on, and this process has it.
     pub fn start(&mut self) {
         let pid = std::process::id();
-        self.state = State { status: Status::Running, pid, started_ns: now_ns(), ..State::default() };
+        let restarts = self.state.restarts;
+        self.state = State { status: Status::Running, pid, started_ns: now_ns(), restarts, ..State::default() };
+    }
+
+    /// It has ended, and this process is going to start it again.
+    pub fn wait_for_restart(&mut self) {
+        self.state.restarting = true;
+        self.state.pid = std::process::id();
+    }
+
+    /// Nobody waits to start it again any more.
+    pub fn restarts_no_more(&mut self) {
+        self.state.restarting = false;
+        self.state.pid = 0;
     }
 
     /// Its process has ended, or never started.
@@ -167,6 +193,9 @@ impl Record {
 
     /// Whoever had it is gone without a word.
     pub fn lose(&mut self) {
+        if self.state.restarting {
+            self.restarts_no_more();
+        }
         if self.state.status == Status::Running {
             let restarted = booted_ns().is_some_and(|booted| self.state.started_ns < booted);
             let (cause, error) = if restarted {
@@ -181,7 +210,17 @@ impl Record {
     fn finish(&mut self, status: Status, code: u8, cause: Cause, error: String) {
         let finished_ns = if status == Status::Created { 0 } else { now_ns() };
         let state = std::mem::take(&mut self.state);
-        self.state = State { status, paused: false, pid: 0, exit_code: code, cause, error, finished_ns, ..state };
+        self.state = State {
+            status,
+            paused: false,
+            restarting: false,
+            pid: 0,
+            exit_code: code,
+            cause,
+            error,
+            finished_ns,
+            ..state
+        };
     }
 
     /// The file's bytes.

@@ -34,6 +34,7 @@ use serde_json::{Value, json};
 use crate::attend::server::{Attendance, Waiting};
 use crate::attend::{Attach, Exec, Order, SOCKET};
 use crate::failure::one_line;
+use crate::restart::Policy;
 use crate::rundir::RunDir;
 use crate::session::{Attendant, FreezeError, Heard, Wish};
 use crate::snapshots::making::Wanted;
@@ -173,6 +174,10 @@ impl Owner {
                 return Some(Wish::End);
             }
             Order::Signal { signal } => return self.signal(signal, client),
+            Order::Update { restart } => {
+                self.update(restart, client);
+                return None;
+            }
             Order::Exec(_) | Order::Attach(_) | Order::Snapshot { .. } | Order::Rollback { .. } if self.paused => {
                 return self.refuse_paused(client);
             }
@@ -198,7 +203,12 @@ impl Owner {
             },
             Order::Pause {} => self.pause(true, client),
             Order::Unpause {} => self.pause(false, client),
-            Order::About {} | Order::End {} | Order::Signal { .. } | Order::Exec(_) | Order::Attach(_) => None,
+            Order::About {}
+            | Order::End {}
+            | Order::Signal { .. }
+            | Order::Exec(_)
+            | Order::Attach(_)
+            | Order::Update { .. } => None,
         }
     }
 
@@ -217,6 +227,16 @@ impl Owner {
         };
         client.refuse(refused);
         None
+    }
+
+    fn update(&self, restart: Policy, client: Waiting) {
+        match &self.container {
+            Some(container) => {
+                container.borrow_mut().update(restart);
+                client.done(Value::Null);
+            }
+            None => client.refuse(&format!("microVM '{}' is no container", self.facts.name)),
+        }
     }
 
     fn exec(&mut self, exec: Exec, client: Waiting) -> Option<Wish> {

@@ -8,6 +8,7 @@ use super::Attached;
 use crate::containers::record::Cause;
 use crate::containers::{Containers, Record, Status};
 use crate::events;
+use crate::restart::Policy;
 use crate::supervisor::Report;
 
 /// Longest text of the guest's that is kept.
@@ -47,6 +48,12 @@ impl Tracked {
     /// The guest's kernel has killed a process for lack of memory.
     pub fn out_of_memory(&mut self, which: &str) {
         self.record.state.out_of_memory = which.chars().take(MOST_WORDS).collect();
+    }
+
+    /// Something else is to become of it when it has ended.
+    pub fn update(&mut self, restart: Policy) {
+        self.record.flags.restart = restart;
+        self.write();
     }
 
     /// It stands still, or goes on.
