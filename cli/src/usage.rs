@@ -90,13 +90,13 @@ fn parse_cpu_ms(stat: &str) -> Option<u64> {
 pub fn monitor(owner: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{owner}/task/{owner}/children")).ok()?;
     // passt and others are children as well.
-    let pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
+    let mut pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
     let is_monitor = |pid: &u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = line.split(|byte| *byte == 0);
         words.next() == Some(b"bulkhead") && words.next() == Some(b"vmm")
     };
-    pids.filter(is_monitor).last()
+    pids.rfind(is_monitor)
 }
 
 /// What a machine's devices have moved since it was built, in bytes.

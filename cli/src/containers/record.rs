@@ -250,10 +250,12 @@ impl Record {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(dir.join(FILE))?;
         let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
-        if !file.metadata()?.is_file() {
+        let meta = file.metadata()?;
+        if !meta.is_file() {
             return Err(invalid("not a regular file".into()));
         }
-        let mut bytes = Vec::new();
+        // As much as there is, and a byte to find its end by: `ps` reads that of each container there is.
+        let mut bytes = Vec::with_capacity(usize::try_from(meta.len().min(MAX)).unwrap_or(0) + 1);
         file.take(MAX).read_to_end(&mut bytes)?;
         let record = Self::decode(&bytes).map_err(invalid)?;
         if record.id != *id {

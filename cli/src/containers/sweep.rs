@@ -1,6 +1,6 @@
 //! What killed processes leave: containers that nobody has any more, and directories that have not become any, or were some.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{self, File};
 
 use super::held::take;
@@ -12,13 +12,13 @@ impl Containers {
     /// Says of containers whose owners were killed that they have ended, or removes them, if that is what was to become of them.
     pub fn sweep(&self) -> Result<(), ContainersError> {
         let guard = self.lock()?;
+        let names: HashMap<Id, String> = self.names()?.into_iter().map(|(name, id)| (id, name)).collect();
         for id in self.ids(".running")? {
-            if let Err(error) = self.bury(&guard, &id) {
+            if let Err(error) = self.bury(&guard, &id, names.get(&id)) {
                 tracing::warn!("{error}");
             }
         }
-        let named: HashSet<Id> = self.names()?.into_iter().map(|(_, id)| id).collect();
-        for id in self.ids("")?.iter().filter(|id| !named.contains(id)) {
+        for id in self.ids("")?.iter().filter(|id| !names.contains_key(id)) {
             let path = self.path(id);
             if take(&path)?.is_some() {
                 tracing::info!("removing what is left of container {id}");
@@ -28,8 +28,8 @@ impl Containers {
         Ok(())
     }
 
-    /// Sees to a container whose mark is there, if its owner is not.
-    fn bury(&self, guard: &File, id: &Id) -> Result<(), ContainersError> {
+    /// Sees to a container whose mark is there, if its owner is not. It is called `name`.
+    fn bury(&self, guard: &File, id: &Id, name: Option<&String>) -> Result<(), ContainersError> {
         let path = self.path(id);
         if !path.exists() {
             self.unmark(id);
@@ -40,8 +40,8 @@ impl Containers {
             Record::read(&path, id).map_err(|source| ContainersError::Record { id: id.clone(), source })?;
         tracing::info!("whoever had container {id} is gone");
         if record.state.status == Status::Running {
-            let name = self.name_of(id).unwrap_or_else(|| id.short().to_owned());
-            events::tell_of(self, &record, &name, "die", &[("exitCode", KILLED.to_string())]);
+            let name = name.map_or(id.short(), String::as_str);
+            events::tell_of(self, &record, name, "die", &[("exitCode", KILLED.to_string())]);
         }
         if record.flags.rm {
             return self.remove_under(guard, id);

@@ -12,7 +12,7 @@ const MOST: usize = 200;
 #[must_use]
 pub fn killed(log: &[u8]) -> Option<String> {
     let log = String::from_utf8_lossy(log);
-    let (_, line) = log.lines().filter_map(|line| line.split_once(KILLED)).last()?;
+    let (_, line) = log.lines().filter_map(|line| line.split_once(KILLED)).next_back()?;
     Some(line.chars().filter(|c| !c.is_control()).take(MOST).collect())
 }
 
