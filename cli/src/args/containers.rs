@@ -108,7 +108,7 @@ pub struct Start {
     after_help = "Ctrl-P Ctrl-Q, or other --detach-keys, leave a container that has a terminal; it goes on. What it wrote before is in `logs`."
 )]
 pub struct Attach {
-    /// Keys that leave the container, which goes on: characters, or ctrl- and one of a-z@[\\]^_, between commas
+    /// Keys that leave the container, which goes on: characters, or ctrl- and one of a-z@[\]^_, between commas
     #[arg(long, value_name = "KEYS", value_parser = Keys::parse)]
     pub detach_keys: Option<Keys>,
     /// Do not connect stdin

@@ -35,7 +35,9 @@ pub fn events(args: &Events) -> Outcome {
         };
         output::print(&(line + "\n"))
     };
-    let mut reader = Reader::open(&paths::store(), wanted).context("events")?;
+    let store = paths::store();
+    let mut reader =
+        Reader::open(&store, wanted).with_context(|| format!("events of the store {}", store.display()))?;
     reader.present(&mut print)?;
     reader.follow(&mut print)?;
     Ok(0)

@@ -22,7 +22,7 @@ use crate::usage::{self, Memory, Moved};
 /// Between two looks; processor time is told of that long.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A guest that has not said what it uses after this long is left out of its row.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// What cannot be told.
 const UNKNOWN: &str = "--";
 /// Clears a terminal, as docker does.
