@@ -7,8 +7,10 @@
 //! - [`digest`], [`pipe`]: verification and decompression on the way
 //! - [`initramfs`], [`INIT`], [`kernel`]: what boots before the image is seen
 //!
-//! Nothing here needs root, mounts anything or unpacks an image into the host's file system: names in an image only ever
-//! meet a tree in memory.
+//! - [`PreparedImage::unpack`]: an image as a directory, for the container runtimes that the benchmark compares with
+//!
+//! Nothing here needs root or mounts anything, and no microVM needs an image unpacked: its names only ever meet a tree in
+//! memory. `unpack` writes such a tree into a new directory, in which it meets nothing but itself.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +25,7 @@ pub mod oci;
 pub mod pipe;
 pub mod store;
 pub mod tree;
+mod unpack;
 
 pub use digest::Digest;
 pub use error::ImageError;

@@ -45,6 +45,17 @@ pub fn merge<W: Write + Seek>(
     budget: u64,
     max_entries: u64,
 ) -> Result<u64, MergeError> {
+    let (tree, first_block) = stacked(layers, budget, max_entries)?;
+    let (_, bytes) = finish_with(tree, BlockWriter::new(out, budget)?, uuid, Data::Behind(first_block))?;
+    Ok(bytes)
+}
+
+/// The tree that layer images (lowest first, each of so many bytes) make together, and the number of their blocks: the data of
+/// larger files is where it is when the images lie one after the other.
+///
+/// # Errors
+/// See [`MergeError`].
+pub(crate) fn stacked(layers: &[(&File, u64)], budget: u64, max_entries: u64) -> Result<(Tree, u32), MergeError> {
     let mut tree = Tree::new(budget, max_entries);
     let mut first_block = 0u32;
     for (index, (file, bytes)) in layers.iter().enumerate() {
@@ -53,8 +64,7 @@ pub fn merge<W: Write + Seek>(
         let blocks = u32::try_from(bytes.div_ceil(BLOCK as u64)).map_err(|_| MergeError::TooLarge)?;
         first_block = first_block.checked_add(blocks).ok_or(MergeError::TooLarge)?;
     }
-    let (_, bytes) = finish_with(tree, BlockWriter::new(out, budget)?, uuid, Data::Behind(first_block))?;
-    Ok(bytes)
+    Ok((tree, first_block))
 }
 
 /// Puts a layer on top of what is there (overlayfs.rst). `first_block` is where its image begins.

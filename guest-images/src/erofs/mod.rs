@@ -23,6 +23,7 @@ pub use blocks::BlockWriter;
 pub use files::{Entry, Files};
 pub(crate) use format::split_xattr_name;
 pub use format::{BLOCK, Summary, summary};
+pub(crate) use merge::stacked;
 pub use merge::{MergeError, merge};
 pub use reader::{ReadError, read_tree};
 pub use writer::finish;

@@ -10,3 +10,4 @@ mod round_trip;
 mod save;
 mod store;
 mod support;
+mod unpack;
