@@ -9,6 +9,8 @@
 //! | [`blk`] | a disk's random reads, beside fio |
 //! | [`net`] | TCP through a tap interface, beside the same without a device |
 //! | [`vsock`] | bytes through a vsock, each way, beside those from process to process |
+//! | [`report`] | what that comes down to: estimates, differences, conditions, a page |
+//! | [`host`] | what a host is, as far as it bears on figures |
 //! | [`run`] | `bulkhead run`, booting and from a template |
 //! | `threads` | what this process's own threads have used |
 //! | `place` | a directory for files that does not outlive it for long |
@@ -28,12 +30,14 @@ pub mod blk;
 pub mod clones;
 pub mod container;
 pub mod guest;
+pub mod host;
 pub mod machine;
 pub mod memory;
 pub mod net;
 pub mod null;
 mod place;
 pub mod process;
+pub mod report;
 pub mod restore;
 pub mod run;
 pub mod snapshot;
