@@ -9,6 +9,7 @@
 //! | [`blk`] | a disk's random reads, beside fio |
 //! | [`net`] | TCP through a tap interface, beside the same without a device |
 //! | [`vsock`] | bytes through a vsock, each way, beside those from process to process |
+//! | [`compare`] | one image's command as a process, in containers and in microVMs, side by side |
 //! | [`report`] | what that comes down to: estimates, differences, conditions, a page |
 //! | [`host`] | what a host is, as far as it bears on figures |
 //! | [`run`] | `bulkhead run`, booting and from a template |
@@ -28,6 +29,7 @@
 pub mod answer;
 pub mod blk;
 pub mod clones;
+pub mod compare;
 pub mod container;
 pub mod guest;
 pub mod host;

@@ -27,6 +27,9 @@ pub enum BenchError {
     /// The program beside it did not run.
     #[error("{0}")]
     Container(String),
+    /// It was told to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// No samples were asked for.
     #[error("at least one run is needed")]
     NoRuns,

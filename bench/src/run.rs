@@ -82,7 +82,7 @@ fn sample(what: What<'_>, flags: &[&str]) -> Result<Sample, BenchError> {
 }
 
 /// The table of phases that `--verbose` prints: names and milliseconds, up to the sum.
-fn phases(stderr: &str) -> Vec<(String, Duration)> {
+pub(crate) fn phases(stderr: &str) -> Vec<(String, Duration)> {
     let table = stderr.lines().skip_while(|line| !line.contains("phases (ms)")).skip(1);
     let row = |line: &str| {
         let (name, ms) = line.trim().split_once(' ')?;

@@ -18,7 +18,9 @@ use std::path::PathBuf;
 use ::vmm::config::BootProtocol;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use self::bench::{Bench, BenchWhat};
+pub use self::bench::{
+    Bench, BenchAblate, BenchCompare, BenchDensity, BenchDiff, BenchReport, BenchWhat, ResultFormat, Shown,
+};
 pub use self::containers::{
     Attach, Events, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Update, Wait, Why,
 };

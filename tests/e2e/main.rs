@@ -22,6 +22,7 @@
 //! | [`paused`] | containers that stand still |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
+//! | [`compare`] | containers and microVMs side by side |
 //! | [`confined`] | what threads of a microVM's process may still do |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
 //! | [`disk`] | a writable disk: what the guest was promised, in the file on the host |
@@ -39,6 +40,7 @@ mod adversary;
 mod attach;
 mod bad_input;
 mod bare;
+mod compare;
 mod confined;
 mod container;
 mod control;

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+
+use bench::report::assert::Assertion;
+use bench::report::metric::{ARMS, Kind, VARIANTS};
+use bench::report::objective::Objective;
 
 use super::Format;
 use crate::size;
@@ -16,6 +20,17 @@ pub struct Bench {
 
 #[derive(Debug, Subcommand)]
 pub enum BenchWhat {
+    /// One image as a bare process, in containers (runc, crun, podman, docker) and in microVMs, side by side: time to start, memory,
+    /// disk, processor, how many a minute, how many fit
+    Compare(BenchCompare),
+    /// What each thing that a microVM has adds to its start and memory: one at a time is switched, beside what users type
+    Ablate(BenchAblate),
+    /// How many idle instances there can be while starts stay within an objective: containers and microVMs
+    Density(BenchDensity),
+    /// Two results of `bench compare --out`: what has changed, and whether that is more than chance
+    Diff(BenchDiff),
+    /// A result of `bench compare --out` once more: as a table, a page, or against conditions
+    Report(BenchReport),
     /// The cost of a microVM that does nothing: process start, one port write by the guest, process exit
     Null {
         /// How many to run
@@ -124,4 +139,153 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct BenchCompare {
+    /// Samples of the times, of each arm
+    #[arg(short = 'n', long, value_name = "N", default_value = "30", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub samples: u32,
+    /// How long the samples of times of one arm may take: a slower arm has fewer (six at least), which the result says
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub budget: u64,
+    /// Only these arms: process, runc, crun, podman, docker, vm-cold, vm-warm, vm-restored
+    #[arg(long, value_name = "ARM", value_delimiter = ',', value_parser = arm)]
+    pub arms: Vec<&'static str>,
+    /// Instances at a time when their memory is looked at
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub instances: u32,
+    /// How long one instance may take to do its work
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// What the order of the samples is drawn with; another one each time, if not given
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// Memory to calculate for how many instances fit into it; all of this host's, if not given
+    #[arg(long, value_name = "SIZE", value_parser = size::mib)]
+    pub memory_budget: Option<u64>,
+    /// Write the result, with all samples, to this file: JSON, for `bench diff` and `bench report`
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub shown: Shown,
+    /// The image, and a command that says something and ends with 0; `sh -c 'echo ready'`, if not given. The image's entrypoint is left out
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    pub image_and_command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchAblate {
+    /// Samples of the times, of each variant
+    #[arg(short = 'n', long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub samples: u32,
+    /// How long the samples of times of one variant may take: a slower one has fewer (six at least), which the result says
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub budget: u64,
+    /// Only these, beside base: cold, unconfined, disk, console, small, large, two-cpus
+    #[arg(long, value_name = "VARIANT", value_delimiter = ',', value_parser = variant)]
+    pub variants: Vec<&'static str>,
+    /// How long one instance may take to do its work
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// What the order of the samples is drawn with; another one each time, if not given
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// Write the result, with all samples, to this file: JSON, for `bench diff` and `bench report`
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// The image, and a command that says something and ends with 0; `sh -c 'echo ready'`, if not given. The image's entrypoint is left out
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    pub image_and_command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchDensity {
+    /// What the last 20 starts (to first output) are to stay within: p50, p90, p99 or max, and a time
+    #[arg(long, value_name = "OBJECTIVE", default_value = "p99<10s")]
+    pub slo: Objective,
+    /// No more than these of each arm
+    #[arg(long, value_name = "N", default_value = "30", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub most: u32,
+    /// Only these arms: process, runc, crun, podman, docker, vm-cold, vm-warm, vm-restored
+    #[arg(long, value_name = "ARM", value_delimiter = ',', value_parser = arm)]
+    pub arms: Vec<&'static str>,
+    /// Memory that all of an arm may have; all of this host's but 2 GiB, if not given
+    #[arg(long, value_name = "SIZE", value_parser = size::mib)]
+    pub memory_budget: Option<u64>,
+    /// How long one instance may take to do its work
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// Write the result, with all samples, to this file: JSON, for `bench diff` and `bench report`
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub shown: Shown,
+    /// The image, which has `sh`
+    pub image: String,
+}
+
+/// How a result is shown.
+#[derive(Debug, Args)]
+pub struct Shown {
+    /// Write the result to this file as one page of HTML with plots
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// A condition, like 'vm-warm.start.p99 < 3*crun.start.p99': exit code 1 if it does not hold
+    #[arg(long, value_name = "CONDITION")]
+    pub assert: Vec<Assertion>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ResultFormat,
+}
+
+/// How a result is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ResultFormat {
+    /// For a terminal
+    #[default]
+    Table,
+    /// With all samples
+    Json,
+    /// A table for a document
+    Markdown,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchDiff {
+    /// The result that was
+    pub old: PathBuf,
+    /// The result that is
+    pub new: PathBuf,
+    /// Exit code 1 if something has become worse by more than chance
+    #[arg(long)]
+    pub check: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchReport {
+    #[command(flatten)]
+    pub shown: Shown,
+    /// The result
+    pub result: PathBuf,
+}
+
+fn arm(name: &str) -> Result<&'static str, String> {
+    one_of(&ARMS, name)
+}
+
+fn variant(name: &str) -> Result<&'static str, String> {
+    one_of(&VARIANTS, name)
+}
+
+fn one_of(all: &'static [Kind], name: &str) -> Result<&'static str, String> {
+    all.iter().find(|kind| kind.name == name).map(|kind| kind.name).ok_or_else(|| {
+        format!("there is no '{name}'; there are {}", all.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", "))
+    })
 }

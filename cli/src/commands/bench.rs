@@ -9,17 +9,23 @@ use bench::stats::Summary;
 use bench::{blk, clones, null, restore, run, snapshot, vsock};
 use serde::Serialize;
 
-use crate::args::{Bench, BenchWhat, Format};
+use super::compare;
+use crate::args::{Bench, BenchWhat, Format, Talk};
 use crate::failure::Outcome;
 use crate::{monitor, net, output, paths, rundir};
 
 /// Measures, and prints the report.
-pub fn bench(args: &Bench) -> Outcome {
+pub fn bench(args: &Bench, talk: Talk) -> Outcome {
     rundir::ensure(&paths::run())?;
     let cpuid_cache = paths::cpuid_cache();
     let program = monitor::program();
     let monitor = Monitor { bulkhead: &program, cpuid_cache: &cpuid_cache };
     match &args.what {
+        BenchWhat::Compare(args) => return compare::compare(args, talk),
+        BenchWhat::Ablate(args) => return compare::ablate(args, talk),
+        BenchWhat::Density(args) => return compare::density(args, talk),
+        BenchWhat::Diff(args) => return compare::diff(args),
+        BenchWhat::Report(args) => return compare::report(args),
         &BenchWhat::Null { runs, format } => {
             let report = null::run(monitor, runs as usize)?;
             show(format, &report, print_null)?;

@@ -1,0 +1,533 @@
+//! What is measured of each arm, row by row.
+
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::arm::{Arm, Instance, Made};
+use super::order::{share, turns};
+use super::running::{Ended, Input, Patience, Running};
+use super::{Fleet, PREFIX, Scope, What, described, milliseconds, tree};
+use crate::memory::available_kib;
+use crate::process::BenchError;
+use crate::report::estimate::ENOUGH;
+use crate::report::metric::Kind;
+use crate::report::{Document, Phase};
+
+/// Passes of the kernels: instances of each arm, if there are samples enough for intervals; otherwise one will do. Rounds in each;
+/// the first of them warms up.
+const PASSES: usize = 2;
+const ROUNDS: usize = 6;
+/// Steps of both loops.
+pub(super) const COMPUTE: u32 = 20_000;
+pub(super) const STATS: u32 = 300;
+/// For this part of an arm's time, instances are started and ended for the rate; those under way then count as well.
+const WINDOW: u32 = 12;
+/// How often an arm's steps are asked for one by one.
+const STEPS: usize = 10;
+/// How many instances are idle at a time is told by a line that each says.
+pub(super) const IDLE: &str = "echo ready; read -r x";
+
+struct Entry {
+    kind: &'static Kind,
+    arm: Box<dyn Arm>,
+    /// What a run takes.
+    each: Duration,
+}
+
+/// Measurements under way.
+pub(super) struct Session<'a> {
+    pub what: &'a What<'a>,
+    pub patience: Patience<'a>,
+    pub document: &'a mut Document,
+    entries: Vec<Entry>,
+    random: Rng,
+    number: AtomicU64,
+}
+
+/// A script, as words.
+pub(super) fn shell(script: &str) -> Vec<String> {
+    ["sh", "-c", script].map(str::to_owned).to_vec()
+}
+
+/// Both loops in turns, with a line before and after each.
+fn kernels() -> Vec<String> {
+    shell(&format!(
+        "i=0; echo; while [ $i -lt {ROUNDS} ]; do \
+         n=0; while [ $n -lt {COMPUTE} ]; do n=$((n+1)); done; echo; \
+         n=0; while [ -e / ] && [ $n -lt {STATS} ]; do n=$((n+1)); done; echo; i=$((i+1)); done"
+    ))
+}
+
+impl<'a> Session<'a> {
+    pub fn new(what: &'a What<'a>, patience: Patience<'a>, document: &'a mut Document) -> Self {
+        let random = Rng::with_seed(what.seed);
+        Session { what, patience, document, entries: Vec::new(), random, number: AtomicU64::new(0) }
+    }
+
+    /// An error if everything is to end.
+    pub fn check_stop(&self) -> Result<(), BenchError> {
+        let mut fds = [PollFd::from_borrowed_fd(self.patience.stop, PollFlags::IN)];
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Ok(1) => Err(BenchError::Interrupted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes an arm in, if it runs the command once: that pays for cold caches, and is no sample.
+    pub fn admit(&mut self, kind: &'static Kind, made: Result<Made, String>) -> Result<(), BenchError> {
+        let (version, result) = match made {
+            Ok(Made { version, arm }) => {
+                // The first may make what later ones go on from; the second tells what they take.
+                let warm = self.once(&*arm, self.what.command).and_then(|_| self.once(&*arm, self.what.command));
+                (Some(version), warm.map(|ended| Entry { kind, arm, each: ended.took }))
+            }
+            Err(problem) => (None, Err(BenchError::Container(problem))),
+        };
+        let problem = match result {
+            Ok(entry) => {
+                self.entries.push(entry);
+                None
+            }
+            Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+            Err(error) => Some(error.to_string()),
+        };
+        self.document.arms.push(described(kind, version, problem));
+        Ok(())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// All rows.
+    pub fn all(&mut self) -> Result<(), BenchError> {
+        match self.what.scope {
+            Scope::Arms => {}
+            Scope::Variants => return self.times().and_then(|()| self.memory()),
+            Scope::Fleets(fleet) => return self.fleets(fleet),
+        }
+        self.disks();
+        self.times()?;
+        self.memory()?;
+        self.kernels()?;
+        self.rates()?;
+        self.steps()
+    }
+
+    /// Starts an instance that runs the words; `open`: what it reads does not end before it is told to.
+    pub fn instance<'i>(&self, arm: &'i dyn Arm, words: &[String], open: bool) -> Result<Instance<'i>, BenchError> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{PREFIX}{}-{number}", std::process::id());
+        let bytes = arm.input(words);
+        let input = if open { Input::Open(bytes) } else { Input::Bytes(bytes) };
+        let running = Running::start(arm.command(&id, words)?, input)?;
+        Ok(Instance { running: Some(running), id, arm })
+    }
+
+    /// Runs the words to their end.
+    fn once(&self, arm: &dyn Arm, words: &[String]) -> Result<Ended, BenchError> {
+        let mut instance = self.instance(arm, words, false)?;
+        let Some(running) = instance.running.take() else { return Err(BenchError::NoRuns) };
+        finish(arm, running, &instance.id, self.patience)?.good("the command")
+    }
+
+    /// What an arm cannot do is said beside what it can; only what is to end ends all.
+    fn judge(&mut self, kind: &Kind, what: &str, error: BenchError) -> Result<(), BenchError> {
+        if matches!(error, BenchError::Interrupted) {
+            return Err(error);
+        }
+        let problem = format!("{what}: {error}");
+        (self.what.say)(&format!("{}: {problem}", kind.name));
+        if let Some(arm) = self.document.arms.iter_mut().find(|arm| arm.name == kind.name) {
+            arm.problem.get_or_insert(problem);
+        }
+        Ok(())
+    }
+
+    fn disks(&mut self) {
+        for Entry { kind, arm, .. } in &self.entries {
+            if let Some(kib) = arm.image_disk() {
+                self.document.add(kind.name, "image-disk", &[kib as f64]);
+            }
+        }
+    }
+
+    fn times(&mut self) -> Result<(), BenchError> {
+        let shares: Vec<usize> =
+            self.entries.iter().map(|entry| share(self.what.samples, self.what.budget, entry.each)).collect();
+        let turns = turns(&shares, &mut self.random);
+        let mut failed = vec![false; self.entries.len()];
+        for (done, turn) in turns.iter().enumerate() {
+            (self.what.say)(&format!("times: {done} of {}", turns.len()));
+            let Entry { kind, arm, .. } = &self.entries[*turn];
+            if failed[*turn] {
+                continue;
+            }
+            match self.once(&**arm, self.what.command) {
+                Ok(ended) => {
+                    let phases = arm.phases(&ended.seen.stderr);
+                    add_times(self.document, kind.name, &ended);
+                    phases.into_iter().for_each(|(phase, ms)| add_phase(self.document, kind.name, phase, ms));
+                }
+                Err(error) => {
+                    failed[*turn] = true;
+                    self.judge(kind, "times", error)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn memory(&mut self) -> Result<(), BenchError> {
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        self.random.shuffle(&mut order);
+        for turn in order {
+            let Entry { kind, arm, .. } = &self.entries[turn];
+            (self.what.say)(&format!("memory: {}", kind.name));
+            match self.idle(&**arm) {
+                Ok(mut rows) => {
+                    // What has no verb is all command.
+                    rows.retain(|(metric, _)| !(kind.floor && *metric == "memory-front"));
+                    rows.iter().for_each(|(metric, samples)| self.document.add(kind.name, metric, samples));
+                }
+                Err(error) => self.judge(kind, "memory", error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Some instances that do nothing, and what each adds.
+    fn idle(&self, arm: &dyn Arm) -> Result<Vec<(&'static str, Vec<f64>)>, BenchError> {
+        let before = available_kib()?;
+        let mut running: Vec<Instance<'_>> = Vec::new();
+        let mut sums: Vec<f64> = Vec::new();
+        let mut rows = Vec::new();
+        for _ in 0..self.what.instances {
+            let mut instance = self.instance(arm, &shell(IDLE), true)?;
+            if let Some(child) = &mut instance.running {
+                child.line(1, self.patience)?;
+            }
+            running.push(instance);
+            sums.push(running.iter().map(processes_kib).sum());
+        }
+        let host = before.saturating_sub(available_kib()?) as f64 / running.len() as f64;
+        let fronts = running.iter().filter_map(|one| tree::pss_kib(one.running.as_ref()?.pid()));
+        rows.push(("memory-first", vec![sums[0]]));
+        rows.push(("memory-next", sums.windows(2).map(|pair| pair[1] - pair[0]).collect()));
+        rows.push(("memory-front", fronts.map(|kib| kib as f64).collect()));
+        // On a host that has other work, others may have given back more.
+        rows.extend((host > 0.0).then(|| ("memory-host", vec![host])));
+        rows.extend(arm.instance_disk(&running[0].id).map(|kib| ("instance-disk", vec![kib as f64])));
+        for mut instance in running {
+            let Some(mut child) = instance.running.take() else { continue };
+            child.close_input();
+            // It reads nothing, and ends with what `read` says of that.
+            finish(arm, child, &instance.id, self.patience)?;
+        }
+        rows.retain(|(_, samples)| !samples.is_empty());
+        Ok(rows)
+    }
+
+    fn kernels(&mut self) -> Result<(), BenchError> {
+        // Once it runs, a guest that has booted is like any other.
+        let passes = if self.what.samples < ENOUGH { 1 } else { PASSES };
+        let shares: Vec<usize> =
+            self.entries.iter().map(|entry| if entry.kind.name == "vm-cold" { 0 } else { passes }).collect();
+        for turn in turns(&shares, &mut self.random) {
+            let Entry { kind, arm, .. } = &self.entries[turn];
+            (self.what.say)(&format!("kernels: {}", kind.name));
+            let rounds = self.once(&**arm, &kernels()).map(|ended| {
+                let between = |pair: &[Duration]| milliseconds(pair[1].saturating_sub(pair[0]));
+                let lengths: Vec<f64> = ended.seen.lines.windows(2).map(between).skip(2).collect();
+                let every = |first: usize| lengths.iter().skip(first).step_by(2).copied().collect::<Vec<_>>();
+                [every(0), every(1)]
+            });
+            match rounds {
+                Ok([compute, syscalls]) => {
+                    self.document.add(kind.name, "compute", &compute);
+                    self.document.add(kind.name, "syscalls", &syscalls);
+                }
+                Err(error) => self.judge(kind, "kernels", error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn fleets(&mut self, fleet: Fleet) -> Result<(), BenchError> {
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        self.random.shuffle(&mut order);
+        for turn in order {
+            let Entry { kind, arm, .. } = &self.entries[turn];
+            (self.what.say)(&format!("fleet: {}", kind.name));
+            match self.fill(&**arm, fleet) {
+                Ok(filled) => {
+                    let count = filled.starts.len() as f64;
+                    self.document.add(kind.name, "fleet", &[count]);
+                    self.document.add(kind.name, "fleet-start", &filled.starts);
+                    self.document.add(kind.name, "fleet-memory", &[filled.each_kib]);
+                    self.document.add(kind.name, "fleet-left", &[filled.left_kib]);
+                    self.document.notes.push(format!("{}: no more than {count}: {}", kind.name, filled.why));
+                }
+                Err(error) => self.judge(kind, "fleet", error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn rates(&mut self) -> Result<(), BenchError> {
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        self.random.shuffle(&mut order);
+        for turn in order {
+            let Entry { kind, arm, .. } = &self.entries[turn];
+            (self.what.say)(&format!("rate: {}", kind.name));
+            match self.rate(&**arm) {
+                Ok(rate) => self.document.add(kind.name, "rate", &[rate]),
+                Err(error) => self.judge(kind, "rate", error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Instances a minute, as many at a time as there are processors.
+    fn rate(&self, arm: &dyn Arm) -> Result<f64, BenchError> {
+        let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let began = Instant::now();
+        // What the closure needs; the caller's way to say something is not for several threads.
+        let (number, patience, words) = (&self.number, self.patience, self.what.command);
+        let window = self.what.budget / WINDOW;
+        let work = move || {
+            let mut count = 0.0;
+            loop {
+                let id = format!("{PREFIX}{}-{}", std::process::id(), number.fetch_add(1, Ordering::Relaxed));
+                let running = Running::start(arm.command(&id, words)?, Input::Bytes(arm.input(words)))?;
+                finish(arm, running, &id, patience)?.good("the command")?;
+                count += 1.0;
+                let elapsed = began.elapsed();
+                if elapsed >= window {
+                    return Ok(count / elapsed.as_secs_f64() * 60.0);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            let joined = threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| Err(BenchError::Container("a thread panicked".into()))));
+            // All of them are waited for, whatever becomes of the first.
+            joined.collect::<Vec<Result<f64, BenchError>>>().into_iter().sum()
+        })
+    }
+
+    fn steps(&mut self) -> Result<(), BenchError> {
+        let shares: Vec<usize> = vec![STEPS; self.entries.len()];
+        let mut without = vec![false; self.entries.len()];
+        for turn in turns(&shares, &mut self.random) {
+            if without[turn] {
+                continue;
+            }
+            let Entry { kind, arm, .. } = &self.entries[turn];
+            let number = self.number.fetch_add(1, Ordering::Relaxed);
+            let id = format!("{PREFIX}{}-{number}", std::process::id());
+            match arm.steps(&id, self.what.command, self.patience) {
+                Ok(steps) => {
+                    without[turn] = steps.is_empty();
+                    steps.into_iter().for_each(|(phase, ms)| add_phase(self.document, kind.name, phase, ms));
+                }
+                Err(error) => {
+                    without[turn] = true;
+                    self.judge(kind, "steps", error)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the end of an instance, which is gone then: killed by being dropped, if it does not end by itself.
+pub(super) fn finish(arm: &dyn Arm, running: Running, id: &str, patience: Patience<'_>) -> Result<Ended, BenchError> {
+    let ended = running.end(patience);
+    if ended.is_err() || arm.stays() {
+        arm.clear(id);
+    }
+    ended
+}
+
+/// Memory of all processes of an instance, KiB.
+pub(super) fn processes_kib(instance: &Instance<'_>) -> f64 {
+    let Some(child) = &instance.running else { return 0.0 };
+    let all = instance.arm.processes(child.pid(), &instance.id);
+    all.into_iter().filter_map(tree::pss_kib).sum::<u64>() as f64
+}
+
+fn add_times(document: &mut Document, arm: &str, ended: &Ended) {
+    document.add(arm, "run", &[milliseconds(ended.took)]);
+    if let (Some(first), Some(last)) = (ended.seen.first, ended.seen.last) {
+        document.add(arm, "start", &[milliseconds(first)]);
+        document.add(arm, "teardown", &[milliseconds(ended.took.saturating_sub(last))]);
+    }
+}
+
+fn add_phase(document: &mut Document, arm: &str, phase: String, ms: f64) {
+    match document.phases.iter_mut().find(|known| known.arm == arm && known.phase == phase) {
+        Some(known) => known.samples.push(ms),
+        None => document.phases.push(Phase { arm: arm.to_owned(), phase, samples: vec![ms] }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::metric::kind;
+    use crate::report::tests::document;
+    use std::io::Write as _;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::process::Command;
+    use std::sync::Mutex;
+
+    /// The words, here.
+    struct Here<'a> {
+        cleared: &'a Mutex<Vec<String>>,
+    }
+
+    impl Arm for Here<'static> {
+        fn command(&self, _: &str, words: &[String]) -> Result<Command, BenchError> {
+            let mut command = Command::new(&words[0]);
+            command.args(&words[1..]);
+            Ok(command)
+        }
+
+        fn clear(&self, id: &str) {
+            self.cleared.lock().unwrap().push(id.to_owned());
+        }
+
+        fn image_disk(&self) -> Option<u64> {
+            Some(100)
+        }
+
+        fn instance_disk(&self, _: &str) -> Option<u64> {
+            None
+        }
+    }
+
+    fn here() -> (Made, &'static Mutex<Vec<String>>) {
+        let cleared = &*Box::leak(Box::default());
+        (Made { version: "1".into(), arm: Box::new(Here { cleared }) }, cleared)
+    }
+
+    /// Measures by that command in two arms; `act` is between admission and measuring.
+    fn session(command: &[String], act: impl FnOnce(&mut UnixStream)) -> (Result<(), BenchError>, Document) {
+        session_of(Scope::Arms, command, act)
+    }
+
+    fn session_of(
+        scope: Scope,
+        command: &[String],
+        act: impl FnOnce(&mut UnixStream),
+    ) -> (Result<(), BenchError>, Document) {
+        let (stop, mut other) = UnixStream::pair().unwrap();
+        let mut document = document(&[]);
+        document.arms.clear();
+        let what = What {
+            scope,
+            bulkhead: Path::new("/nonexistent"),
+            version: "1",
+            store: Path::new("/nonexistent"),
+            image: "image",
+            image_kib: 0,
+            unpack: &|_| Ok(()),
+            process: super::super::Process::default(),
+            command,
+            arms: &[],
+            samples: 8,
+            budget: Duration::from_secs(6),
+            instances: 3,
+            timeout: Duration::from_secs(30),
+            seed: 1,
+            memory_mib: 1024,
+            began: String::new(),
+            stop: stop.as_fd(),
+            say: &|_| {},
+        };
+        let patience = Patience { limit: what.timeout, stop: what.stop };
+        let mut session = Session::new(&what, patience, &mut document);
+        session.admit(kind("runc").unwrap(), Ok(here().0)).unwrap();
+        session.admit(kind("crun").unwrap(), Err("not installed".into())).unwrap();
+        act(&mut other);
+        let result = session.all();
+        drop(session);
+        (result, document)
+    }
+
+    #[test]
+    fn all_rows_are_measured_and_what_is_missing_is_named() {
+        let (result, document) = session(&shell("echo a"), |_| {});
+        result.unwrap();
+        assert_eq!(document.arms[1].problem.as_deref(), Some("not installed"));
+        assert_eq!(document.arms[0].problem, None);
+        let count = |metric| document.samples("runc", metric).len();
+        let counts = ["start", "run", "teardown", "memory-next", "memory-front", "rate", "image-disk"].map(count);
+        assert_eq!(counts, [8, 8, 8, 2, 3, 1, 1]);
+        assert_eq!([count("compute"), count("syscalls")], [PASSES * (ROUNDS - 1); 2]);
+        assert!(document.samples("runc", "memory-first")[0] > 0.0);
+        assert!(
+            document
+                .samples("runc", "run")
+                .iter()
+                .zip(document.samples("runc", "start"))
+                .all(|(run, start)| run >= start)
+        );
+        assert_eq!(document.measured(), ["runc"]);
+    }
+
+    #[test]
+    fn a_fleet_grows_until_something_speaks_against_it() {
+        let fleet = |objective: &str, most| {
+            let scope = Scope::Fleets(Fleet { objective: objective.parse().unwrap(), most });
+            let (result, document) = session_of(scope, &shell("echo a"), |_| {});
+            result.unwrap();
+            assert_eq!(document.samples("runc", "fleet")[0] as usize, document.samples("runc", "fleet-start").len());
+            assert!(document.samples("runc", "fleet-memory")[0] > 0.0);
+            (document.samples("runc", "fleet")[0], document.notes.join("\n"))
+        };
+        let (count, why) = fleet("p99<60s", 7);
+        assert!(count == 7.0 && why.contains("--most"), "{why}");
+        // Fewer than five starts say nothing.
+        let (count, why) = fleet("p50<0.001ms", 100);
+        assert!(count == 5.0 && why.contains("p50 of the last 5 starts"), "{why}");
+    }
+
+    #[test]
+    fn told_to_stop_it_keeps_what_there_is() {
+        let (result, document) = session(&shell("echo a"), |other| other.write_all(b"x").unwrap());
+        assert!(matches!(result, Err(BenchError::Interrupted)), "{result:?}");
+        assert_eq!(document.samples("runc", "image-disk"), [100.0]);
+        assert!(document.samples("runc", "run").is_empty());
+    }
+
+    #[test]
+    fn an_arm_whose_command_fails_is_named_with_its_words() {
+        let (result, document) = session(&shell("echo no luck >&2; exit 3"), |_| {});
+        result.unwrap();
+        let problem = document.arms[0].problem.as_deref().unwrap();
+        assert!(problem.contains("exit code 3") && problem.contains("no luck"), "{problem}");
+        assert!(document.measured().is_empty());
+    }
+
+    #[test]
+    fn what_does_not_end_is_cleared_away() {
+        let (stop, _other) = UnixStream::pair().unwrap();
+        let (Made { arm, .. }, cleared) = here();
+        let running = Running::start(arm.command("", &shell("read x")).unwrap(), Input::Open(Vec::new())).unwrap();
+        let patience = Patience { limit: Duration::from_millis(20), stop: stop.as_fd() };
+        let mut instance = Instance { running: Some(running), id: "one".into(), arm: &*arm };
+        assert!(instance.running.as_mut().unwrap().line(1, patience).is_err());
+        drop(instance);
+        assert_eq!(*cleared.lock().unwrap(), ["one"]);
+    }
+}

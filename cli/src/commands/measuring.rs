@@ -1,0 +1,154 @@
+//! Measuring for `bench compare` and `bench ablate`: an image prepared, signals heard, progress told.
+
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use bench::compare::{self, Process, Scope, What};
+use bench::report::Document;
+use guest_images::{PreparedImage, Store};
+use guest_protocol::{DEFAULT_PATH, account};
+use indicatif::ProgressBar;
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+use crate::args::Talk;
+use crate::clock;
+use crate::containers::record::now_ns;
+use crate::failure::sanitize;
+use crate::output::Progress;
+use crate::paths;
+
+/// What an image is run for if nothing else is asked for: it says something, and ends.
+const COMMAND: [&str; 3] = ["sh", "-c", "echo ready"];
+
+/// What the user asks for.
+pub struct Wish<'a> {
+    pub scope: Scope,
+    pub image_and_command: &'a [String],
+    pub arms: &'a [&'static str],
+    pub samples: u32,
+    /// Seconds.
+    pub budget: u64,
+    pub instances: u32,
+    /// Seconds.
+    pub timeout: u64,
+    pub seed: Option<u64>,
+    /// MiB.
+    pub memory_budget: Option<u64>,
+}
+
+/// Measures; and the signal that broke it off, if one did.
+pub fn measure(wish: &Wish<'_>, talk: Talk) -> anyhow::Result<(Document, Option<u8>)> {
+    let (reference, command) = wish.image_and_command.split_first().context("no image")?;
+    // As many write it who have a command with flags.
+    let command = command.strip_prefix(&["--".to_owned()]).unwrap_or(command);
+    let command: Vec<String> = if command.is_empty() { COMMAND.map(str::to_owned).to_vec() } else { command.to_vec() };
+    let image = reference.parse().map_err(guest_images::ImageError::from)?;
+    let store = Store::open(paths::store())?;
+    let image = store.prepare(&image, &mut Progress::new(talk))?;
+    let process = process(&image, &command)?;
+    let stop = Stop::new().context("cannot wait for signals")?;
+    let say = Saying::new(talk);
+    let what = What {
+        scope: wish.scope,
+        bulkhead: Path::new("/proc/self/exe"),
+        version: env!("CARGO_PKG_VERSION"),
+        store: store.dir(),
+        image: reference,
+        image_kib: image.disk().filter_map(|layer| fs::metadata(&layer.path).ok()).map(|meta| meta.blocks() / 2).sum(),
+        unpack: &|dir| image.unpack(dir).map_err(|error| error.to_string()),
+        process,
+        command: &command,
+        arms: wish.arms,
+        samples: wish.samples as usize,
+        budget: Duration::from_secs(wish.budget),
+        instances: wish.instances as usize,
+        timeout: Duration::from_secs(wish.timeout),
+        seed: wish.seed.unwrap_or_else(now_ns),
+        memory_mib: wish.memory_budget.unwrap_or_else(vmm::host::memory_mib),
+        began: clock::rfc3339(now_ns()),
+        stop: stop.readable.as_fd(),
+        say: &|text| say.say(text),
+    };
+    let document = compare::run(&what)?;
+    drop(say);
+    Ok((document, stop.signal()))
+}
+
+/// How the image's process is to run, but for its words.
+fn process(image: &PreparedImage, command: &[String]) -> anyhow::Result<Process> {
+    let config = &image.config;
+    let mut env = config.env.clone();
+    if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+        env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    let found = image.find(&config.user, &command[0], &env).account;
+    let account = match found {
+        Some(account) => account,
+        // A number needs no file that knows it.
+        None => account::resolve(&config.user, b"", b"")
+            .map_err(|unknown| anyhow!("the image's user: {}", unknown.detail))?,
+    };
+    let cwd = if config.working_dir.starts_with('/') {
+        config.working_dir.clone()
+    } else {
+        format!("/{}", config.working_dir)
+    };
+    Ok(Process { env, cwd, uid: account.uid, gid: account.gid, groups: account.groups })
+}
+
+/// Signals that end the measuring, and not the process.
+struct Stop {
+    readable: UnixStream,
+    signal: Arc<AtomicUsize>,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        let (readable, written) = UnixStream::pair()?;
+        let signal = Arc::new(AtomicUsize::new(0));
+        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
+            // In this order: who is woken finds out by which.
+            signal_hook::flag::register_usize(number, signal.clone(), number as usize)?;
+            signal_hook::low_level::pipe::register(number, written.try_clone()?)?;
+        }
+        Ok(Stop { readable, signal })
+    }
+
+    fn signal(&self) -> Option<u8> {
+        u8::try_from(self.signal.load(Ordering::SeqCst)).ok().filter(|signal| *signal != 0)
+    }
+}
+
+/// What is going on, on stderr: a line that changes at a terminal, lines with --verbose.
+struct Saying {
+    bar: Option<ProgressBar>,
+}
+
+impl Saying {
+    fn new(talk: Talk) -> Self {
+        let show = !talk.quiet && !talk.verbose && io::stderr().is_terminal();
+        Saying { bar: show.then(ProgressBar::new_spinner) }
+    }
+
+    fn say(&self, text: &str) {
+        tracing::info!("{text}");
+        if let Some(bar) = &self.bar {
+            bar.set_message(sanitize(text));
+            bar.tick();
+        }
+    }
+}
+
+impl Drop for Saying {
+    fn drop(&mut self) {
+        self.bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
+}
