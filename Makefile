@@ -32,10 +32,12 @@ kernel: build
 image: install
 	tests/images/debian.sh $(IMAGE_DIR)
 
-# The cost of a microVM that does nothing, and of one that goes on from a snapshot.
-bench: build
+# The cost of a microVM that does nothing, and of one that goes on from a snapshot; and VMs beside containers, which leaves a page and
+# a result in the target directory. Some minutes.
+bench: build kernel image
 	$(BULKHEAD) bench null -n 500
 	$(BULKHEAD) bench restore -n 200
+	$(BULKHEAD) bench compare --out $(TARGET)/bench.json --html $(TARGET)/bench.html oci-archive:$(IMAGE_DIR)/debian.tar
 
 # Each fuzz target for FUZZ_SECONDS. Needs a nightly toolchain and cargo-fuzz (`cargo install cargo-fuzz`).
 fuzz:
