@@ -53,8 +53,21 @@ impl Helping {
     fn ask(container: &str, helper: Helper, input: bool, patience: Option<Duration>) -> anyhow::Result<Self> {
         let (name, directory) = running::find(container)?;
         let order = Order::Exec(Exec { helper: Some(helper), stdin: input, ..Exec::default() });
-        let mut asking = Asking::ask(&directory, &name, &order)?;
+        let asking = Asking::ask(&directory, &name, &order)?;
         asking.be_patient(patience)?;
+        Self::wait(name, asking)
+    }
+
+    /// Waits for the one that was asked for when the container was made, and comes when its process has ended: `stream` leads to the
+    /// container's owner. The guest does not end before this is dropped.
+    ///
+    /// # Errors
+    /// The process did not succeed, or the guest cannot tell.
+    pub fn expect(container: &str, stream: UnixStream) -> anyhow::Result<Self> {
+        Self::wait(container.to_owned(), Asking::over(stream, container))
+    }
+
+    fn wait(name: String, mut asking: Asking) -> anyhow::Result<Self> {
         loop {
             match asking.next()? {
                 Answer::Streams(names) => {

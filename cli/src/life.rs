@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -64,6 +65,8 @@ pub struct Life {
     pub attached: Attached,
     /// Who is to hear that the process has started.
     pub report: Option<Report>,
+    /// Who is to hear what the process has changed, if it succeeds ([`crate::helping::Helping::expect`]).
+    pub changes: Option<UnixStream>,
     /// How much to say.
     pub talk: Talk,
     /// When this program began, and when the image was ready (CLOCK_MONOTONIC, ns).
@@ -82,12 +85,12 @@ pub fn check(flags: &Run) -> anyhow::Result<()> {
 impl Life {
     /// Runs it to its end. The outcome is the process's, or says why there is none.
     pub fn live(self, guard: &Guard<Kept>, holding: Holding<'_, Kept>, held: Held) -> Outcome {
-        let Life { name, record, layers, keys, mut io, attached, report, talk, times } = self;
+        let Life { name, record, layers, keys, mut io, attached, report, changes, talk, times } = self;
         io.recorder = Some(attached.recorder());
         let tracked = Tracked { record: record.clone(), dir: held.dir(), report, attached };
         let tracked: Shared = Rc::new(RefCell::new(tracked));
         let (mut held, kept) = (Some(held), RefCell::new(None));
-        let this = Running { name, record, layers, keys, io, talk };
+        let this = Running { name, record, layers, keys, io, changes, talk };
         let [began, image_ready] = times;
         let result = this.run(guard, holding, &mut held, &kept, &tracked);
         let kept: Option<Kept> = guard.pass().or_else(|| kept.take());
@@ -119,6 +122,7 @@ struct Running {
     layers: Vec<Layer>,
     keys: Vec<LayerKey>,
     io: Io,
+    changes: Option<UnixStream>,
     talk: Talk,
 }
 
@@ -167,6 +171,7 @@ impl Running {
         let facts = facts(&self.name, &self.record, self.keys);
         let mut owner = Owner::listen(&directory, facts, History::new()?, place.succession(&directory))?;
         owner.track(tracked.clone()).context("cannot listen to whoever it is started for")?;
+        self.changes.map_or(Ok(()), |client| owner.tell_changes_to(client)).context("the way to the changes")?;
         if let Some(held) = held.take() {
             holding.keep((directory, held));
         }
@@ -215,9 +220,9 @@ fn judge(failure: &Failure) -> (u8, Cause) {
     }
 }
 
-/// The disk of a container that stays. One that goes with its end has no use for it.
+/// The disk of a container that has one. Most that go with their end have no use for it.
 fn upper_of(record: &Record, dir: &Path) -> Option<PathBuf> {
-    (!record.flags.rm).then(|| dir.join(upper::FILE))
+    record.flags.on_disk().then(|| dir.join(upper::FILE))
 }
 
 /// What others may know of it.
@@ -293,7 +298,7 @@ fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -
         hostname: flags.hostname.clone().unwrap_or_else(|| record.id.short().to_owned()),
         root: Root {
             layers: layers.iter().take(1).map(layer).collect(),
-            upper: if flags.rm { Upper::Memory { bytes: None } } else { Upper::Disk },
+            upper: if flags.on_disk() { Upper::Disk } else { Upper::Memory { bytes: None } },
             read_only: flags.read_only,
         },
         volumes: Vec::new(),
@@ -302,6 +307,7 @@ fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -
         settings: flags.settings.for_guest(),
         end: if flags.kernel.is_none() { End::PowerOff } else { End::Reset },
         process: record.process.clone(),
+        changes: flags.for_layer,
     })
 }
 

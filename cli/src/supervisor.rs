@@ -294,6 +294,6 @@ fn one_life(
     };
     let (layers, keys, times) = (kept.layers, kept.keys, [began, monotonic_ns()]);
     let talk = Talk::default();
-    let life = Life { name, record, layers, keys, io, attached, report, talk, times };
+    let life = Life { name, record, layers, keys, io, attached, report, changes: None, talk, times };
     life.live(guard, holding, held)
 }

@@ -107,10 +107,21 @@ pub struct Run {
     /// Boot, even if there is a template to go on from, and leave none
     #[arg(long)]
     pub cold: bool,
+    /// It has a disk of its own for its files, although they go with it: what is on it is to become a layer (`build`)
+    #[arg(skip)]
+    #[serde(skip)]
+    pub for_layer: bool,
     /// The image, and the command to run in it
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], hide = true)]
     #[arg(value_parser = clap::builder::StringValueParser::new())]
     pub image_and_command: Vec<String>,
+}
+
+impl Run {
+    /// Whether its files are on a disk, and not in guest memory.
+    pub fn on_disk(&self) -> bool {
+        !self.rm || self.for_layer
+    }
 }
 
 /// Flags that say how big a microVM is.

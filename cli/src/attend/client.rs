@@ -59,7 +59,8 @@ impl Asking {
         Ok(Self::over(stream, vm))
     }
 
-    fn over(stream: UnixStream, vm: &str) -> Self {
+    /// Waits for what the owner of the VM `vm` has to say over a connection that it has already.
+    pub fn over(stream: UnixStream, vm: &str) -> Self {
         Asking { vm: vm.into(), stream, received: Vec::new(), descriptors: Vec::new() }
     }
 

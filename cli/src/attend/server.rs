@@ -87,6 +87,17 @@ impl Attendance {
         Ok(epoll::add(&self.any, client, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
     }
 
+    /// Goes on with somebody who is connected already and has asked by other ways.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub fn admit(&self, stream: UnixStream) -> io::Result<Talking> {
+        stream.set_nonblocking(true)?;
+        let client = Talking::new(stream);
+        self.adopt(&client)?;
+        Ok(client)
+    }
+
     fn accept(&mut self) {
         for _ in 0..PATIENCE {
             match self.listener.accept() {

@@ -99,7 +99,7 @@ fn here(word: &str, args: &Start, talk: Talk, began: u64) -> Outcome {
     let attached = Attached::new(Some(log), None, record.flags.tty, None);
     let (layers, keys) = (kept.layers, kept.keys);
     let times = [began, monotonic_ns()];
-    let life = Life { name, record, layers, keys, io, attached, report: None, talk, times };
+    let life = Life { name, record, layers, keys, io, attached, report: None, changes: None, talk, times };
     life.live(&guard, holding, held)
 }
 

@@ -66,7 +66,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let attached = Attached::new(log, None, record.flags.tty, None);
     let (layers, keys) = (image.disk().cloned().collect(), image.keys());
     let times = [began, image_ready];
-    let life = Life { name, record, layers, keys, io, attached, report: None, talk, times };
+    let life = Life { name, record, layers, keys, io, attached, report: None, changes: None, talk, times };
     life.live(&guard, holding, held)
 }
 
@@ -100,7 +100,7 @@ fn prepare(args: &Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store)> {
 }
 
 /// Makes a container of an image, for others to run, or for this process alone.
-fn make(
+pub fn make(
     mut args: Run,
     image: &PreparedImage,
     store: &Store,
@@ -129,7 +129,7 @@ fn make(
     let mut id_file = args.cidfile.take().map(IdFile::open).transpose()?;
     let image_id = image.id.to_string();
     // This process has the layers in use for as long as it lives.
-    let (rm, needless) = (args.rm, args.rm && !for_others);
+    let (on_disk, needless) = (args.on_disk(), args.rm && !for_others);
     let record = |id| Record {
         id,
         created_ns: now_ns(),
@@ -145,7 +145,7 @@ fn make(
         if !needless {
             store.keep(Keeper::Container(id.as_str()), &image.keys())?;
         }
-        if rm { Ok(()) } else { upper::make(containers.dir(), dir) }
+        if on_disk { upper::make(containers.dir(), dir) } else { Ok(()) }
     };
     let made = containers.create(name.as_deref(), record, furnish)?;
     if let Some(file) = &mut id_file {

@@ -12,8 +12,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use guest_protocol::{
-    self as protocol, FailureKind, GuestMessage, HostMessage, MAIN_PROCESS, MAX_EXECS, MAX_HOST_FRAME, ProcessId,
-    StreamHeader, StreamKind, WindowSize,
+    self as protocol, CHANGES_PROCESS, FailureKind, GuestMessage, HostMessage, MAIN_PROCESS, MAX_EXECS, MAX_HOST_FRAME,
+    ProcessId, StreamHeader, StreamKind, WindowSize,
 };
 use serde_json::json;
 
@@ -83,6 +83,21 @@ impl Execs {
                 None
             }
         }
+    }
+
+    /// The guest tells what its main process has changed when that has succeeded: this client is to hear it.
+    pub fn expect_changes(&mut self, client: Talking) {
+        let exec = Exec { stdin: true, ..Exec::default() };
+        let streams = kinds(&exec).iter().map(|&kind| (kind, None)).collect();
+        self.list.push(Joined {
+            id: CHANGES_PROCESS,
+            client: Some(client),
+            detached: false,
+            streams,
+            started: false,
+            handed_over: false,
+            exit_code: None,
+        });
     }
 
     fn free_id(&mut self) -> ProcessId {
@@ -381,6 +396,36 @@ mod tests {
         assert!(owner.execs.wish().is_none());
         assert!(client.next().is_err());
         owner.said(exited(exec.unwrap().process, 0));
+    }
+
+    #[test]
+    fn what_has_changed_is_for_whoever_was_named_for_it() {
+        let mut owner = owner();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        owner.execs.expect_changes(owner.attendance.admit(theirs).unwrap());
+        let mut client = Asking::over(ours, "build");
+        let mut stdin = owner.opened(CHANGES_PROCESS, StreamKind::Stdin);
+        let mut stdout = owner.opened(CHANGES_PROCESS, StreamKind::Stdout);
+        let _stderr = owner.opened(CHANGES_PROCESS, StreamKind::Stderr);
+        owner.said(started(CHANGES_PROCESS));
+        assert_eq!(client.next().unwrap(), Answer::Streams(vec![Stream::Stdin, Stream::Stdout, Stream::Stderr]));
+        let mut streams = client.descriptors().into_iter().map(UnixStream::from);
+        stdout.write_all(b"o").unwrap();
+        let mut byte = [0];
+        streams.nth(1).unwrap().read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"o");
+        drop(streams);
+        assert_eq!(stdin.read(&mut byte).unwrap(), 0);
+        // Nobody else gets its id.
+        owner.execs.last = CHANGES_PROCESS - 1;
+        assert!(owner.ask(sh()).1.unwrap().process != CHANGES_PROCESS);
+        owner.said(exited(CHANGES_PROCESS, 0));
+        assert_eq!(client.next().unwrap(), Answer::Done(json!({ "exit_code": 0 })));
+        // A container that ends without a word of it says so.
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        owner.execs.expect_changes(owner.attendance.admit(theirs).unwrap());
+        owner.execs.end("it has ended");
+        assert_eq!(Asking::over(ours, "build").next().unwrap(), Answer::Error("it has ended".into()));
     }
 
     #[test]

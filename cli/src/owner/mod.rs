@@ -24,6 +24,7 @@ mod tracked;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
@@ -127,6 +128,15 @@ impl Owner {
     pub fn track(&mut self, container: Shared) -> io::Result<()> {
         container.borrow().attached.listen(&self.attendance)?;
         self.container = Some(container);
+        Ok(())
+    }
+
+    /// What the container's process has changed, which its guest was asked for, is for this client.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub fn tell_changes_to(&mut self, client: UnixStream) -> io::Result<()> {
+        self.execs.expect_changes(self.attendance.admit(client)?);
         Ok(())
     }
 

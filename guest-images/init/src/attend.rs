@@ -45,6 +45,8 @@ pub struct Container {
     pub on_disk: bool,
     /// It is on a network.
     pub networked: bool,
+    /// What its process has changed is to be said in the end.
+    pub changes: bool,
     /// /dev/urandom.
     pub random: OwnedFd,
 }
@@ -57,7 +59,8 @@ impl Container {
     }
 }
 
-/// Sees to the process, its streams and the host's messages until the process has ended and all it wrote is passed on.
+/// Sees to the process, its streams and the host's messages until the process has ended and all it wrote is passed on, and what it has
+/// changed, if that is wanted.
 /// Returns how and when it ended.
 ///
 /// # Errors
@@ -69,7 +72,7 @@ pub fn attend<M: Machine>(
 ) -> Result<(ExitStatus, u64), HostGone> {
     let mut ended = None;
     loop {
-        if let Some(end) = ended.filter(|_| container.streams.is_drained()) {
+        if let Some(end) = ended.filter(|_| container.streams.is_drained() && container.execs.count() == 0) {
             return Ok(end);
         }
         // What came together with the end of a freeze has been read already.
@@ -97,6 +100,9 @@ pub fn attend<M: Machine>(
             streams.process_ended();
             container.execs.finish(control)?;
             take_back(control, container.freezer.as_mut(), || ENDED.into())?;
+            if container.changes && matches!(ended, Some((ExitStatus::Code(0), _))) {
+                container.execs.tell_changes(machine, control, container.upper.as_fd())?;
+            }
         }
         if ready.freeze && container.freezer.as_mut().is_some_and(|freezer| freezer.is_complete().unwrap_or(false)) {
             stand_still(machine, control, container)?;

@@ -16,10 +16,11 @@ use crate::process::{self, Defaults};
 use crate::relay::Step;
 use crate::running::{Running, send, wait};
 use crate::streams::{Opening, Streams, resize};
-use crate::sys::{Child, Clock, PidNamespace, clock_ns, join_pid_namespace};
+use crate::sys::{Child, Clock, PidNamespace, clock_ns, join_pid_namespace, leave_pid_namespace};
 use alloc::format;
 use alloc::vec::Vec;
-use guest_protocol::{Exec, ExitStatus, FailureKind, MAX_EXECS, ProcessId, WindowSize};
+use guest_protocol::files::Helper;
+use guest_protocol::{CHANGES_PROCESS, Exec, ExitStatus, FailureKind, MAX_EXECS, ProcessId, WindowSize};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
@@ -139,6 +140,41 @@ impl Execs {
             None => process::join(exec, common.defaults, common.hostname, stdio, cgroup)?,
         };
         let streams = Streams { terminal_end: ends.into_iter().next().filter(|_| terminal), ..streams };
+        Ok(Joined { id: Some(id), child, streams, ended: None })
+    }
+
+    /// Has a helper say what the main process, which has ended, has changed; `upper` is as in [`Common`].
+    ///
+    /// # Errors
+    /// The host is gone.
+    pub fn tell_changes<M: Machine>(
+        &mut self,
+        machine: &M,
+        control: &Control,
+        upper: BorrowedFd<'_>,
+    ) -> Result<(), HostGone> {
+        let (id, began_ns) = (CHANGES_PROCESS, clock_ns(Clock::Monotonic));
+        match self.changes(machine, id, upper) {
+            Ok(joined) => {
+                self.joined.push(joined);
+                control.started(id, began_ns)
+            }
+            Err(failure) => control.failed(id, failure),
+        }
+    }
+
+    fn changes<M: Machine>(&mut self, machine: &M, id: ProcessId, upper: BorrowedFd<'_>) -> Result<Joined, Failure> {
+        let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
+        if self.in_namespace {
+            // That of the container is over with its first process.
+            leave_pid_namespace().map_err(guest("leaving the container"))?;
+            self.in_namespace = false;
+        }
+        let opening = Opening::begin(machine, id, false, true).map_err(guest(STREAMS))?;
+        let (streams, ends) = Streams::pipes(machine, opening).map_err(guest(STREAMS))?;
+        let [stdin, stdout, stderr] = &ends[..] else { return Err(guest(STREAMS)(Errno::BADF)) };
+        let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let child = helper::start(&Helper::Changes { content: true }, stdio, upper, PidNamespace::Joined, None)?;
         Ok(Joined { id: Some(id), child, streams, ended: None })
     }
 

@@ -198,9 +198,9 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
         process::start(start.process, start.settings.limits, &start.hostname, stdio, start.root.read_only, cgroup)?;
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
     let networked = start.network.is_some();
-    let execs = Execs::default();
+    let (execs, changes, random) = (Execs::default(), start.changes, stage.random);
     Ok((
-        Container { upper, on_disk, running, streams, execs, defaults, freezer, own, networked, random: stage.random },
+        Container { upper, on_disk, running, streams, execs, defaults, freezer, own, networked, changes, random },
         root_ns,
     ))
 }

@@ -5,7 +5,10 @@ mod interface;
 mod spawn;
 
 pub use interface::Interface;
-pub use spawn::{Child, PidNamespace, StringList, execve, fork, is_helper, join_pid_namespace, spawn, spawn_idle};
+pub use spawn::{
+    Child, PidNamespace, StringList, execve, fork, is_helper, join_pid_namespace, leave_pid_namespace, spawn,
+    spawn_idle,
+};
 
 use core::arch::asm;
 use core::ffi::{c_int, c_long, c_void};

@@ -155,6 +155,9 @@ pub struct Start {
     pub end: End,
     /// The main process.
     pub process: Process,
+    /// Once that has ended with code 0, say what it has changed in the root: a [`crate::files::Helper::Changes`] does, with content, as
+    /// [`crate::CHANGES_PROCESS`] and with input. The host ends that input when it has all; then comes `Exited`, of both.
+    pub changes: bool,
 }
 
 /// What makes a clone of a frozen guest one of its own.

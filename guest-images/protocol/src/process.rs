@@ -13,6 +13,9 @@ pub type ProcessId = u32;
 /// The process that `Start` asks for; the guest ends with it.
 pub const MAIN_PROCESS: ProcessId = 0;
 
+/// The helper that [`crate::Start::changes`] asks for.
+pub const CHANGES_PROCESS: ProcessId = ProcessId::MAX;
+
 /// Most processes that [`Exec`] has started and that have not ended, at a time.
 pub const MAX_EXECS: usize = 64;
 

@@ -69,12 +69,18 @@ fn run(helper: &Helper) -> u8 {
         Helper::Changes { content } => changes::all(&mut output, *content),
         Helper::Usage => usage::all(&mut output),
     };
+    let last = matches!(helper, Helper::Changes { .. });
     let (message, code) = match done {
         Ok(()) => (FileMessage::End, 0),
         Err(Broken(detail)) => (FileMessage::Failed(detail), FAILED),
     };
     // Whoever listened may be gone.
-    output.say(&message).map_or(FAILED, |()| code)
+    let code = output.say(&message).map_or(FAILED, |()| code);
+    if last {
+        // Where nothing comes after it, the guest is not to end before the host has all: it says so by the end of what it says.
+        let _ = read_full(stdin, &mut [0]);
+    }
+    code
 }
 
 /// It cannot go on: one line that says why.

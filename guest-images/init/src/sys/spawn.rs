@@ -8,9 +8,9 @@ use core::ffi::{c_char, c_int, c_void};
 use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
-use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{self, Errno};
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 const SYS_PAUSE: usize = 34;
@@ -105,6 +105,14 @@ pub enum PidNamespace {
 /// As setns(2): it has ended.
 pub fn join_pid_namespace(process: BorrowedFd<'_>) -> io::Result<()> {
     move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
+}
+
+/// Has the children that this process will have be in its own PID namespace again.
+///
+/// # Errors
+/// As pidfd_open(2) and setns(2).
+pub fn leave_pid_namespace() -> io::Result<()> {
+    join_pid_namespace(pidfd_open(getpid(), PidfdFlags::empty())?.as_fd())
 }
 
 /// Starts a child and runs `main` in it, in this process's memory, while the caller waits. The child is in the cgroup of which
@@ -264,7 +272,7 @@ mod tests {
     fn a_child_shares_memory_and_is_pid_1() {
         let (mut seen, mut file) = (0, None);
         let child = match spawn(PidNamespace::New, None, || {
-            seen = rustix::process::getpid().as_raw_nonzero().get();
+            seen = getpid().as_raw_nonzero().get();
             file =
                 rustix::fs::open("/definitely/not/there", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).err();
         }) {

@@ -42,6 +42,23 @@ impl Said {
     }
 }
 
+/// What comes, to the end of the stream or the message that is `last`.
+fn heard(mut output: UnixStream, last: impl Fn(&FileMessage) -> bool) -> Vec<FileMessage> {
+    let (mut buffer, mut messages) = (FrameBuffer::new(MAX_FILE_FRAME), Vec::new());
+    loop {
+        while let Some(message) = buffer.take().unwrap() {
+            messages.push(message);
+            if messages.last().is_some_and(&last) {
+                return messages;
+            }
+        }
+        match output.read(buffer.space()).unwrap() {
+            0 => return messages,
+            count => buffer.received(count),
+        }
+    }
+}
+
 impl Host {
     /// Has the guest do something, and tells it this.
     fn help(&mut self, helper: Helper, told: &[FileMessage]) -> Said {
@@ -51,19 +68,8 @@ impl Host {
         let order = Exec { helper: Some(helper), stdin, ..exec(process, &[]) };
         let mut streams = self.order(&order).unwrap();
         let told: Vec<u8> = told.iter().flat_map(|message| encode(message, MAX_FILE_FRAME).unwrap()).collect();
-        let mut output = streams.remove(usize::from(stdin));
-        let reader = thread::spawn(move || {
-            let (mut buffer, mut messages) = (FrameBuffer::new(MAX_FILE_FRAME), Vec::new());
-            loop {
-                while let Some(message) = buffer.take().unwrap() {
-                    messages.push(message);
-                }
-                match output.read(buffer.space()).unwrap() {
-                    0 => return messages,
-                    count => buffer.received(count),
-                }
-            }
-        });
+        let output = streams.remove(usize::from(stdin));
+        let reader = thread::spawn(move || heard(output, |_| false));
         if stdin {
             // One that has failed does not listen to the rest.
             let _ = streams[0].write_all(&told);
@@ -245,6 +251,55 @@ fn usage_is_told() {
     let [FileMessage::Usage(usage), FileMessage::End] = said.messages[..] else { panic!("{:?}", said.messages) };
     assert!(usage.total >= usage.available && usage.available > 0 && usage.total > usage.free, "{usage:?}");
     assert!((1..20).contains(&usage.processes), "{usage:?}");
+}
+
+#[test]
+fn what_a_process_has_changed_is_said_after_its_end_and_nothing_ends_before_it_is_heard() {
+    // What it leaves running is gone by then, whether something else has joined it or not.
+    let script = "echo new > /tmp/file; rm /etc/os-release; sh -c 'while :; do :; done' & echo ready; read line";
+    for joined in [false, true] {
+        let main = Start { changes: true, process: Process { stdin: true, ..shell(script) }, ..start(shell("")) };
+        let Some(mut host) = Host::new() else { return };
+        host.send(&HostMessage::Start(Box::new(main)));
+        let mut stdin = host.stream(StreamKind::Stdin);
+        let mut stdout = host.stream(StreamKind::Stdout);
+        host.stream(StreamKind::Stderr);
+        host.started();
+        stdout.read_exact(&mut [0; 6]).unwrap();
+        if joined {
+            assert_eq!(host.shell("cat /tmp/file"), "new\n");
+        }
+        stdin.write_all(b"\n").unwrap();
+        let streams = [(); 3].map(|()| host.streams.accept().unwrap().0);
+        let [input, output, _errors] = streams.map(|mut stream| {
+            let mut header = [0; StreamHeader::LEN];
+            stream.read_exact(&mut header).unwrap();
+            assert_eq!(StreamHeader::from_bytes(header).unwrap().process, CHANGES_PROCESS);
+            stream
+        });
+        assert!(matches!(host.next(), Some(GuestMessage::Started { process: CHANGES_PROCESS, .. })));
+        let messages = heard(output, |message| *message == FileMessage::End);
+        host.control.set_nonblocking(true).unwrap();
+        assert!(host.control.read(&mut [0]).is_err(), "it waits");
+        host.control.set_nonblocking(false).unwrap();
+        drop(input);
+        let said = Said { messages, status: host.end_of(CHANGES_PROCESS) };
+        let entries = said.entries();
+        for wanted in [
+            ("tmp/file".to_owned(), file(4), b"new\n".to_vec()),
+            ("etc/os-release".to_owned(), EntryKind::Removed, vec![]),
+        ] {
+            assert!(entries.contains(&wanted), "{entries:?}");
+        }
+        assert_eq!(host.exit_status(), ExitStatus::Code(0));
+    }
+}
+
+#[test]
+fn what_a_process_has_changed_that_failed_is_nobodys_business() {
+    let main = Start { changes: true, ..start(shell("echo new > /tmp/file; exit 3")) };
+    let Some((_, _, status)) = run(main) else { return };
+    assert_eq!(status, ExitStatus::Code(3));
 }
 
 #[test]
