@@ -33,8 +33,8 @@ pub use layer::Limits;
 pub use oci::config::ProcessDefaults;
 pub use oci::reference::ImageRef;
 pub use store::{
-    CONTAINERS, ImageDetails, ImageInfo, Keeper, KeptBlob, KeptLayers, Layer, LayerKey, LayersInUse, Original,
-    PreparedImage, Progress, SNAPSHOTS, Said, Step, Store,
+    CONTAINERS, Contents, Draft, DraftLayer, ImageDetails, ImageInfo, Keeper, KeptBlob, KeptLayers, Layer, LayerKey,
+    LayersInUse, Original, Place, PreparedImage, Progress, SNAPSHOTS, Said, Step, Store,
 };
 
 /// The guest's first process, a static executable, built from `guest-images/init` by this crate's build script.

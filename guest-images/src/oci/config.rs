@@ -70,7 +70,7 @@ fn defaults(config: &oci_spec::image::Config) -> ProcessDefaults {
 }
 
 /// Puts a configuration, whose digest was verified, and its layers together.
-pub(super) fn resolved(
+pub(crate) fn resolved(
     id: Digest,
     names: Vec<String>,
     document: Vec<u8>,

@@ -38,8 +38,8 @@ pub struct KeptBlob {
 #[derive(Debug)]
 pub(super) struct KeptImage {
     pub original: Original,
-    /// For their locks alone.
-    pub _blobs: Vec<KeptBlob>,
+    /// The configuration, the layers, the manifest.
+    pub blobs: Vec<KeptBlob>,
 }
 
 impl Store {
@@ -138,7 +138,7 @@ impl Store {
         blobs.push(kept);
         let all = blobs.iter().map(|blob| blob.digest.clone()).collect();
         let original = Original { manifest: digest, media_type: manifest.media_type, bytes, blobs: all };
-        Ok(KeptImage { original, _blobs: blobs })
+        Ok(KeptImage { original, blobs })
     }
 
     fn keep_layer(
@@ -168,7 +168,7 @@ impl Store {
     }
 
     /// A manifest for an image that came without one: the same for the same blobs. The configuration is the first.
-    fn manifest_for(&self, blobs: &[KeptBlob]) -> Result<Manifest, OciError> {
+    pub(super) fn manifest_for(&self, blobs: &[KeptBlob]) -> Result<Manifest, OciError> {
         let spec = |problem| OciError::spec("image manifest", problem);
         let (config, layers) = blobs.split_first().ok_or(OciError::Layers(0))?;
         let config = descriptor(config, MediaType::ImageConfig).map_err(spec)?;

@@ -87,13 +87,13 @@ impl Store {
         Ok(self.adopt(name, original, &mut () as &mut dyn Progress)?)
     }
 
-    fn read_json(&self, blob: &KeptBlob) -> Result<Value, ImageError> {
+    pub(super) fn read_json(&self, blob: &KeptBlob) -> Result<Value, ImageError> {
         serde_json::from_slice(&self.read_document(blob)?)
             .map_err(|source| ImageError::Record { path: self.blob_file(&blob.digest), source })
     }
 
     /// Packs a layer and keeps it: the digest of its archive, and the blob.
-    fn keep_new_layer<E: From<ImageError>>(
+    pub(super) fn keep_new_layer<E: From<ImageError>>(
         &self,
         write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     ) -> Result<(Digest, KeptBlob), E> {
@@ -113,7 +113,7 @@ impl Store {
 }
 
 /// Has the history have a step for each layer: the next one would be taken for that of one of them.
-fn tell_of_all_layers(config: &mut Value) {
+pub(super) fn tell_of_all_layers(config: &mut Value) {
     let layers = config["rootfs"]["diff_ids"].as_array().map_or(0, Vec::len);
     let makes_a_layer = |step: &&Value| step["empty_layer"] != true;
     let steps = config["history"].as_array().map_or(0, |steps| steps.iter().filter(makes_a_layer).count());
@@ -121,7 +121,7 @@ fn tell_of_all_layers(config: &mut Value) {
 }
 
 /// Adds to a list, which is made if there is none.
-fn push(list: &mut Value, item: Value) {
+pub(super) fn push(list: &mut Value, item: Value) {
     match list.as_array_mut() {
         Some(list) => list.push(item),
         None => *list = json!([item]),

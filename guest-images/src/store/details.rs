@@ -99,7 +99,7 @@ impl Store {
         record.original.as_ref().ok_or_else(|| ImageError::NoOriginal(record.name.clone()))
     }
 
-    fn document(&self, record: &Record) -> Result<Vec<u8>, ImageError> {
+    pub(super) fn document(&self, record: &Record) -> Result<Vec<u8>, ImageError> {
         self.read_document(&self.blob_of(&record.name, &record.id)?)
     }
 }

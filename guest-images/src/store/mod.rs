@@ -7,6 +7,7 @@
 //! merged/KEY.erofs     the metadata of an image with several layers, merged; locked like a layer
 //! blobs/ALGORITHM/HEX  what a loaded image came as, byte for byte; locked like a layer
 //! images/HASH.json     a loaded image: name, configuration, layers
+//! build/HASH           a layer that a build has made, for later ones
 //! snapshots/ID/layers, containers/ID/layers
 //!                      layers that stay for as long as this file does; the rest of the directory is not the store's
 //! tmp/KEY.lock, .tmp   work going on; the lock's holder owns the .tmp; without holder both are rubbish
@@ -16,7 +17,9 @@
 //! work lock, then locks on layer files. Nobody waits for the store's lock while holding a work lock.
 
 mod blobs;
+mod build;
 mod commit;
+mod contents;
 mod details;
 mod kept;
 mod layers;
@@ -26,7 +29,9 @@ mod records;
 mod save;
 
 pub use blobs::KeptBlob;
+pub use build::{Draft, DraftLayer};
 pub use commit::Said;
+pub use contents::{Contents, Place};
 pub use details::{ImageDetails, Step};
 pub use kept::{CONTAINERS, Keeper, KeptLayers, LayerKey, SNAPSHOTS};
 pub use layers::Layer;
@@ -108,6 +113,10 @@ pub struct Usage {
     pub blobs: usize,
     /// Bytes they take on disk.
     pub blob_bytes: u64,
+    /// Blobs that are here for later builds alone.
+    pub cached: usize,
+    /// Bytes they take on disk.
+    pub cached_bytes: u64,
 }
 
 /// An image store. Any number of processes may have the same one open.
@@ -244,13 +253,14 @@ impl Store {
         Ok(record.into())
     }
 
-    /// Removes all layers that belong to no loaded image and are neither in use nor kept (images run straight from a file leave such
-    /// layers for the next run). Returns how many bytes of disk that gave back.
+    /// Removes what builds have left for later ones, and all layers that belong to no loaded image and are neither in use nor kept
+    /// (images run straight from a file leave such layers for the next run). Returns how many bytes of disk that gave back.
     ///
     /// # Errors
     /// The store cannot be changed.
     pub fn prune(&self) -> Result<u64, ImageError> {
         let _work = self.lock()?;
+        self.forget_builds()?;
         let used = self.referenced()?;
         let mut freed = 0;
         for path in self.files("merged")?.into_iter().chain(self.files("layers")?) {
@@ -278,9 +288,14 @@ impl Store {
         let (layers, merged) = (self.files("layers")?, self.files("merged")?);
         let on_disk = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.blocks() * 512);
         let bytes = layers.iter().chain(&merged).map(on_disk).sum();
-        let blobs = self.blob_files()?;
-        let blob_bytes = blobs.iter().map(|(_, path)| on_disk(path)).sum();
-        Ok(Usage { layers: layers.len(), bytes, blobs: blobs.len(), blob_bytes })
+        let (of_images, cached) = (self.image_blobs()?, self.cached_blobs()?);
+        let (cached, blobs): (Vec<_>, Vec<_>) = self
+            .blob_files()?
+            .into_iter()
+            .partition(|(digest, _)| cached.contains(digest) && !of_images.contains(digest));
+        let sum = |files: &[(Digest, PathBuf)]| files.iter().map(|(_, path)| on_disk(path)).sum();
+        let (blob_bytes, cached_bytes) = (sum(&blobs), sum(&cached));
+        Ok(Usage { layers: layers.len(), bytes, blobs: blobs.len(), blob_bytes, cached: cached.len(), cached_bytes })
     }
 
     fn files(&self, directory: &str) -> Result<Vec<PathBuf>, ImageError> {
@@ -304,8 +319,15 @@ impl Store {
         layers.into_iter().chain(merged.map(|digest| layers::key(Origin::Merged, &digest))).collect()
     }
 
-    /// Digests of the blobs that loaded images came as.
+    /// Digests of the blobs that must stay.
     fn wanted_blobs(&self) -> Result<HashSet<Digest>, ImageError> {
+        let mut wanted = self.image_blobs()?;
+        wanted.extend(self.cached_blobs()?);
+        Ok(wanted)
+    }
+
+    /// Digests of the blobs that loaded images came as.
+    fn image_blobs(&self) -> Result<HashSet<Digest>, ImageError> {
         Ok(self.records()?.into_iter().filter_map(|record| record.original).flat_map(|kept| kept.blobs).collect())
     }
 

@@ -18,11 +18,23 @@ impl Store {
     /// # Errors
     /// See [`ImageError`]; nothing half-done stays behind.
     pub fn prepare(&self, image: &ImageRef, progress: &mut dyn Progress) -> Result<PreparedImage, ImageError> {
-        let name = image.to_string();
-        let oci = |source| ImageError::Oci { image: name.clone(), source };
-        let (source, resolved) = match image {
+        match image {
             ImageRef::Rootfs(path) => return self.prepare_rootfs(path, progress),
             ImageRef::Name(name) => return self.prepare_loaded(name, progress),
+            _ => {}
+        }
+        let name = image.to_string();
+        let (source, resolved) = self.source_of(image)?.ok_or_else(|| ImageError::NotAnImage(name.clone().into()))?;
+        let held = self.convert(&name, &source, &resolved, progress)?;
+        self.prepared(resolved.id, resolved.config, held)
+    }
+
+    /// Where an image is that is in no store, and what it says of itself; none of what is in one or no image.
+    pub(super) fn source_of(&self, image: &ImageRef) -> Result<Option<(Source, Resolved)>, ImageError> {
+        let name = image.to_string();
+        let oci = |source| ImageError::Oci { image: name.clone(), source };
+        Ok(Some(match image {
+            ImageRef::Rootfs(_) | ImageRef::Name(_) => return Ok(None),
             ImageRef::OciDir(path, tag) => {
                 let source = Source::dir(path).map_err(|e| oci(e.into()))?;
                 let resolved = layout::resolve(&source, tag.as_deref()).map_err(oci)?;
@@ -38,16 +50,14 @@ impl Store {
                 let resolved = docker::resolve(&source, tag.as_deref()).map_err(oci)?;
                 (source, resolved)
             }
-        };
-        let held = self.convert(&name, &source, &resolved, progress)?;
-        self.prepared(resolved.id, resolved.config, held)
+        }))
     }
 
     fn archive(&self, path: &Path) -> Result<Source, SourceError> {
         Source::archive(path, &self.temp_dir(), self.limits.bytes)
     }
 
-    fn convert(
+    pub(super) fn convert(
         &self,
         image: &str,
         source: &Source,
@@ -178,7 +188,12 @@ impl Store {
 
     /// Leaves out layers without any file (some builders make one per metadata step), but never all of them; merges those that
     /// remain, if they are several.
-    fn prepared(&self, id: Digest, config: ProcessDefaults, held: Vec<Held>) -> Result<PreparedImage, ImageError> {
+    pub(super) fn prepared(
+        &self,
+        id: Digest,
+        config: ProcessDefaults,
+        held: Vec<Held>,
+    ) -> Result<PreparedImage, ImageError> {
         let digest = Self::merged_digest(held.iter().map(|held| held.layer.path.as_path()));
         let all_empty = held.iter().all(|held| held.empty);
         let mut kept: Vec<Held> = held.into_iter().filter(|held| all_empty || !held.empty).collect();
