@@ -2,6 +2,7 @@
 //! nothing.
 
 mod bench;
+mod build;
 mod containers;
 mod exec;
 mod files;
@@ -21,6 +22,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::bench::{
     Bench, BenchAblate, BenchCompare, BenchDensity, BenchDiff, BenchReport, BenchWhat, ResultFormat, Shown,
 };
+pub use self::build::Build;
 pub use self::containers::{
     Attach, Events, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Update, Wait, Why,
 };
@@ -123,6 +125,8 @@ pub enum Verb {
     Rollback(Rollback),
     /// Make an image of a running container's files, or of its memory as well
     Commit(Commit),
+    /// Make an image of a Dockerfile and the files of a directory
+    Build(Box<Build>),
     /// Load images from an OCI layout, an OCI archive or a docker archive into the store
     Load(Load),
     /// Bring an image from a registry into the store
@@ -226,13 +230,14 @@ pub struct System {
 
 #[derive(Debug, Subcommand)]
 pub enum SystemWhat {
-    /// Show what images, containers, layers, templates for warm starts and snapshots take on disk
+    /// Show what images, containers, layers, the cache of builds, templates for warm starts and snapshots take on disk
     Df {
         /// How to print
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// Remove templates, and layers that no loaded image and no snapshot has; all of it is made again when needed. Snapshots stay
+    /// Remove templates, the cache of builds, and layers that no loaded image and no snapshot has; all of it is made again when needed.
+    /// Snapshots stay
     Prune {
         /// Accepted, as in docker: nothing is asked, because nothing is lost
         #[arg(short, long)]

@@ -31,7 +31,7 @@ pub fn moment(text: &str, now_ns: u64) -> Result<u64, String> {
 }
 
 /// `1h30m10s`, `250ms`: docker's (Go's) spans, without signs.
-fn span(text: &str) -> Option<Duration> {
+pub fn span(text: &str) -> Option<Duration> {
     let (mut rest, mut total) = (text, Duration::ZERO);
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;

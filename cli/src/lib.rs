@@ -16,6 +16,7 @@
 //! | [`bare`] | a bare microVM in the foreground |
 //! | [`owner`], [`attend`] | what the verb that has a microVM does for others, and how they ask |
 //! | [`successor`], [`plug`] | what takes a running microVM's place, and what is behind its interfaces meanwhile |
+//! | [`build`] | images from Dockerfiles |
 //! | [`snapshots`] | named snapshots: the store of them |
 //! | [`monitor`] | the per-VM process, seen from its parent |
 //! | [`host_log`] | what the host's kernel has said of a process |
@@ -42,6 +43,7 @@
 mod args;
 mod attend;
 mod bare;
+mod build;
 mod clock;
 mod commands;
 mod container;
@@ -191,6 +193,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Diff(diff) => commands::look::diff(&diff),
         Verb::Pull(pull) => commands::registry::pull(&pull, cli.talk),
         Verb::Push(push) => commands::registry::push(&push, cli.talk),
+        Verb::Build(build) => commands::build::build(&build, cli.talk),
         Verb::Load(load) => commands::images::load(&load, cli.talk),
         Verb::Images(images) => commands::images::images(&images, cli.talk),
         Verb::Tag(tag) => commands::images::tag(&tag),

@@ -22,6 +22,7 @@
 //! | [`paused`] | containers that stand still |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
+//! | [`build`] | images from Dockerfiles: RUN in guests, and builds that end early |
 //! | [`compare`] | containers and microVMs side by side |
 //! | [`confined`] | what threads of a microVM's process may still do |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
@@ -40,6 +41,7 @@ mod adversary;
 mod attach;
 mod bad_input;
 mod bare;
+mod build;
 mod compare;
 mod confined;
 mod container;

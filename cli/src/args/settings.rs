@@ -268,7 +268,7 @@ fn word(text: &str) -> Result<String, String> {
     }
 }
 
-fn host(text: &str) -> Result<(String, String), String> {
+pub fn host(text: &str) -> Result<(String, String), String> {
     let (name, ip) = text.split_once(['=', ':']).ok_or("it is NAME:IP")?;
     let ip = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
     let usual = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');

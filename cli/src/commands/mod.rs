@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod bench;
 pub mod boot;
+pub mod build;
 pub mod commit;
 pub mod compare;
 pub mod containers;

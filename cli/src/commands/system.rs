@@ -37,6 +37,7 @@ fn df(store: &Store, templates: &Templates, format: Format) -> Outcome {
     if format == Format::Json {
         output::json(&json!({
             "snapshots": { "count": snapshots, "bytes": snapshot_bytes },
+            "build_cache": { "count": kept.cached, "bytes": kept.cached_bytes },
             "images": { "count": images.len(), "active": in_use, "blobs": kept.blobs, "bytes": kept.blob_bytes },
             "containers": { "count": containers.count, "active": containers.running, "bytes": containers.bytes },
             "layers": { "count": kept.layers, "bytes": kept.bytes },
@@ -51,6 +52,7 @@ fn df(store: &Store, templates: &Templates, format: Format) -> Outcome {
         row("Images", images.len(), Some(in_use), kept.blob_bytes),
         row("Containers", containers.count, Some(containers.running), containers.bytes),
         row("Layers", kept.layers, None, kept.bytes),
+        row("Build cache", kept.cached, None, kept.cached_bytes),
         row("Templates", templates.len(), None, bytes),
         row("Snapshots", snapshots, None, snapshot_bytes),
     ];
@@ -91,7 +93,7 @@ fn snapshots(store: &Store) -> anyhow::Result<(usize, u64)> {
     }
 }
 
-/// Templates, and layers that no loaded image or snapshot has and no microVM uses. What killed processes left, every verb removes.
+/// Templates, what builds keep for later ones, and layers that no loaded image or snapshot has and no microVM uses. What killed processes left, every verb removes.
 fn prune(store: &Store, templates: &Templates, talk: Talk) -> Outcome {
     let freed = templates.prune().context("templates")? + store.prune()?;
     output::print(&format!("Total reclaimed space: {}\n", human(freed)))?;
