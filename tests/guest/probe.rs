@@ -2,6 +2,7 @@
 //!
 //! `probe avx PROCESSES SECONDS`   vector registers under preemption: `bad=N rounds=N switches=N`
 //! `probe memory`                  MemTotal in MiB
+//! `probe hog`                     uses memory until there is none
 //! `probe disk [MIB]`              as PID 1: uses /dev/vda as `tests/e2e/disk.rs` expects, with a line for each step, and
 //!                                 MIB of memory meanwhile, which it gives back when the disk has grown
 //! `probe console KIB`             as PID 1: the size of its terminal, and what it becomes: `size ROWS COLUMNS`; a line that is
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         ["avx", processes, seconds] => avx(number(processes), number(seconds)),
         ["avx-worker", seed, seconds] => avx_worker(number(seed), number(seconds)),
         ["memory"] => memory(),
+        ["hog"] => hog(),
         ["disk"] => disk(0),
         ["disk", mib] => disk(number(mib) as usize),
         ["console", kib] => console(number(kib)),
@@ -54,6 +56,14 @@ fn main() -> ExitCode {
         ["meet", address, bytes, port] => meet(address, number(bytes), number(port)),
         [] if std::process::id() == 1 => alone(),
         _ => ExitCode::from(2),
+    }
+}
+
+/// Uses memory until there is none, and what comes of that.
+fn hog() -> ExitCode {
+    let mut all = Vec::new();
+    loop {
+        all.push(vec![1u8; 1 << 20]);
     }
 }
 
