@@ -45,8 +45,9 @@ fn a_signal_while_the_guest_boots_ends_it_all() {
     let lab = lab!("a_signal_while_the_guest_boots_ends_it_all");
     let boot = lab.patience(1);
     for (millis, signal) in [(0, Signal::INT), (20, Signal::TERM), (100, Signal::HUP), (300, Signal::INT)] {
-        // No shell: dash has a handler for SIGINT that it loses to `exec`, and with it one that comes in that very moment.
-        let running = Running::start(lab.bulkhead(["run", &lab.debian(), "sleep", "1000"]));
+        // A boot, which takes seconds where it is emulated: once the process runs, as PID 1 of its namespace, signals that it does
+        // not handle are nothing to it.
+        let running = Running::start(lab.bulkhead(["run", "--cold", &lab.debian(), "sleep", "1000"]));
         wait_until_it_handles_signals(&running);
         std::thread::sleep(Duration::from_millis(millis));
         running.signal(signal);
