@@ -2,6 +2,7 @@
 //!
 //! `probe avx PROCESSES SECONDS`   vector registers under preemption: `bad=N rounds=N switches=N`
 //! `probe memory`                  MemTotal in MiB
+//! `probe say NUMBER`              `out NUMBER`, the host's name and a random number; `err NUMBER` on stderr; ends with that code
 //! `probe hog`                     uses memory until there is none
 //! `probe disk [MIB]`              as PID 1: uses /dev/vda as `tests/e2e/disk.rs` expects, with a line for each step, and
 //!                                 MIB of memory meanwhile, which it gives back when the disk has grown
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ["avx", processes, seconds] => avx(number(processes), number(seconds)),
         ["avx-worker", seed, seconds] => avx_worker(number(seed), number(seconds)),
         ["memory"] => memory(),
+        ["say", word] => say(word),
         ["hog"] => hog(),
         ["disk"] => disk(0),
         ["disk", mib] => disk(number(mib) as usize),
@@ -57,6 +59,16 @@ fn main() -> ExitCode {
         [] if std::process::id() == 1 => alone(),
         _ => ExitCode::from(2),
     }
+}
+
+/// A word to each stream, its host's name and a random number; the word, a number, is its exit code.
+fn say(word: &str) -> ExitCode {
+    println!("out {word}");
+    eprintln!("err {word}");
+    for name in ["hostname", "random/uuid"] {
+        print!("{}", std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default());
+    }
+    ExitCode::from(number(word) as u8)
 }
 
 /// Uses memory until there is none, and what comes of that.
