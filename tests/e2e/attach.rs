@@ -29,6 +29,9 @@ fn exited(ended: &Ended, code: i32) {
 #[test]
 fn several_are_at_a_terminal_and_one_leaves() {
     let lab = lab!("several_are_at_a_terminal_and_one_leaves");
+    if lab.leaves_to_machine("several_are_at_a_terminal_and_one_leaves") {
+        return;
+    }
     let (patience, name) = (lab.patience(1), unique("attach-t"));
     done(lab.run(["run", "-dit", "--name", &name, &lab.debian(), "bash", "-c", ECHO]));
     wait_until_ready(&lab, &name);
@@ -61,6 +64,9 @@ fn several_are_at_a_terminal_and_one_leaves() {
 #[test]
 fn pipes_are_attached_and_signals_passed_on() {
     let lab = lab!("pipes_are_attached_and_signals_passed_on");
+    if lab.leaves_to_hardware("pipes_are_attached_and_signals_passed_on") {
+        return;
+    }
     let (patience, name) = (lab.patience(1), unique("attach-p"));
     let script = format!("trap 'echo term >&2; exit 9' TERM; {ECHO}");
     done(lab.run(["run", "-di", "--name", &name, &lab.debian(), "bash", "-c", &script]));
@@ -101,6 +107,9 @@ fn pipes_are_attached_and_signals_passed_on() {
 #[test]
 fn a_run_is_left_or_taken_along() {
     let lab = lab!("a_run_is_left_or_taken_along");
+    if lab.leaves_to_machine("a_run_is_left_or_taken_along") {
+        return;
+    }
     let (patience, name) = (lab.patience(1), unique("left"));
     let mut terminal = Terminal::new();
     terminal.resize(33, 77);

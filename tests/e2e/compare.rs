@@ -20,11 +20,6 @@ fn temporary(lab: &Lab) -> usize {
     fs::read_dir(lab.path("tmp")).unwrap().count()
 }
 
-/// Whether this host is emulated, with all that runs on it.
-fn emulated() -> bool {
-    std::env::var_os("BULKHEAD_TEST_EMULATOR").is_some()
-}
-
 fn bench(lab: &Lab, words: &[&str]) -> Command {
     let mut command = lab.keeping([&["bench"], words].concat());
     command.env("TMPDIR", lab.path("tmp"));
@@ -35,15 +30,11 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Why a test does not run on the emulated host.
-const ELSEWHERE: &str =
-    "its guests take minutes there, and its figures would tell of the emulator; the other host has it";
-
 #[test]
 fn containers_and_microvms_are_compared() {
     let lab = lab!("containers_and_microvms_are_compared");
-    if emulated() {
-        return tests::lab::skip("containers_and_microvms_are_compared", ELSEWHERE);
+    if lab.leaves_to_machine("containers_and_microvms_are_compared") {
+        return;
     }
     let patience = lab.patience(GUESTS);
     let lab = lab.own_store_with(&["layers", "merged", "templates"]);
@@ -126,8 +117,8 @@ fn containers_and_microvms_are_compared() {
 #[test]
 fn what_was_measured_until_an_interrupt_is_told() {
     let lab = lab!("what_was_measured_until_an_interrupt_is_told");
-    if emulated() {
-        return tests::lab::skip("what_was_measured_until_an_interrupt_is_told", ELSEWHERE);
+    if lab.leaves_to_machine("what_was_measured_until_an_interrupt_is_told") {
+        return;
     }
     let patience = lab.patience(GUESTS);
     let lab = lab.own_store_with(&["layers", "merged", "templates"]);
@@ -164,9 +155,14 @@ fn what_was_measured_until_an_interrupt_is_told() {
 fn variants_and_fleets_are_measured() {
     const TEST: &str = "variants_and_fleets_are_measured";
     let lab = lab!(TEST);
-    if emulated() || lab.kvm() == Kvm::SoftwareNested {
-        let reason = "some twenty guests take minutes where kernel mode is emulated; the comparison itself is tested";
-        return tests::lab::skip(TEST, reason);
+    if lab.leaves_to_machine(TEST) {
+        return;
+    }
+    if lab.kvm() == Kvm::SoftwareNested {
+        return tests::lab::skip(
+            TEST,
+            "some twenty guests take minutes where their kernel mode is emulated: hardware alone has it",
+        );
     }
     let patience = lab.patience(GUESTS);
     let lab = lab.own_store_with(&["layers", "merged", "templates"]);

@@ -1,7 +1,7 @@
 //! Looking at containers: what they use, what has become of them, and why.
 
 use serde_json::Value;
-use tests::{Kvm, Lab, Running};
+use tests::{Lab, Running};
 
 use crate::lab;
 use crate::lifecycle::{done, unique};
@@ -15,6 +15,9 @@ fn stats(lab: &Lab, names: &[&str]) -> Vec<Value> {
 #[test]
 fn stats_tell_whose_memory_is_whose() {
     let lab = lab!("stats_tell_whose_memory_is_whose");
+    if lab.leaves_to_hardware("stats_tell_whose_memory_is_whose") {
+        return;
+    }
     let patience = lab.patience(1);
     let (idle, busy) = (unique("stats-idle"), unique("stats-busy"));
     let script =
@@ -64,6 +67,9 @@ fn why(lab: &Lab, name: &str) -> Value {
 #[test]
 fn what_happens_is_told_and_why() {
     let lab = lab!("what_happens_is_told_and_why");
+    if lab.leaves_to_machine("what_happens_is_told_and_why") {
+        return;
+    }
     let patience = lab.patience(1);
     let lab = lab.own_store_with(&["layers", "merged"]);
     let (name, other) = (unique("told"), unique("told-after"));
@@ -148,9 +154,8 @@ fn now() -> String {
 #[test]
 fn a_guest_that_runs_out_of_memory_is_told() {
     let lab = lab!("a_guest_that_runs_out_of_memory_is_told");
-    if lab.kvm() == Kvm::SoftwareNested {
-        let reason = "a kernel whose mode is emulated takes more than a minute to find that there is no memory left";
-        return tests::lab::skip("a_guest_that_runs_out_of_memory_is_told", reason);
+    if lab.leaves_to_hardware("a_guest_that_runs_out_of_memory_is_told") {
+        return;
     }
     // An image with little in it: a kernel that is emulated takes long to read programs again and again before it gives up.
     let (patience, name, image) = (lab.patience(4), unique("scarce"), lab.probe_image());

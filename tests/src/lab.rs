@@ -118,6 +118,28 @@ impl Lab {
         self.site.kvm
     }
 
+    /// Whether a test of the CLI and the guest's init, which are the same on both hosts, is left to the one on which the guest's kernel
+    /// mode is not emulated, and a guest costs less. It is said then.
+    pub fn leaves_to_hardware(&self, test: &str) -> bool {
+        let leaves = self.kvm() == Kvm::SoftwareNested;
+        if leaves {
+            skip(
+                test,
+                "guests cost many times as much where their kernel mode is emulated; the emulated AMD-V host has it",
+            );
+        }
+        leaves
+    }
+
+    /// The same, left to this machine.
+    pub fn leaves_to_machine(&self, test: &str) -> bool {
+        let leaves = std::env::var_os("BULKHEAD_TEST_EMULATOR").is_some();
+        if leaves {
+            skip(test, "all the rest of this host is emulated, too; the machine itself has it");
+        }
+        leaves
+    }
+
     /// RAM of this host, MiB.
     pub fn memory_mib(&self) -> u64 {
         self.site.memory_mib
