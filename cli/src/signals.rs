@@ -4,8 +4,10 @@
 //! VM's process dies with this one. It does not cover the session, which has handlers of its own, nor SIGKILL, which the
 //! next command's sweep covers.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use signal_hook::SigId;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
@@ -42,13 +44,22 @@ enum State<T> {
 pub struct Guard<T: Send + 'static> {
     state: Arc<Mutex<State<T>>>,
     handle: Handle,
+    /// The last signal that has come, from the moment on in which it does: the thread may be told of it later.
+    came: Arc<AtomicUsize>,
+    handlers: Vec<SigId>,
 }
+
+/// What the guard watches for.
+const WATCHED: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 
 impl<T: Send + 'static> Guard<T> {
     /// From now on SIGINT, SIGTERM, SIGHUP and SIGQUIT end the process with 128 + signal.
     pub fn new() -> std::io::Result<Self> {
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
+        let mut signals = Signals::new(WATCHED)?;
         let handle = signals.handle();
+        let came = Arc::new(AtomicUsize::new(0));
+        let note = |signal: i32| signal_hook::flag::register_usize(signal, came.clone(), signal as usize);
+        let handlers = WATCHED.map(note).into_iter().collect::<Result<_, _>>()?;
         let state = Arc::new(Mutex::new(State::Exit(None)));
         let shared = state.clone();
         let wait = move || {
@@ -62,7 +73,7 @@ impl<T: Send + 'static> Guard<T> {
             }
         };
         std::thread::Builder::new().name("signals".into()).spawn(wait)?;
-        Ok(Guard { state, handle })
+        Ok(Guard { state, handle, came, handlers })
     }
 
     /// Has signals wait until the result is dropped, or has been given something to keep: for as long as something is made that
@@ -71,10 +82,18 @@ impl<T: Send + 'static> Guard<T> {
         Holding(self.lock())
     }
 
-    /// Gives back what it keeps; signals are the caller's from now on.
+    /// Gives back what it keeps; signals are the caller's from now on. One that has come before ends the process here, if its thread
+    /// has not been told yet: nobody else would.
     pub fn pass(&self) -> Option<T> {
-        match std::mem::replace(&mut *self.lock(), State::Passed) {
-            State::Exit(kept) => kept,
+        let mut state = self.lock();
+        match std::mem::replace(&mut *state, State::Passed) {
+            State::Exit(kept) => match i32::try_from(self.came.load(Ordering::SeqCst)) {
+                Ok(0) | Err(_) => kept,
+                Ok(signal) => {
+                    drop(kept);
+                    std::process::exit(128 + signal);
+                }
+            },
             State::Passed => None,
         }
     }
@@ -96,14 +115,37 @@ impl<T> Holding<'_, T> {
 
 impl<T: Send + 'static> Drop for Guard<T> {
     fn drop(&mut self) {
-        drop(self.pass());
+        *self.lock() = State::Passed;
         self.handle.close();
+        for handler in self.handlers.drain(..) {
+            signal_hook::low_level::unregister(handler);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A signal that comes while signals wait is not lost to what is done next, however long its thread takes to be told.
+    #[test]
+    fn a_signal_before_it_is_passed_ends_the_process() {
+        const INNER: &str = "BULKHEAD_TEST_SIGNAL_INNER";
+        if std::env::var_os(INNER).is_some() {
+            let guard = Guard::new().unwrap();
+            let holding = guard.hold();
+            signal_hook::low_level::raise(SIGTERM).unwrap();
+            holding.keep(());
+            guard.pass();
+            std::process::exit(7);
+        }
+        for _ in 0..20 {
+            let mut inner = std::process::Command::new(std::env::current_exe().unwrap());
+            inner.args(["--exact", "signals::tests::a_signal_before_it_is_passed_ends_the_process"]);
+            let status = inner.env(INNER, "1").stdout(std::process::Stdio::null()).status().unwrap();
+            assert_eq!(status.code(), Some(128 + SIGTERM));
+        }
+    }
 
     #[test]
     fn signals_are_named_as_in_docker() {
