@@ -12,6 +12,9 @@ use crate::lab;
 #[test]
 fn a_container_has_the_hosts_directories() {
     let lab = lab!("a_container_has_the_hosts_directories");
+    if lab.leaves_to_hardware("a_container_has_the_hosts_directories") {
+        return;
+    }
     let patience = lab.patience(2);
     let data: Vec<u8> = (0..1_000_000u32).flat_map(|n| [(n >> 3) as u8]).collect();
     let run = |name: &str, script: &str| {
