@@ -14,6 +14,7 @@ use crate::control::Control;
 use crate::failure::{Failure, Outcome};
 use crate::output;
 use crate::paths;
+use crate::running;
 use crate::size::MIB;
 use crate::template::Template;
 
@@ -122,8 +123,8 @@ fn inside(port: &Publish) -> String {
 
 /// What confines its microVM's process, and what this host does not give for that; null if that cannot be had.
 fn sandbox(entry: &Entry) -> Value {
-    let told =
-        Control::at(&paths::run().join(entry.record.id.short()).join("api")).call("GET", "/bulkhead/v1/sandbox", &());
+    let control = Control::at(&running::directory(entry).join("api"));
+    let told = control.call("GET", "/bulkhead/v1/sandbox", &());
     told.map_or(Value::Null, |told| json!({ "Confined": told["confined"], "Missing": told["missing"] }))
 }
 

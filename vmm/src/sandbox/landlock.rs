@@ -2,7 +2,6 @@
 //! what is left of the host's files for a worker that may open some.
 
 use std::fs::File;
-use std::path::PathBuf;
 
 use devices::virtio::table::Does;
 use landlock::{
@@ -10,8 +9,7 @@ use landlock::{
     Scope, path_beneath_rules,
 };
 
-use super::reached::{reaches, written};
-use crate::config::VmConfig;
+use super::reached::Reached;
 
 /// What is known here of Landlock; an older kernel does what it can of it.
 const ABI: ABI = ABI::V6;
@@ -19,14 +17,12 @@ const ABI: ABI = ABI::V6;
 /// which what is shared with a guest is opened.
 const OWN: [&str; 3] = ["/proc/self/pagemap", "/proc/self/fd", "/proc/self/mountinfo"];
 
-/// Rules by which a thread, and those that it starts, will reach nothing but what is below these directories, and what the devices of
-/// `config` reach while the guest runs. They are made while the host's files are there to be named.
-pub fn rules(below: &[PathBuf], config: &VmConfig) -> Result<RulesetCreated, RulesetError> {
+/// Rules by which a thread, and those that it starts, will reach nothing but this. They are made while the host's files are there to be
+/// named.
+pub fn rules(reached: &Reached) -> Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(ABI);
     // No programs, no devices.
     let files = all & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    let reaches = reaches(config);
-    let used = |for_what| reaches.iter().filter(move |reach| reach.does == for_what).map(|reach| &reach.path);
     for path in OWN {
         // A rule is about an inode, and /proc makes another one for a file that nobody has open.
         File::open(path).into_iter().for_each(std::mem::forget);
@@ -36,11 +32,11 @@ pub fn rules(below: &[PathBuf], config: &VmConfig) -> Result<RulesetCreated, Rul
         .handle_access(AccessNet::from_all(ABI))?
         .scope(Scope::from_all(ABI))?
         .create()?
-        .add_rules(path_beneath_rules(below, files))?
-        .add_rules(path_beneath_rules(used(Does::Change), all & !(AccessFs::Execute | AccessFs::IoctlDev)))?
-        .add_rules(path_beneath_rules(used(Does::Read), reading()))?
-        .add_rules(path_beneath_rules(used(Does::Connect), AccessFs::RemoveFile))?
-        .add_rules(path_beneath_rules(written(config), AccessFs::ReadFile))?
+        .add_rules(path_beneath_rules(&reached.below, files))?
+        .add_rules(path_beneath_rules(reached.used(Does::Change), all & !(AccessFs::Execute | AccessFs::IoctlDev)))?
+        .add_rules(path_beneath_rules(reached.used(Does::Read), reading()))?
+        .add_rules(path_beneath_rules(reached.used(Does::Connect), AccessFs::RemoveFile))?
+        .add_rules(path_beneath_rules(&reached.written, AccessFs::ReadFile))?
         .add_rules(path_beneath_rules(OWN, reading()))
 }
 
@@ -53,6 +49,7 @@ mod tests {
     use std::fs;
     use std::io::ErrorKind;
     use std::net::{TcpListener, TcpStream};
+    use std::path::PathBuf;
 
     use landlock::RulesetStatus;
 
@@ -80,7 +77,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let own = path("own");
         let confined = || {
-            let status = rules(std::slice::from_ref(&own), &config).unwrap().restrict_self().unwrap().ruleset;
+            let status =
+                rules(&Reached::of(std::slice::from_ref(&own), &config)).unwrap().restrict_self().unwrap().ruleset;
             if status == RulesetStatus::NotEnforced {
                 println!("SKIP nothing_is_reached_but_what_was_said: this kernel has no Landlock");
                 return;

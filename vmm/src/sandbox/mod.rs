@@ -37,6 +37,7 @@ use devices::worker::{self, Work};
 use ::landlock::RulesetStatus;
 pub use calls::{Calls, REQUESTS};
 use privileges::Keep;
+use reached::Reached;
 
 use crate::config::{SerialConfig, VmConfig};
 use crate::slots::SLOTS;
@@ -154,18 +155,17 @@ impl Sandbox {
             worker::start_nursery(confine).map_err(host("the thread that starts others"))?;
         }
         privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
-        privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
         Ok((door, Entered(all), missing))
     }
 
     /// Takes the host's files and the process's privileges away: those of its devices' workers stay. Tells what the host does not have for that.
     fn take_files(&self) -> Result<Missing, SandboxError> {
         let mut missing = Missing::new();
-        let below = self.files.as_ref().map(|files| reached::below(files, &self.config));
+        let reached = self.files.as_ref().map(|files| Reached::of(files, &self.config));
         // Rules name files of the host, which have other places in the new root, or none.
-        let rules = below.as_ref().map(|below| landlock::rules(below, &self.config).map_err(io::Error::other));
+        let rules = reached.as_ref().map(|reached| landlock::rules(reached).map_err(io::Error::other));
         let rules = rules.transpose().map_err(host("Landlock"))?;
-        let by_path = below.map(|below| reached::by_path(&below, &self.config));
+        let by_path = reached.map(|reached| reached.by_path());
         if let Err(error) = jail::enter(by_path.as_deref()) {
             missing.push(format!("a root directory and namespaces of its own: {error}"));
         }

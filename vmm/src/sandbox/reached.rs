@@ -8,27 +8,37 @@ use devices::virtio::table::{Does, Reach};
 use crate::config::VmConfig;
 use crate::snapshot::disks;
 
-/// What its devices do.
-pub fn reaches(config: &VmConfig) -> Vec<Reach> {
-    let of = |section_of: &devices::virtio::table::DeviceKind| {
-        config.devices.get(section_of.config_key).map(|section| (section_of.reaches)(section))
-    };
-    DEVICES.iter().filter_map(of).flatten().collect()
+/// What there is to reach, found once: it takes the host to look at paths.
+pub struct Reached {
+    /// Below these requests may name files; the snapshot that the machine goes on from is there as well.
+    pub below: Vec<PathBuf>,
+    /// What its devices do.
+    pub devices: Vec<Reach>,
+    /// The files that guests write to, which a snapshot copies.
+    pub written: Vec<PathBuf>,
 }
 
-/// The files that guests write to, which a snapshot copies.
-pub fn written(config: &VmConfig) -> Vec<PathBuf> {
-    let mut sections = config.devices.clone();
-    disks::writable_files(&mut sections).iter().filter_map(|path| path.as_str()).map(PathBuf::from).collect()
-}
+impl Reached {
+    /// Of a machine whose requests may name what is below `files`.
+    pub fn of(files: &[PathBuf], config: &VmConfig) -> Self {
+        let snapshot = config.snapshot.as_ref().map(|source| source.path.clone());
+        let sections = DEVICES.iter().filter_map(|kind| Some((kind, config.devices.get(kind.config_key)?)));
+        let mut devices = config.devices.clone();
+        let written = disks::writable_files(&mut devices);
+        Reached {
+            below: files.iter().cloned().chain(snapshot).collect(),
+            devices: sections.flat_map(|(kind, section)| (kind.reaches)(section)).collect(),
+            written: written.iter().filter_map(|path| path.as_str()).map(PathBuf::from).collect(),
+        }
+    }
 
-/// What it reaches below `files`, besides what its devices have open: the snapshot that it goes on from as well.
-pub fn below(files: &[PathBuf], config: &VmConfig) -> Vec<PathBuf> {
-    files.iter().cloned().chain(config.snapshot.as_ref().map(|source| source.path.clone())).collect()
-}
+    /// Where devices do this.
+    pub fn used(&self, does: Does) -> impl Iterator<Item = &PathBuf> {
+        self.devices.iter().filter(move |reach| reach.does == does).map(|reach| &reach.path)
+    }
 
-/// What of all that is found by its path.
-pub fn by_path(below: &[PathBuf], config: &VmConfig) -> Vec<PathBuf> {
-    let sockets = reaches(config).into_iter().filter(|reach| reach.does == Does::Connect).map(|reach| reach.path);
-    below.iter().cloned().chain(sockets).chain(written(config)).collect()
+    /// What of all that is found by its path.
+    pub fn by_path(&self) -> Vec<PathBuf> {
+        self.below.iter().chain(self.used(Does::Connect)).chain(&self.written).cloned().collect()
+    }
 }
