@@ -16,8 +16,6 @@ use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeF
 use rustix::process::{getegid, geteuid, pivot_root};
 use rustix::thread::UnshareFlags;
 
-/// What the process has of /proc: itself.
-const OWN: &str = "/proc/self";
 /// Something is laid over this directory while the new root is made; nobody else sees that.
 const WORKSHOP: &str = "/proc";
 /// What the root takes at most: directories and empty files.
@@ -31,8 +29,7 @@ fn namespaces() -> UnshareFlags {
 }
 
 /// Puts the process into namespaces of its own. With `reached`, its root directory has these files and directories from now on, at the
-/// paths that they had, and its own directory of /proc. Those that are not there are left out. To be called by the only thread that
-/// opens files by their paths.
+/// paths that they had. Those that are not there are left out. To be called by the only thread that opens files by their paths.
 ///
 /// # Errors
 /// The host does not let it: nothing has changed then, or only the namespaces.
@@ -81,10 +78,9 @@ struct Place {
     is_dir: bool,
 }
 
-/// The places for these paths and for [`OWN`]: what lies in another one comes with that.
+/// The places for these paths: what lies in another one comes with that.
 fn places(reached: &[PathBuf]) -> io::Result<Vec<Place>> {
-    let mut paths = vec![PathBuf::from(OWN)];
-    paths.extend(reached.iter().map(std::path::absolute).collect::<io::Result<Vec<_>>>()?);
+    let mut paths = reached.iter().map(std::path::absolute).collect::<io::Result<Vec<_>>>()?;
     // What leads to another place has no such place in the new root.
     for path in paths.iter_mut().filter(|path| path.components().any(|part| part == std::path::Component::ParentDir)) {
         *path = path.canonicalize()?;
@@ -173,7 +169,8 @@ mod tests {
         let _listening = sockets.clone().map(|path| UnixListener::bind(path).unwrap());
         let mut open = File::create(path("other/open")).unwrap();
         let crooked = path("own/../disk");
-        let reached = [path("own"), path("own/inside"), crooked, path("missing"), path("missing/too")];
+        let missing = [path("missing"), path("missing/too")];
+        let reached = [&[path("own"), path("own/inside"), crooked, "/proc/self".into()], &missing[..]].concat();
         let jailed = || {
             if let Err(error) = enter(Some(&reached)) {
                 println!("SKIP nothing_has_a_path_but_what_is_reached: {error}");

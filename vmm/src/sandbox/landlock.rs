@@ -23,7 +23,8 @@ pub fn rules(reached: &Reached) -> Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(ABI);
     // No programs, no devices.
     let files = all & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    for path in OWN {
+    let own: &[&str] = if reached.own() { &OWN } else { &[] };
+    for path in own {
         // A rule is about an inode, and /proc makes another one for a file that nobody has open.
         File::open(path).into_iter().for_each(std::mem::forget);
     }
@@ -37,7 +38,7 @@ pub fn rules(reached: &Reached) -> Result<RulesetCreated, RulesetError> {
         .add_rules(path_beneath_rules(reached.used(Does::Read), reading()))?
         .add_rules(path_beneath_rules(reached.used(Does::Connect), AccessFs::RemoveFile))?
         .add_rules(path_beneath_rules(&reached.written, AccessFs::ReadFile))?
-        .add_rules(path_beneath_rules(OWN, reading()))
+        .add_rules(path_beneath_rules(own, reading()))
 }
 
 fn reading() -> BitFlags<AccessFs> {

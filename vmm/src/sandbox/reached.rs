@@ -8,6 +8,9 @@ use devices::virtio::table::{Does, Reach};
 use crate::config::VmConfig;
 use crate::snapshot::disks;
 
+/// What the host tells a process of itself: snapshots and shared directories take that.
+const OWN: &str = "/proc/self";
+
 /// What there is to reach, found once: it takes the host to look at paths.
 pub struct Reached {
     /// Below these requests may name files; the snapshot that the machine goes on from is there as well.
@@ -37,8 +40,15 @@ impl Reached {
         self.devices.iter().filter(move |reach| reach.does == does).map(|reach| &reach.path)
     }
 
+    /// Whether anything is opened at all: what the host tells of the process itself is, then.
+    pub fn own(&self) -> bool {
+        !self.below.is_empty() || !self.devices.is_empty()
+    }
+
     /// What of all that is found by its path.
     pub fn by_path(&self) -> Vec<PathBuf> {
-        self.below.iter().chain(self.used(Does::Connect)).chain(&self.written).cloned().collect()
+        let own = self.own().then(|| PathBuf::from(OWN));
+        let others = self.below.iter().chain(self.used(Does::Connect)).chain(&self.written);
+        own.into_iter().chain(others.cloned()).collect()
     }
 }
