@@ -13,6 +13,7 @@
 //! - [`freeze`]: stopping all its processes, for a snapshot; [`restless`]: which of them do not stop.
 //! - [`scarcity`]: whether memory ran out.
 //! - [`streams`]: its standard streams; [`relay`] moves their bytes.
+//! - [`audit`]: not PID 1's work: what a process of a container can reach.
 //! - [`heap`]: what of the program's memory is in use.
 //! - [`sys`]: the few system calls that rustix does not have. The only `unsafe` code.
 //!
@@ -32,6 +33,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod attend;
+pub mod audit;
 mod connections;
 pub mod control;
 pub mod environment;

@@ -10,9 +10,12 @@ mod start;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ffi::CStr;
+use guest_init::audit;
 use guest_init::failure::Reason;
 use guest_init::guest::{self, Machine, PORT};
 use guest_init::sys::{self, Clock, clock_ns, complain};
+use guest_protocol::audit::ARGUMENT;
 use guest_protocol::{End, HOST_CID, Layer, LayerFs, VOLUMES};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
@@ -87,7 +90,11 @@ impl Machine for VirtualMachine {
 }
 
 /// PID 1. The working directory is the root of the initramfs, umask and signals are as the kernel sets them.
-fn main() -> ! {
+fn main(mode: Option<&CStr>, host: Option<&CStr>) -> ! {
+    // No kernel tells PID 1 that: then this is a process of a container, whoever's.
+    if mode.is_some_and(|mode| mode.to_bytes() == ARGUMENT.as_bytes()) {
+        sys::exit(audit::run(host.and_then(|host| host.to_str().ok()?.parse().ok())));
+    }
     let init_ns = clock_ns(Clock::Monotonic);
     // Fails if the image's maker left it out or the kernel has mounted it: the disk will tell.
     let _ = mkdirat(CWD, "dev", Mode::from_raw_mode(0o755));

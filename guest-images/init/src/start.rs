@@ -1,16 +1,24 @@
 //! How the kernel enters the program, and how it leaves when it cannot go on.
 
 use core::arch::global_asm;
+use core::ffi::{CStr, c_char};
 use core::fmt::Write;
 use core::panic::PanicInfo;
 use guest_init::sys::{self, complain};
 
 // The System V ABI's process entry: rsp is 16-byte aligned and points at the argument count; there is no return address. The
-// arguments and the environment are not used.
-global_asm!(".globl _start", "_start:", "xor ebp, ebp", "and rsp, -16", "call {main}", "ud2", main = sym enter);
+// environment is not used.
+global_asm!(
+    ".globl _start", "_start:", "xor ebp, ebp", "mov rdi, rsp", "and rsp, -16", "call {main}", "ud2", main = sym enter
+);
 
-extern "C" fn enter() -> ! {
-    super::main()
+/// At `arguments`: how many there are, and a pointer to each.
+extern "C" fn enter(arguments: *const usize) -> ! {
+    // SAFETY: the kernel has put them there (execve(2)): a count, and as many pointers to terminated strings, which stay.
+    let argument = |at: usize| unsafe {
+        (at < arguments.read()).then(|| CStr::from_ptr(arguments.add(1 + at).read() as *const c_char))
+    };
+    super::main(argument(1), argument(2))
 }
 
 /// A line that is cut off when it is full: there may be no memory to be had.

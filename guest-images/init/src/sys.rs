@@ -1,13 +1,15 @@
 //! The system calls that rustix does not have, each as a safe function: clocks, entropy, vsock addresses, partitions, network
 //! interfaces, starting a process. All of this crate's `unsafe` but the entry point's is here.
 
+mod attempt;
 mod interface;
 mod spawn;
 
+pub use attempt::{Attempt, attempt};
 pub use interface::Interface;
 pub use spawn::{
-    Child, PidNamespace, StringList, execve, fork, is_helper, join_pid_namespace, leave_pid_namespace, spawn,
-    spawn_idle,
+    Child, PidNamespace, StringList, be_helper, execve, fork, is_helper, join_pid_namespace, leave_pid_namespace,
+    spawn, spawn_idle,
 };
 
 use core::arch::asm;

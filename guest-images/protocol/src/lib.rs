@@ -5,6 +5,7 @@
 //! - [`settings`]: what it is to have besides, and what not.
 //! - [`account`]: which user and groups a process gets, from an image's files.
 //! - [`files`]: files on their way in or out of a container, and what else init does for the host.
+//! - [`audit`]: what a process says that finds out what it can reach.
 //! - [`frame`]: how a message becomes bytes and back: `u32` little-endian length, then postcard.
 //! - [`stream`]: the eight bytes that open a stream connection; after them the stream is raw bytes.
 //!
@@ -20,6 +21,7 @@
 extern crate alloc;
 
 pub mod account;
+pub mod audit;
 pub mod files;
 pub mod frame;
 pub mod message;

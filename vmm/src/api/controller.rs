@@ -25,6 +25,7 @@ use super::routes::{self, Request};
 use super::{DeviceReport, SnapshotKind, Vm, VmState, prometheus};
 use crate::config::{SnapshotSource, VmConfig};
 use crate::machine::VmmError;
+use crate::sandbox;
 
 /// The version of Firecracker's API that this one follows.
 pub const API_VERSION: &str = "1.17.0";
@@ -146,7 +147,9 @@ impl Controller {
             Request::Statistics(key) => self.statistics(key)?,
             Request::Sandbox => {
                 let missing = self.vm().and_then(Vm::confined);
-                json!({ "confined": missing.is_some(), "missing": missing.unwrap_or_default() })
+                let config = self.vm().filter(|_| missing.is_some()).map(Vm::config);
+                let threads = config.map(|config| sandbox::lists(&config)).unwrap_or_default();
+                json!({ "confined": missing.is_some(), "missing": missing.unwrap_or_default(), "threads": threads })
             }
             Request::Metrics => self.metrics.tell(&self.devices()),
             Request::Prometheus => {

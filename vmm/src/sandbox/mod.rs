@@ -200,6 +200,35 @@ impl Sandbox {
     }
 }
 
+/// What the filter of a thread lets through.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct List {
+    /// The thread's name: `main`, `vcpu` (all but the first), `events`, `nursery`, or a worker's.
+    pub thread: &'static str,
+    /// System calls.
+    pub syscalls: usize,
+    /// Of one of them, ioctl(2): requests.
+    pub ioctls: usize,
+}
+
+/// The lists of all threads that the process with the machine of `config` and a control socket may have.
+pub fn lists(config: &VmConfig) -> Vec<List> {
+    let workers = workers(config, true);
+    let threads = [
+        ("main", calls::first(config)),
+        ("vcpu", calls::vcpu(config)),
+        ("events", calls::events(config)),
+        ("nursery", calls::nursery(&workers)),
+    ];
+    let workers = workers.iter().map(|work| (work.name, calls::worker(work)));
+    let list = |(thread, calls): (_, Calls)| List {
+        thread,
+        syscalls: calls.numbers().count(),
+        ioctls: calls.ioctls().count(),
+    };
+    threads.into_iter().chain(workers).map(list).collect()
+}
+
 /// A thread's way into the sandbox.
 #[derive(Debug, Clone)]
 pub struct Door {

@@ -10,6 +10,8 @@ mod processes;
 mod unpack;
 mod usage;
 
+pub use pack::{link, names};
+
 use crate::failure::{Failure, Reason};
 use crate::root;
 use crate::sys::{self, Child, PidNamespace};

@@ -188,10 +188,15 @@ pub fn spawn<F: FnMut()>(namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>
     Ok(Child { pid, pidfd })
 }
 
-/// This process is a child of [`fork`].
+/// This process is a child of [`fork`], or has said that it is not init.
 static FORKED: AtomicBool = AtomicBool::new(false);
 
-/// Whether this process is a child of [`fork`], and not init.
+/// From now on this process is no init, whose defect would be the machine's.
+pub fn be_helper() {
+    FORKED.store(true, Ordering::Relaxed);
+}
+
+/// Whether this process is a child of [`fork`], or something else that is not init.
 #[must_use]
 pub fn is_helper() -> bool {
     FORKED.load(Ordering::Relaxed)
@@ -215,7 +220,7 @@ pub fn fork(namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>, main: impl 
     // included, and so returns from here as the parent does. There is one thread, so nothing in the copy is half done.
     let pid = unsafe { syscall(SYS_CLONE3, ptr::from_mut(&mut arguments) as usize, size_of::<CloneArguments>(), 0) }?;
     if pid == 0 {
-        FORKED.store(true, Ordering::Relaxed);
+        be_helper();
         let code = main();
         super::exit(code);
     }
