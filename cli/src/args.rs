@@ -1,6 +1,7 @@
 //! The command line: verbs and flags, with docker's names where the meaning is docker's. It parses and explains; it does
 //! nothing.
 
+mod audit;
 mod bench;
 mod build;
 mod containers;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use ::vmm::config::BootProtocol;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::audit::Audit;
 pub use self::bench::{
     Bench, BenchAblate, BenchCompare, BenchDensity, BenchDiff, BenchReport, BenchWhat, ResultFormat, Shown,
 };
@@ -147,6 +149,8 @@ pub enum Verb {
     Doctor(Doctor),
     /// See and clear what is kept on this host
     System(System),
+    /// Tell what a workload can reach, in a microVM and in a container
+    Audit(Audit),
     /// Measure this host
     Bench(Bench),
     /// Run one microVM in the foreground, from a file in Firecracker's format or over its control socket

@@ -46,6 +46,18 @@ impl Control {
         Control { path: path.to_owned() }
     }
 
+    /// The process that serves it: whoever has begun to listen there (SO_PEERCRED, unix(7)).
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn server(&self) -> Result<u32, ControlError> {
+        let pid = UnixStream::connect(&self.path).and_then(|socket| {
+            let pid = rustix::net::sockopt::socket_peercred(&socket)?.pid.as_raw_nonzero().get();
+            u32::try_from(pid).map_err(io::Error::other)
+        });
+        pid.map_err(|source| ControlError::Io { path: self.path.clone(), source })
+    }
+
     /// Sends `body` as JSON, or nothing if that is `null`; returns what the machine answers, `null` if that is nothing.
     ///
     /// # Errors

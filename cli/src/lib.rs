@@ -202,6 +202,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Rmi(rmi) => commands::images::rmi(&rmi, cli.talk),
         Verb::Doctor(doctor) => commands::doctor::doctor(&doctor),
         Verb::System(system) => commands::system::system(&system, cli.talk),
+        Verb::Audit(audit) => commands::audit::audit(&audit, cli.talk),
         Verb::Bench(bench) => commands::bench::bench(&bench, cli.talk),
         Verb::Vmm(vmm) => commands::vmm::vmm(&vmm),
     }

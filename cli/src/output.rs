@@ -26,6 +26,11 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
 
 /// Prints rows under a head, in columns without lines, as docker does.
 pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> io::Result<()> {
+    wide_table(&head, rows)
+}
+
+/// The same where how many columns there are is not known before.
+pub fn wide_table<R: IntoIterator<Item = String>>(head: &[&str], rows: impl IntoIterator<Item = R>) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(head);
     for row in rows {

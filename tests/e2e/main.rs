@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`adversary`] | a hostile guest: attacks on every device and port |
 //! | [`attach`] | clients at a container's own process |
+//! | [`audit`] | what a workload reaches, by its own attempts and by this host's /proc |
 //! | [`container`] | what a command finds inside, and what comes out |
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
 //! | [`exec`] | other commands in a container that runs |
@@ -39,6 +40,7 @@
 
 mod adversary;
 mod attach;
+mod audit;
 mod bad_input;
 mod bare;
 mod build;

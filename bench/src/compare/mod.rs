@@ -10,11 +10,13 @@
 //! | `fleet` | how many there can be |
 //! | `order` | which arm has its turn when |
 //! | `notes` | what follows from what was measured |
+//! | [`audit`] | what a workload can reach in them |
 //!
 //! An arm that cannot be used is named with the reason. What is measured when it is told to stop is kept. Nothing of an arm stays: not
 //! the instances, which are killed, and not the files, which are in a directory that goes.
 
 mod arm;
+pub mod audit;
 mod bare;
 mod engine;
 mod fleet;

@@ -139,6 +139,20 @@ impl Running {
         self.child.id()
     }
 
+    /// What it has said so far.
+    pub fn said(&self) -> &[u8] {
+        &self.seen.stdout
+    }
+
+    /// An error that is its own last words, if it has some.
+    pub fn words(&self, error: BenchError) -> BenchError {
+        let said = String::from_utf8_lossy(&self.seen.stderr);
+        match (error, said.lines().rev().find(|line| !line.trim().is_empty())) {
+            (BenchError::Container(what), Some(last)) => BenchError::Container(format!("{what}: {}", last.trim())),
+            (error, _) => error,
+        }
+    }
+
     /// What it reads is at its end: from now on, it is waited for anew.
     pub fn close_input(&mut self) {
         self.since = Instant::now();

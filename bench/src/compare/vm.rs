@@ -17,7 +17,7 @@ use crate::run;
 /// What the shell of a prepared image does.
 const WAIT: &str = "echo waiting; read -r line; eval \"$line\"";
 
-struct Vm {
+pub(super) struct Vm {
     program: PathBuf,
     image: String,
     /// Of `run`, beside those that all have.
@@ -34,7 +34,8 @@ struct Restored {
 }
 
 impl Vm {
-    fn of(what: &What<'_>, name: &str) -> Self {
+    /// The arm or variant of that name.
+    pub(super) fn of(what: &What<'_>, name: &str) -> Self {
         let (program, image) = (what.bulkhead.to_owned(), what.image.to_owned());
         let (flags, sandbox) = (flags(name), name != "unconfined");
         Vm { program, image, flags, sandbox, image_kib: what.image_kib, instance_kib: None }

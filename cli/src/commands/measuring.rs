@@ -1,4 +1,4 @@
-//! Measuring for `bench compare` and `bench ablate`: an image prepared, signals heard, progress told.
+//! Measuring for `bench compare` and `bench ablate`, and looking for `audit`: an image prepared, signals heard, progress told.
 
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bench::compare::{self, Process, Scope, What};
+use bench::process::BenchError;
 use bench::report::Document;
 use guest_images::{PreparedImage, Store};
 use guest_protocol::{DEFAULT_PATH, account};
@@ -46,6 +47,16 @@ pub struct Wish<'a> {
 
 /// Measures; and the signal that broke it off, if one did.
 pub fn measure(wish: &Wish<'_>, talk: Talk) -> anyhow::Result<(Document, Option<u8>)> {
+    let (document, signal) = prepared(wish, talk, compare::run)?;
+    Ok((document?, signal))
+}
+
+/// Does something with an image and what is to become of it; and the signal that broke it off, if one did.
+pub fn prepared<T>(
+    wish: &Wish<'_>,
+    talk: Talk,
+    work: impl FnOnce(&What<'_>) -> Result<T, BenchError>,
+) -> anyhow::Result<(Result<T, BenchError>, Option<u8>)> {
     let (reference, command) = wish.image_and_command.split_first().context("no image")?;
     // As many write it who have a command with flags.
     let command = command.strip_prefix(&["--".to_owned()]).unwrap_or(command);
@@ -77,9 +88,9 @@ pub fn measure(wish: &Wish<'_>, talk: Talk) -> anyhow::Result<(Document, Option<
         stop: stop.readable.as_fd(),
         say: &|text| say.say(text),
     };
-    let document = compare::run(&what)?;
+    let result = work(&what);
     drop(say);
-    Ok((document, stop.signal()))
+    Ok((result, stop.signal()))
 }
 
 /// How the image's process is to run, but for its words.
@@ -105,13 +116,14 @@ fn process(image: &PreparedImage, command: &[String]) -> anyhow::Result<Process>
 }
 
 /// Signals that end the measuring, and not the process.
-struct Stop {
-    readable: UnixStream,
+pub struct Stop {
+    /// Readable once there was one.
+    pub readable: UnixStream,
     signal: Arc<AtomicUsize>,
 }
 
 impl Stop {
-    fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let (readable, written) = UnixStream::pair()?;
         let signal = Arc::new(AtomicUsize::new(0));
         for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
@@ -122,7 +134,7 @@ impl Stop {
         Ok(Stop { readable, signal })
     }
 
-    fn signal(&self) -> Option<u8> {
+    pub fn signal(&self) -> Option<u8> {
         u8::try_from(self.signal.load(Ordering::SeqCst)).ok().filter(|signal| *signal != 0)
     }
 }

@@ -1,6 +1,7 @@
 //! The verbs, one module each (those on images share one, and those that do something with containers).
 
 pub mod attach;
+pub mod audit;
 pub mod bench;
 pub mod boot;
 pub mod build;
