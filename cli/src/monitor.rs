@@ -3,6 +3,7 @@
 //! The child has a process group of its own, so that a terminal's ^C reaches this process alone, and it dies with this
 //! one (`commands::vmm` arranges that). It does not know what the VM is for.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -94,6 +95,11 @@ pub struct Report {
 /// No microVM is to run where the host cannot give all of its sandbox.
 static JAIL_REQUIRED: AtomicBool = AtomicBool::new(false);
 
+/// Whether the microVM's process gets a variable of this one's: ours, and where programs are.
+fn is_given(name: &OsStr) -> bool {
+    name == "PATH" || name.as_encoded_bytes().starts_with(b"BULKHEAD_")
+}
+
 /// From now on this process starts microVMs only with all of the sandbox (`--require-jail`).
 pub fn require_jail() {
     JAIL_REQUIRED.store(true, Ordering::Relaxed);
@@ -125,6 +131,8 @@ impl Monitor {
         let mut command = Command::new(program());
         command.arg0("bulkhead").args(["vmm", "--parent", &std::process::id().to_string()]).process_group(0);
         command.arg("--cpuid-cache").arg(paths::cpuid_cache());
+        // What the user's environment has besides is nothing that a guest should find.
+        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_given(name)));
         if let Some(control) = control {
             command.arg("--api-sock").arg(control);
             for dir in reached(control) {

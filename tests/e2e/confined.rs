@@ -44,21 +44,34 @@ fn monitor(cli: &Running) -> u32 {
     children.split_whitespace().next().expect("a process").parse().unwrap()
 }
 
-/// Each thread has its filter, nothing to gain from programs, and no capabilities but those for the files of volumes.
+/// Each thread has its filter, nothing to gain from programs, and no capabilities but those for the files of volumes. What the caller
+/// has open and in its environment is not the microVM's.
 #[test]
-fn each_thread_of_a_container_is_confined() {
-    let lab = lab!("each_thread_of_a_container_is_confined");
+fn group_11_each_thread_of_a_container_is_confined() {
+    let lab = lab!("group_11_each_thread_of_a_container_is_confined");
     let patience = lab.patience(2);
     let shared = lab.path("shared");
     fs::create_dir(&shared).unwrap();
     let (volume, image) = (format!("{}:/data", shared.display()), lab.debian());
     let script = "ls /data; echo up; read line";
     let arguments = ["run", "-i", "--name", "confined", "-v", &volume, &image, "sh", "-c", script];
-    let mut command = lab.bulkhead(arguments);
+    let inner = lab.bulkhead(arguments);
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec 9<\"$0\"; exec \"$@\"", "/etc/passwd"]).arg(inner.get_program()).args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?)))).env("A_SECRET", "of the caller's");
     command.stdin(Stdio::piped());
     let mut running = Running::start(command);
     running.wait_for("up", patience);
     let pid = monitor(&running);
+    let descriptors = |pid: u32| {
+        let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        all.filter_map(|fd| fs::read_link(fd.path()).ok()).collect::<Vec<_>>()
+    };
+    let passwd = Path::new("/etc/passwd");
+    assert!(descriptors(running.pid()).iter().any(|open| open == passwd), "the caller has it open");
+    assert!(!descriptors(pid).iter().any(|open| open == passwd), "{:?}", descriptors(pid));
+    let environment = String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/environ")).unwrap()).into_owned();
+    assert!(!environment.contains("A_SECRET") && !environment.contains("HOME="), "{environment}");
     let threads = threads(pid);
     for name in ["main", "events", "nursery", "fs"] {
         assert!(threads.contains_key(name), "no {name} among {threads:?}");
@@ -103,8 +116,8 @@ fn each_thread_of_a_container_is_confined() {
 
 /// A running thread that is made to do what no thread of a microVM does ends it, before anything is done.
 #[test]
-fn a_thread_that_reaches_beyond_its_microvm_ends_it() {
-    let lab = lab!("a_thread_that_reaches_beyond_its_microvm_ends_it");
+fn group_11_a_thread_that_reaches_beyond_its_microvm_ends_it() {
+    let lab = lab!("group_11_a_thread_that_reaches_beyond_its_microvm_ends_it");
     let patience = lab.patience(1);
     let (file, socket) = (lab.path("vm.json"), lab.path("api.sock"));
     let machine = json!({ "boot-source": { "kernel_image_path": tiny_kernel(&lab) }, "entropy": {},

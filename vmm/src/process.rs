@@ -5,8 +5,25 @@ use std::io;
 /// Closes every descriptor but the first three: whatever this process was started with beside them. To be called before it
 /// opens any of its own.
 pub fn close_inherited() {
+    close_inherited_but([None, None]);
+}
+
+/// The same, but for these two.
+pub fn close_inherited_but(mut kept: [Option<u32>; 2]) {
+    kept.sort_unstable();
+    let mut first = 3;
+    for kept in kept.into_iter().flatten().filter(|kept| *kept >= 3) {
+        if first < kept {
+            close(first, kept - 1);
+        }
+        first = kept.saturating_add(1);
+    }
+    close(first, libc::c_uint::MAX);
+}
+
+fn close(first: u32, last: u32) {
     // SAFETY: nothing in this process has any of them yet. A kernel that cannot (before 5.9) leaves them open.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 /// Prepares this process: its first three descriptors are open, so that no other file comes to be where output goes, and

@@ -34,6 +34,8 @@ const MAX_CONFIG: u64 = 4 << 20;
 /// Runs the machine that the configuration or a client describes to its end.
 pub fn vmm(args: &Vmm) -> Outcome {
     if let Some(parent) = args.parent {
+        // Whatever the user's shell had open is nothing that a guest should find. Who starts it by hand may name them as files.
+        vmm::process::close_inherited_but([args.config_fd, args.events_fd]);
         die_with_parent(parent)?;
     }
     let mut events = Events { to: events(args)?, waiting: Vec::new() };
