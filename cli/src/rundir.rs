@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_others_can_write_to_is_refused() {
+    fn group_11_a_root_that_others_can_write_to_is_refused() {
         use std::os::unix::fs::PermissionsExt;
         let (dir, root) = root();
         fs::create_dir(&root).unwrap();

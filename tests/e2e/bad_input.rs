@@ -32,8 +32,8 @@ fn a_command_that_cannot_be_started() {
 
 /// Kernels that are none, by `run` and by `boot`.
 #[test]
-fn a_kernel_that_is_none() {
-    let lab = lab!("a_kernel_that_is_none");
+fn group_9_a_kernel_that_is_none() {
+    let lab = lab!("group_9_a_kernel_that_is_none");
     let file = |name: &str, bytes: &[u8]| {
         let path = lab.path(name);
         fs::write(&path, bytes).unwrap();
@@ -61,8 +61,8 @@ fn a_kernel_that_is_none() {
 
 /// More memory than the host has, and sizes that are none.
 #[test]
-fn a_machine_that_cannot_be() {
-    let lab = lab!("a_machine_that_cannot_be");
+fn group_9_a_machine_that_cannot_be() {
+    let lab = lab!("group_9_a_machine_that_cannot_be");
     let debian = lab.debian();
     let too_much = format!("{}m", lab.memory_mib() + 1);
     lab.run(["run", "-m", &too_much, &debian, "true"]).assert_failed(125, &["memory", "host"]);

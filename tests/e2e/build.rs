@@ -186,8 +186,8 @@ fn a_build_that_is_ended_leaves_nothing() {
 }
 
 #[test]
-fn a_hostile_context_gives_nothing_of_the_host_away() {
-    let lab = lab!("a_hostile_context_gives_nothing_of_the_host_away");
+fn group_13_a_hostile_context_gives_nothing_of_the_host_away() {
+    let lab = lab!("group_13_a_hostile_context_gives_nothing_of_the_host_away");
     let lab = lab.own_store();
     let dir = context(&lab, "");
     fs::write(lab.path("secret"), "secret").unwrap();

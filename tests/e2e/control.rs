@@ -133,8 +133,8 @@ fn ended_in_panic(ended: &tests::Ended) {
 
 /// A socket that SIGKILL left is replaced; one that somebody serves, or a file, is not.
 #[test]
-fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-    let lab = lab!("a_stale_socket_is_replaced_and_a_live_one_is_not");
+fn group_10_a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let lab = lab!("group_10_a_stale_socket_is_replaced_and_a_live_one_is_not");
     let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
     let running = vmm(&lab, &["--api-sock", text(&socket)]);
     Control::of(&running, socket.clone(), patience);

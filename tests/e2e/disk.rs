@@ -57,8 +57,8 @@ fn until(what: &str, patience: Duration, is: impl Fn() -> bool) {
 /// beneath gives errors and goes on, and what the guest has flushed survives SIGKILL of the monitor. Memory that the guest does
 /// not use any more is the host's again, and so is what it is asked for.
 #[test]
-fn a_disk_keeps_its_promises() {
-    let lab = lab!("a_disk_keeps_its_promises");
+fn group_12_a_disk_keeps_its_promises() {
+    let lab = lab!("group_12_a_disk_keeps_its_promises");
     for engine in ["Async", "Sync"] {
         let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
         let (disk, initrd) = (lab.path("disk"), lab.path("initrd"));

@@ -35,8 +35,8 @@ fn server() -> (SocketAddr, Receiver<TcpStream>) {
 }
 
 #[test]
-fn clones_of_a_busy_container_go_on_as_themselves_and_it_notices_nothing() {
-    const TEST: &str = "clones_of_a_busy_container_go_on_as_themselves_and_it_notices_nothing";
+fn group_8_clones_of_a_busy_container_go_on_as_themselves_and_it_notices_nothing() {
+    const TEST: &str = "group_8_clones_of_a_busy_container_go_on_as_themselves_and_it_notices_nothing";
     let lab = lab!(TEST);
     let patience = lab.patience(2);
     let networked = own_network(TEST);

@@ -72,8 +72,8 @@ fn number_in(lab: &Lab, snapshot: &Path) -> u8 {
 
 /// A full snapshot and a change, both with a disk, each in place of an older one.
 #[test]
-fn a_killed_monitor_leaves_the_old_snapshot_or_the_new_one() {
-    const TEST: &str = "a_killed_monitor_leaves_the_old_snapshot_or_the_new_one";
+fn group_8_a_killed_monitor_leaves_the_old_snapshot_or_the_new_one() {
+    const TEST: &str = "group_8_a_killed_monitor_leaves_the_old_snapshot_or_the_new_one";
     let lab = lab!(TEST);
     if !can_poll(TEST) {
         return;
@@ -165,8 +165,8 @@ fn run_killed(lab: &Lab, line: &[&str], nth: usize) -> Option<&'static str> {
 
 /// Who has a microVM is killed while it makes a named snapshot of it, and then who removes one. The monitor's part is the test above.
 #[test]
-fn names_are_of_whole_snapshots_whenever_their_makers_and_removers_are_killed() {
-    const TEST: &str = "names_are_of_whole_snapshots_whenever_their_makers_and_removers_are_killed";
+fn group_8_names_are_of_whole_snapshots_whenever_their_makers_and_removers_are_killed() {
+    const TEST: &str = "group_8_names_are_of_whole_snapshots_whenever_their_makers_and_removers_are_killed";
     let lab = lab!(TEST);
     if !can_poll(TEST) {
         return;

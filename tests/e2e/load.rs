@@ -246,9 +246,9 @@ fn boot_config(lab: &Lab) -> serde_json::Value {
 }
 
 #[test]
-fn a_guest_under_load_notices_nothing_but_the_time() {
-    let lab = lab!("a_guest_under_load_notices_nothing_but_the_time");
-    if !crate::snapshots::keeps_interrupts("a_guest_under_load_notices_nothing_but_the_time") {
+fn group_8_a_guest_under_load_notices_nothing_but_the_time() {
+    let lab = lab!("group_8_a_guest_under_load_notices_nothing_but_the_time");
+    if !crate::snapshots::keeps_interrupts("group_8_a_guest_under_load_notices_nothing_but_the_time") {
         return;
     }
     let rounds = std::env::var("BULKHEAD_TEST_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().unwrap());

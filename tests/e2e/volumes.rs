@@ -10,9 +10,9 @@ use crate::lab;
 /// What a guest does with its volumes is done on the host, and what it may not is not. A guest that goes on from a template
 /// has its own.
 #[test]
-fn a_container_has_the_hosts_directories() {
-    let lab = lab!("a_container_has_the_hosts_directories");
-    if lab.leaves_to_hardware("a_container_has_the_hosts_directories") {
+fn group_13_a_container_has_the_hosts_directories() {
+    let lab = lab!("group_13_a_container_has_the_hosts_directories");
+    if lab.leaves_to_hardware("group_13_a_container_has_the_hosts_directories") {
         return;
     }
     let patience = lab.patience(2);

@@ -22,8 +22,8 @@ fn was_warm(ended: &tests::process::Ended) -> bool {
 
 /// Clones of a template have nothing in common that others know them by, their network included, and have the time.
 #[test]
-fn clones_of_a_template_are_not_alike() {
-    const TEST: &str = "clones_of_a_template_are_not_alike";
+fn group_8_clones_of_a_template_are_not_alike() {
+    const TEST: &str = "group_8_clones_of_a_template_are_not_alike";
     let lab = lab!(TEST);
     // Leaves the template, if nobody has yet.
     let patience = lab.patience(2);

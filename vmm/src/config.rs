@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_out_of_range_are_refused() {
+    fn group_9_sizes_out_of_range_are_refused() {
         assert!(matches!(with(|c| c.machine.vcpu_count = 0), Err(ConfigError::Vcpus(0))));
         assert!(matches!(with(|c| c.machine.vcpu_count = 33), Err(ConfigError::Vcpus(33))));
         assert!(matches!(with(|c| c.machine.mem_size_mib = 0), Err(ConfigError::MemoryTooSmall(0))));

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_feature_is_named() {
+    fn group_8_a_missing_feature_is_named() {
         let guest = kvm_cpuid_entry2 { ebx: 0b1010, ..leaf(7, 0, 0) };
         let less = kvm_cpuid_entry2 { ebx: 0b0010, ..leaf(7, 0, 0) };
         assert_eq!(missing_feature(&[guest], &[guest]), None);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_its_vendor_and_signature() {
+    fn group_8_a_model_is_its_vendor_and_signature() {
         let vendor = kvm_cpuid_entry2 { ebx: 0x6874_7541, edx: 0x6974_6e65, ecx: 0x444d_4163, ..leaf(0, 0, 0) };
         let model = Model::of(&[vendor, leaf(1, 0, 0xa20f12)]);
         assert_eq!(model.to_string(), "AuthenticAMD 0xa20f12");

@@ -52,7 +52,7 @@ fn a_relocatable_kernel_is_aligned_and_another_is_not() {
 }
 
 #[test]
-fn every_malformed_kernel_is_told_which_field_is_wrong() {
+fn group_9_every_malformed_kernel_is_told_which_field_is_wrong() {
     let changed = |at: usize, bytes: &[u8]| {
         let mut file = bzimage();
         set(&mut file, at, bytes);

@@ -45,7 +45,7 @@ fn notes_are_not_read_for_the_64_bit_entry() {
 
 /// Each a kernel with one thing wrong, and what is said of it.
 #[test]
-fn every_malformed_kernel_is_told_which_field_is_wrong() {
+fn group_9_every_malformed_kernel_is_told_which_field_is_wrong() {
     let part = |change: fn(&mut Part)| {
         let mut file = ElfFile::kernel();
         change(&mut file.parts[1]);
@@ -111,7 +111,7 @@ fn a_truncated_kernel_is_refused_wherever_it_ends() {
 }
 
 #[test]
-fn malformed_notes_are_told_apart() {
+fn group_9_malformed_notes_are_told_apart() {
     let cases: [(&[u8], &str); 9] = [
         (&[0; 5], "note at 0x0: header 0xc runs past the notes (0x5 bytes)"),
         (&note(b"Xen\0", 17, &[0; 4]), "notes: no XEN_ELFNOTE_PHYS32_ENTRY"),
@@ -133,7 +133,7 @@ fn malformed_notes_are_told_apart() {
 }
 
 #[test]
-fn too_many_notes_are_refused_before_they_are_read() {
+fn group_9_too_many_notes_are_refused_before_they_are_read() {
     let mut file = ElfFile::kernel();
     file.parts.pop();
     file.part(PT_NOTE, 0, &vec![0; 0x1_0001], 0);

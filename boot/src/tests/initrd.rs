@@ -35,7 +35,7 @@ fn it_keeps_clear_of_the_kernel() {
 }
 
 #[test]
-fn what_finds_no_room_says_what_there_is() {
+fn group_9_what_finds_no_room_says_what_there_is() {
     let (mem, bytes) = (memory(32 * MIB), vec![1; 32 << 20]);
     let (kernel, initrd) = (ElfFile::kernel().bytes(), Image::from_bytes("i", &bytes).unwrap());
     let kernel = Image::from_bytes("k", &kernel).unwrap();

@@ -31,7 +31,7 @@ fn memory_that_does_not_fit_goes_on_above_4_gib() {
 }
 
 #[test]
-fn odd_sizes_are_refused() {
+fn group_9_odd_sizes_are_refused() {
     assert_eq!(ram_regions(0), Err(LayoutError::TooSmall { bytes: 0 }));
     assert_eq!(ram_regions(2 * MIB - 0x1000), Err(LayoutError::TooSmall { bytes: 2 * MIB - 0x1000 }));
     assert_eq!(ram_regions(64 * MIB + 1), Err(LayoutError::Unaligned { bytes: 64 * MIB + 1 }));

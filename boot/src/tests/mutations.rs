@@ -26,7 +26,7 @@ fn check(mem: &Memory, kernel: &[u8], protocol: Protocol) {
 
 /// Every byte of the headers, to values that turn sizes and offsets small, large, and off by one.
 #[test]
-fn every_byte_of_the_headers_may_be_anything() {
+fn group_9_every_byte_of_the_headers_may_be_anything() {
     let mem = memory(64 * MIB);
     for (kernel, protocol) in samples() {
         let headers: Vec<usize> = match protocol {
@@ -46,7 +46,7 @@ fn every_byte_of_the_headers_may_be_anything() {
 
 proptest! {
     #[test]
-    fn many_bytes_may_be_anything(
+    fn group_9_many_bytes_may_be_anything(
         sample in 0..3_usize,
         changes in prop::collection::vec((0..0x600_usize, any::<u8>()), 1..8),
         len in 0..0x1000_usize,
@@ -61,7 +61,7 @@ proptest! {
     }
 
     #[test]
-    fn words_may_be_anything(
+    fn group_9_words_may_be_anything(
         sample in 0..3_usize,
         at in 0..0x300_usize,
         word in prop_oneof![any::<u64>(), (0..64_u32).prop_map(|n| 1 << n), (0..64_u32).prop_map(|n| (1 << n) - 1)],
@@ -72,7 +72,7 @@ proptest! {
     }
 
     #[test]
-    fn notes_may_be_anything(notes in prop::collection::vec(prop_oneof![Just(0_u8), Just(4), Just(18), Just(0xff), any::<u8>()], 0..64)) {
+    fn group_9_notes_may_be_anything(notes in prop::collection::vec(prop_oneof![Just(0_u8), Just(4), Just(18), Just(0xff), any::<u8>()], 0..64)) {
         let mut file = ElfFile::kernel();
         file.parts.pop();
         file.part(PT_NOTE, 0, &notes, 0);

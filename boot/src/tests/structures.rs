@@ -125,7 +125,7 @@ fn a_command_line_is_printable() {
 
 proptest! {
     #[test]
-    fn a_command_line_never_outgrows_its_capacity(max in 0..40_usize, pushes in prop::collection::vec(".{0,12}", 0..8)) {
+    fn group_9_a_command_line_never_outgrows_its_capacity(max in 0..40_usize, pushes in prop::collection::vec(".{0,12}", 0..8)) {
         let mut line = CommandLine::new(max);
         for text in &pushes {
             let before = line.as_str().to_owned();

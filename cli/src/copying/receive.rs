@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_makes_nothing_elsewhere() {
+    fn group_13_a_guest_makes_nothing_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
         let (top, outside) = (dir.path().join("top"), dir.path().join("outside"));
         fs::create_dir(&outside).unwrap();

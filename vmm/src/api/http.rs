@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_are_none_are_refused() {
+    fn group_10_lengths_that_are_none_are_refused() {
         let with = |length: &str| error(&format!("PUT / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"));
         for bad in ["-1", "+1", "0x10", "", "1,1", "1 1", "ten"] {
             assert_eq!(with(bad).status(), 400, "{bad}");
@@ -410,7 +410,7 @@ mod tests {
         /// What a buffer holds does not depend on how it came: a request that is complete stays the same request with
         /// more bytes behind it, and one that is partial was partial with fewer.
         #[test]
-        fn more_bytes_do_not_change_a_request(bytes in almost_requests()) {
+        fn group_10_more_bytes_do_not_change_a_request(bytes in almost_requests()) {
             let whole = parse(&bytes);
             for cut in 0..bytes.len() {
                 match parse(&bytes[..cut]) {

@@ -103,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_come_twice_are_refused_at_any_depth() {
+    fn group_9_keys_that_come_twice_are_refused_at_any_depth() {
         for bad in [r#"{"a": 1, "a": 1}"#, r#"[{"b": {"a": 1, "c": 2, "a": null}}]"#] {
             assert!(parse(bad.as_bytes()).unwrap_err().to_string().contains("'a' comes twice"), "{bad}");
         }
     }
 
     #[test]
-    fn depth_is_bounded() {
+    fn group_9_depth_is_bounded() {
         let deep = "[".repeat(1 << 20);
         assert!(parse(deep.as_bytes()).unwrap_err().to_string().contains("recursion"));
     }

@@ -156,7 +156,7 @@ mod tests {
 
     /// Namespaces and root are the thread's that asks for them, if it is not the only one; the others go on as before.
     #[test]
-    fn nothing_has_a_path_but_what_is_reached() {
+    fn group_11_nothing_has_a_path_but_what_is_reached() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         for name in ["own/inside", "other"] {
@@ -173,7 +173,7 @@ mod tests {
         let reached = [&[path("own"), path("own/inside"), crooked, "/proc/self".into()], &missing[..]].concat();
         let jailed = || {
             if let Err(error) = enter(Some(&reached)) {
-                println!("SKIP nothing_has_a_path_but_what_is_reached: {error}");
+                println!("SKIP group_11_nothing_has_a_path_but_what_is_reached: {error}");
                 return;
             }
             let gone = |result: io::Result<()>| result.unwrap_err().kind() == ErrorKind::NotFound;

@@ -59,7 +59,7 @@ mod tests {
 
     /// Landlock holds for a thread, and so the others go on as before.
     #[test]
-    fn nothing_is_reached_but_what_was_said() {
+    fn group_11_nothing_is_reached_but_what_was_said() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         for name in ["own", "shared", "read", "other"] {
@@ -81,7 +81,7 @@ mod tests {
             let status =
                 rules(&Reached::of(std::slice::from_ref(&own), &config)).unwrap().restrict_self().unwrap().ruleset;
             if status == RulesetStatus::NotEnforced {
-                println!("SKIP nothing_is_reached_but_what_was_said: this kernel has no Landlock");
+                println!("SKIP group_11_nothing_is_reached_but_what_was_said: this kernel has no Landlock");
                 return;
             }
             let denied = |result: std::io::Result<()>| result.unwrap_err().kind() == ErrorKind::PermissionDenied;

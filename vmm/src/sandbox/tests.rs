@@ -54,7 +54,7 @@ fn result(calls: &Calls, call: [c_long; 5]) -> i32 {
 const DIES: i32 = -libc::SIGSYS;
 
 #[test]
-fn no_thread_reaches_beyond_its_process() {
+fn group_11_no_thread_reaches_beyond_its_process() {
     let sandbox = Sandbox::new(Wanted::default(), config(true), true);
     let this = c_long::from(std::process::id() as i32);
     let inet = libc::AF_INET.into();

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_noticed() {
+    fn group_8_every_flipped_bit_is_noticed() {
         let good = sample();
         parse(&good).unwrap();
         for at in 0..good.len() {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn every_truncation_and_extension_is_noticed() {
+    fn group_8_every_truncation_and_extension_is_noticed() {
         let good = sample();
         for len in 0..good.len() {
             assert!(parse(&good[..len]).is_err(), "{len}");
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_says_what_is_wrong() {
+    fn group_8_the_header_says_what_is_wrong() {
         let with = |at: usize, value: u32| {
             let mut file = sample();
             file[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_of_records_are_bounded_by_the_file_even_if_signed() {
+    fn group_8_lengths_of_records_are_bounded_by_the_file_even_if_signed() {
         for length in [5u64, 4096, u64::MAX, u64::MAX - 7, 1 << 63] {
             let mut file = sample();
             file[HEADER_LEN + 8..HEADER_LEN + 16].copy_from_slice(&length.to_le_bytes());
@@ -251,7 +251,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_refused_or_read(mut bytes in prop::collection::vec(any::<u8>(), 0..512), signed_too in any::<bool>()) {
+        fn group_8_any_bytes_are_refused_or_read(mut bytes in prop::collection::vec(any::<u8>(), 0..512), signed_too in any::<bool>()) {
             if signed_too && bytes.len() >= HEADER_LEN {
                 let length = bytes.len() as u64;
                 bytes[..8].copy_from_slice(&MAGIC);

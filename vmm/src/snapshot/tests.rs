@@ -45,7 +45,7 @@ fn what_is_encoded_is_decoded() {
 }
 
 #[test]
-fn records_that_are_missing_doubled_unknown_or_newer_are_refused() {
+fn group_8_records_that_are_missing_doubled_unknown_or_newer_are_refused() {
     let count = format::parse(&sample().encode().unwrap()).unwrap().len();
     for index in 0..count {
         assert!(decode(&changed(|records| drop(records.remove(index)))).is_err(), "without record {index}");
@@ -74,7 +74,7 @@ fn extents_go_with_a_parent_and_stay_in_memory() {
 proptest! {
     /// Signed by whoever made them: nothing panics, whatever the records say.
     #[test]
-    fn hostile_records_are_refused_or_decoded(index in 0usize..8, at in 0usize..5000, byte in any::<u8>(), cut in any::<bool>()) {
+    fn group_8_hostile_records_are_refused_or_decoded(index in 0usize..8, at in 0usize..5000, byte in any::<u8>(), cut in any::<bool>()) {
         let file = changed(|records| {
             let index = index % records.len();
             let bytes = &mut records[index].2;

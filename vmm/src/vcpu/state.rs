@@ -223,3 +223,27 @@ fn write_msrs(fd: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), StateError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host that does not have a register of the snapshot's, or not with that value, is no host for it.
+    #[test]
+    fn group_8_a_register_that_this_host_refuses_is_named() {
+        let Ok(kvm) = Kvm::new() else {
+            println!("SKIP group_8_a_register_that_this_host_refuses_is_named: there is no KVM");
+            return;
+        };
+        let vm = kvm.create_vm().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        // EFER with a reserved bit (Intel SDM, volume 3, 2.2.1), between two that are sound.
+        const EFER: u32 = 0xc000_0080;
+        let sound = (MSR_IA32_TSC, 0);
+        match write_msrs(&vcpu, &[sound, (EFER, 1 << 63), sound]) {
+            Err(StateError::Msr { index, value }) => assert_eq!((index, value), (EFER, 1 << 63)),
+            other => panic!("{other:?}"),
+        }
+        write_msrs(&vcpu, &[sound, (EFER, 0), sound]).unwrap();
+    }
+}

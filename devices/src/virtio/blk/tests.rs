@@ -111,7 +111,7 @@ fn what_is_written_is_in_the_file_and_is_read_back() {
 }
 
 #[test]
-fn a_read_only_disk_is_not_written_whatever_the_guest_says() {
+fn group_13_a_read_only_disk_is_not_written_whatever_the_guest_says() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(&dir, "disk", &[7; 4096]);
     let mut driver = drive(json!([{ "drive_id": "d", "path_on_host": path, "is_read_only": true }]));
@@ -492,7 +492,7 @@ fn what_a_job_leaves_undone_another_does() {
 }
 
 #[test]
-fn a_write_through_a_cache_ends_when_it_is_durable() {
+fn group_12_a_write_through_a_cache_ends_when_it_is_durable() {
     let write = [Part::Read(&header(OUT, 1)), Part::Read(&[1; 512]), Part::Write(1)];
     let through = Options { write_through: true, ..options(Choice::Threads) };
     assert_eq!(scripted(through, &write, &[]), (0, vec![("write", 512), ("sync", 0)]));
@@ -500,6 +500,31 @@ fn a_write_through_a_cache_ends_when_it_is_durable() {
     assert_eq!(scripted(options(Choice::Threads), &write, &[]).1, [("write", 512)], "this driver flushes itself");
     let blk = Blk::new(Disk::raw(tempfile::tempfile().unwrap(), 4096), through, "").unwrap();
     assert_eq!(blk.info().features & F_FLUSH, 0);
+}
+
+/// FLUSH is answered when the host has synced, and not before (virtio 1.3, 5.2.6.2); what was written before it is in its file by then.
+#[test]
+fn group_12_a_flush_ends_when_all_is_durable() {
+    let flush = [Part::Read(&header(FLUSH, 0)), Part::Write(1)];
+    let options = options(Choice::Threads);
+    assert_eq!(scripted(options, &flush, &[]), (0, vec![("sync", 0)]));
+    assert_eq!(scripted(options, &flush, &[-libc::EIO]).0, 1, "not on the disk is not done");
+    let (mut driver, engine, event) = slow(options);
+    driver.add(0, &[Part::Read(&header(OUT, 1)), Part::Read(&[1; 512]), Part::Write(1)]).unwrap();
+    driver.kick(0);
+    driver.settle();
+    engine.end(512);
+    event.write(1).unwrap();
+    driver.settle();
+    assert_eq!(status(&driver.used(0).unwrap()), 0, "a write in the cache is one");
+    driver.add(0, &flush).unwrap();
+    driver.kick(0);
+    driver.settle();
+    assert!(driver.used(0).is_none(), "answered before it is durable");
+    engine.end(0);
+    event.write(1).unwrap();
+    driver.settle();
+    assert_eq!(status(&driver.used(0).unwrap()), 0);
 }
 
 #[test]

@@ -186,7 +186,7 @@ fn files_are_read_and_written() {
 }
 
 #[test]
-fn nothing_changes_what_is_read_only() {
+fn group_13_nothing_changes_what_is_read_only() {
     let mut guest = Guest::new(true, |dir| {
         fs::write(dir.join("a"), "of the host").unwrap();
         fs::create_dir(dir.join("d")).unwrap();
@@ -227,7 +227,7 @@ fn nothing_changes_what_is_read_only() {
 }
 
 #[test]
-fn no_name_leads_out_of_the_directory() {
+fn group_13_no_name_leads_out_of_the_directory() {
     let mut guest = Guest::new(false, |dir| {
         fs::write(dir.join("../secret"), "secret").unwrap();
         fs::create_dir_all(dir.join("d/e")).unwrap();

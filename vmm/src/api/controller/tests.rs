@@ -211,7 +211,7 @@ fn a_balloon_tells_what_it_is_and_has() {
 }
 
 #[test]
-fn what_is_for_before_is_refused_after() {
+fn group_10_what_is_for_before_is_refused_after() {
     let mut rig = Rig::started();
     for (method, path, body) in CONFIGURE.iter().chain([&START]) {
         assert!(rig.fault(method, path, body).contains("only before"), "{path}");
@@ -221,7 +221,7 @@ fn what_is_for_before_is_refused_after() {
 }
 
 #[test]
-fn what_is_for_after_is_refused_before() {
+fn group_10_what_is_for_after_is_refused_before() {
     let mut rig = Rig::new();
     for (method, path, body, _) in STEER {
         assert!(rig.fault(method, path, body).contains("only after"), "{path}");

@@ -173,7 +173,7 @@ fn a_connection_takes_one_request_after_the_other() {
 }
 
 #[test]
-fn requests_that_come_together_are_answered_in_order() {
+fn group_10_requests_that_come_together_are_answered_in_order() {
     let mut rig = Rig::new();
     let client = rig.client();
     let mut all = Vec::new();
@@ -186,7 +186,7 @@ fn requests_that_come_together_are_answered_in_order() {
 }
 
 #[test]
-fn one_byte_at_a_time_is_a_request_too() {
+fn group_10_one_byte_at_a_time_is_a_request_too() {
     let mut rig = Rig::new();
     let client = rig.client();
     for byte in put("/slow", 3) {
@@ -264,7 +264,7 @@ fn what_is_no_http_is_told_and_ends_the_connection() {
 }
 
 #[test]
-fn a_request_that_stops_in_the_middle_is_told() {
+fn group_10_a_request_that_stops_in_the_middle_is_told() {
     let mut rig = Rig::new();
     let client = rig.client();
     assert!(rig.send(&client, b"GET / HTTP/1.1\r\n"));
@@ -299,7 +299,7 @@ fn a_client_that_waits_for_leave_to_send_gets_it_once() {
 }
 
 #[test]
-fn a_client_that_does_not_read_stops_being_served_and_holds_up_nobody() {
+fn group_10_a_client_that_does_not_read_stops_being_served_and_holds_up_nobody() {
     let mut rig = Rig::new();
     let deaf = rig.client();
     let mut sent = 0;
@@ -389,7 +389,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     /// Whatever a client does: no panic, bounded memory, and others are served.
     #[test]
-    fn no_client_can_harm_another(steps in steps()) {
+    fn group_10_no_client_can_harm_another(steps in steps()) {
         let mut rig = Rig::new();
         let mut client = rig.client();
         for step in steps {
