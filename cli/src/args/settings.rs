@@ -6,56 +6,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::anyhow;
 use clap::Args;
 use guest_protocol::{Limit, Names, Resource, Sysctl, Tmpfs, USUAL_CAPABILITIES};
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use crate::size;
 
 /// What `--add-host` calls the host.
 const HOST_GATEWAY: &str = "host-gateway";
-/// Capabilities by their numbers (capabilities(7), linux/capability.h), without `CAP_`.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 /// Limits by their names (getrlimit(2)).
 const RESOURCES: [(&str, Resource); 15] = [
     ("core", Resource::Core),
@@ -130,9 +87,10 @@ impl Settings {
 
     /// docker's rules: ALL in one list makes the other one the exceptions from it.
     fn capabilities(&self) -> u64 {
-        let all = (1 << CAPABILITIES.len()) - 1;
-        let number = |name: &String| CAPABILITIES.iter().position(|known| known == name);
-        let bits = |list: &[String]| list.iter().filter_map(number).fold(0, |bits, number| bits | 1u64 << number);
+        // Those that have a name; not all bits.
+        let all = CapabilitySet::all().iter_names().map(|(_, one)| one).collect::<CapabilitySet>().bits();
+        let named = |name: &String| CapabilitySet::from_name(name);
+        let bits = |list: &[String]| list.iter().filter_map(named).collect::<CapabilitySet>().bits();
         let has_all = |list: &[String]| list.iter().any(|name| name == "ALL");
         let (added, dropped) = (bits(&self.cap_add), bits(&self.cap_drop));
         match (has_all(&self.cap_add), has_all(&self.cap_drop)) {
@@ -254,7 +212,7 @@ fn sysctl(text: &str) -> Result<Sysctl, String> {
 fn capability(text: &str) -> Result<String, String> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    match name == "ALL" || CAPABILITIES.contains(&name) {
+    match name == "ALL" || CapabilitySet::from_name(name).is_some() {
         true => Ok(name.to_owned()),
         false => Err(format!("'{text}' is not a capability, as NET_ADMIN, nor ALL")),
     }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::sync::OnceLock;
 
+use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
 use super::{Monitor, Mount};
@@ -146,8 +148,10 @@ impl Descriptors {
 /// How many system calls this kernel has for programs of its own kind, by its symbols; those that it was built without are weak ones.
 #[must_use]
 pub fn host_syscalls() -> Option<usize> {
-    let count = count(&fs::read_to_string("/proc/kallsyms").ok()?);
-    (count > 0).then_some(count)
+    // Some hundred thousand lines, which stay what they are.
+    static COUNT: OnceLock<Option<usize>> = OnceLock::new();
+    let read = || Some(count(&fs::read_to_string("/proc/kallsyms").ok()?)).filter(|count| *count > 0);
+    *COUNT.get_or_init(read)
 }
 
 fn count(symbols: &str) -> usize {
@@ -200,55 +204,14 @@ fn mounts(text: &str) -> Vec<Mount> {
     text.lines().filter_map(mount).collect()
 }
 
-/// Names of the capabilities in a set (linux/capability.h); what is newer than these is its number.
+/// Names of the capabilities in a set (linux/capability.h); of those that have none here, their numbers.
 #[must_use]
 pub fn capabilities(set: &str) -> Vec<String> {
-    const NAMES: [&str; 41] = [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_ADMIN",
-        "NET_RAW",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_CHROOT",
-        "SYS_PTRACE",
-        "SYS_PACCT",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "MKNOD",
-        "LEASE",
-        "AUDIT_WRITE",
-        "AUDIT_CONTROL",
-        "SETFCAP",
-        "MAC_OVERRIDE",
-        "MAC_ADMIN",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_READ",
-        "PERFMON",
-        "BPF",
-        "CHECKPOINT_RESTORE",
-    ];
-    let set = u64::from_str_radix(set, 16).unwrap_or(0);
-    let name = |bit: usize| NAMES.get(bit).map_or_else(|| bit.to_string(), |&name| name.to_owned());
-    (0..64).filter(|bit| set >> bit & 1 == 1).map(name).collect()
+    let mut named = CapabilitySet::from_bits_retain(u64::from_str_radix(set, 16).unwrap_or(0)).iter_names();
+    let mut names: Vec<String> = named.by_ref().map(|(name, _)| name.to_owned()).collect();
+    let nameless = named.remaining().bits();
+    names.extend((0..u64::BITS).filter(|bit| nameless >> bit & 1 == 1).map(|bit| bit.to_string()));
+    names
 }
 
 #[cfg(test)]
