@@ -64,8 +64,17 @@ struct Timespec {
 /// A system call with up to three arguments.
 ///
 /// # Safety
-/// The arguments must be what call `number` expects, and any memory it writes must be the caller's.
+/// As for [`call_kernel`].
 unsafe fn syscall(number: usize, first: usize, second: usize, third: usize) -> io::Result<usize> {
+    // SAFETY: the caller's.
+    unsafe { call_kernel([number, first, second, third, 0, 0, 0]) }
+}
+
+/// A system call with its number and all six arguments.
+///
+/// # Safety
+/// The arguments must be what call `number` expects, and any memory it writes must be the caller's.
+unsafe fn call_kernel([number, first, second, third, fourth, fifth, sixth]: [usize; 7]) -> io::Result<usize> {
     let result: isize;
     // SAFETY: the x86-64 system call convention: result in rax; rcx and r11 are lost; memory is what the caller vouches for.
     unsafe {
@@ -75,6 +84,9 @@ unsafe fn syscall(number: usize, first: usize, second: usize, third: usize) -> i
             in("rdi") first,
             in("rsi") second,
             in("rdx") third,
+            in("r10") fourth,
+            in("r8") fifth,
+            in("r9") sixth,
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack),

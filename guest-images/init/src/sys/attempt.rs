@@ -1,8 +1,7 @@
 //! Calls of which only the kernel's answer is wanted: whether this process may. Each is one that changes nothing if it succeeds, or
 //! nothing but the process that makes it, which is a child that ends right after ([`crate::audit`]).
 
-use super::checked;
-use core::arch::asm;
+use super::call_kernel;
 use core::ptr;
 use rustix::io;
 use rustix::process::Pid;
@@ -78,29 +77,4 @@ pub fn attempt(what: Attempt) -> io::Result<()> {
     };
     // SAFETY: each of them reads and writes what is above at most, which is alive; none touches other memory of this process.
     unsafe { call_kernel(call) }.map(drop)
-}
-
-/// A system call with its number and all six arguments.
-///
-/// # Safety
-/// As for any: the arguments must be what the call expects, and memory that it writes the caller's.
-unsafe fn call_kernel([number, first, second, third, fourth, fifth, sixth]: [usize; 7]) -> io::Result<usize> {
-    let result: isize;
-    // SAFETY: the x86-64 system call convention, as in `super::syscall`.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") first,
-            in("rsi") second,
-            in("rdx") third,
-            in("r10") fourth,
-            in("r8") fifth,
-            in("r9") sixth,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    checked(result)
 }
