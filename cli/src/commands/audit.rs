@@ -56,17 +56,7 @@ type Looked = (Result<Vec<Found>, BenchError>, Option<u8>);
 
 fn of_image(args: &Audit, talk: Talk, tools: &Tools<'_>) -> anyhow::Result<Looked> {
     let words = [args.target.clone(), PROGRAM.to_owned()];
-    let wish = Wish {
-        scope: Scope::Arms,
-        image_and_command: &words,
-        arms: &args.arms,
-        samples: 1,
-        budget: 1,
-        instances: 1,
-        timeout: args.timeout,
-        seed: None,
-        memory_budget: None,
-    };
+    let wish = Wish::once(Scope::Arms, &words, &args.arms, args.timeout);
     prepared(&wish, talk, |what| audit::image(what, tools)).context("no microVM of that name runs, and as an image")
 }
 

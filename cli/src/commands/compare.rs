@@ -71,17 +71,9 @@ pub fn ablate(args: &BenchAblate, talk: Talk) -> Outcome {
 /// Counts how many instances there can be, and shows the result.
 pub fn density(args: &BenchDensity, talk: Talk) -> Outcome {
     [&args.out, &args.shown.html].into_iter().flatten().try_for_each(|path| check_writable(path))?;
-    let wish = Wish {
-        scope: Scope::Fleets(Fleet { objective: args.slo, most: args.most as usize }),
-        image_and_command: std::slice::from_ref(&args.image),
-        arms: &args.arms,
-        samples: 1,
-        budget: 1,
-        instances: 1,
-        timeout: args.timeout,
-        seed: None,
-        memory_budget: args.memory_budget,
-    };
+    let scope = Scope::Fleets(Fleet { objective: args.slo, most: args.most as usize });
+    let once = Wish::once(scope, std::slice::from_ref(&args.image), &args.arms, args.timeout);
+    let wish = Wish { memory_budget: args.memory_budget, ..once };
     let (document, signal) = measure(&wish, talk)?;
     save(args.out.as_deref(), &document)?;
     conclude(signal, show(&document, &args.shown))

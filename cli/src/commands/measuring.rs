@@ -45,6 +45,23 @@ pub struct Wish<'a> {
     pub memory_budget: Option<u64>,
 }
 
+impl<'a> Wish<'a> {
+    /// One of everything, within `timeout` seconds.
+    pub fn once(scope: Scope, image_and_command: &'a [String], arms: &'a [&'static str], timeout: u64) -> Self {
+        Wish {
+            scope,
+            image_and_command,
+            arms,
+            samples: 1,
+            budget: 1,
+            instances: 1,
+            timeout,
+            seed: None,
+            memory_budget: None,
+        }
+    }
+}
+
 /// Measures; and the signal that broke it off, if one did.
 pub fn measure(wish: &Wish<'_>, talk: Talk) -> anyhow::Result<(Document, Option<u8>)> {
     let (document, signal) = prepared(wish, talk, compare::run)?;
