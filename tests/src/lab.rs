@@ -7,6 +7,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 
 use crate::process::{Ended, Running};
@@ -253,21 +255,45 @@ impl Lab {
         self.run([&["run"], flags, &[image, "sh", "-c", script]].concat())
     }
 
-    /// What of this lab is left on the host: processes, run directories, half-done work in the store.
-    pub fn left_behind(&self) -> Vec<String> {
-        let mut left = Vec::new();
+    /// Processes that this lab's commands have started, those commands too.
+    fn processes(&self) -> Vec<i32> {
         let mark = format!("BULKHEAD_RUN={}", self.run_dir().display());
-        for process in fs::read_dir("/proc").expect("/proc").flatten() {
+        let is_ours = |process: &fs::DirEntry| {
             let environ = fs::read(process.path().join("environ")).unwrap_or_default();
-            if environ.split(|&b| b == 0).any(|entry| entry == mark.as_bytes()) {
-                let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
-                left.push(format!(
-                    "process {:?}: {}",
-                    process.file_name(),
-                    String::from_utf8_lossy(&command).replace('\0', " ")
-                ));
+            environ.split(|&b| b == 0).any(|entry| entry == mark.as_bytes())
+        };
+        let ours = fs::read_dir("/proc").expect("/proc").flatten().filter(is_ours);
+        ours.filter_map(|process| process.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Waits for the end of all processes that this lab's commands have started.
+    ///
+    /// # Panics
+    /// There are some after `patience`.
+    pub fn wait_for_processes(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        loop {
+            // One that began meanwhile is seen the next time.
+            let running = self.processes();
+            if running.is_empty() {
+                return;
+            }
+            for pid in running.into_iter().filter_map(Pid::from_raw) {
+                let Ok(end) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+                let left = deadline.saturating_duration_since(Instant::now()).try_into().expect("a time");
+                let ended = poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&left)).expect("poll");
+                assert_ne!(ended, 0, "after {patience:?}: {:?}", self.left_behind());
             }
         }
+    }
+
+    /// What of this lab is left on the host: processes, run directories, half-done work in the store.
+    pub fn left_behind(&self) -> Vec<String> {
+        let processes = self.processes().into_iter().map(|pid| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            format!("process {pid}: {}", String::from_utf8_lossy(&command).replace('\0', " "))
+        });
+        let mut left: Vec<String> = processes.collect();
         // The lock of the root, and what KVM said of CPUID.
         let kept = |path: &Path| path.ends_with(".lock") || path.ends_with(".cpuid");
         let names = |dir: &Path| {
