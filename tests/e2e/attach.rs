@@ -28,10 +28,7 @@ fn exited(ended: &Ended, code: i32) {
 /// Two at the terminal of a container that was started without one: both see all of it; one leaves by keys, the other has the end.
 #[test]
 fn several_are_at_a_terminal_and_one_leaves() {
-    let lab = lab!("several_are_at_a_terminal_and_one_leaves");
-    if lab.leaves_to_machine("several_are_at_a_terminal_and_one_leaves") {
-        return;
-    }
+    let lab = lab!("several_are_at_a_terminal_and_one_leaves", on the machine);
     let (patience, name) = (lab.patience(1), unique("attach-t"));
     done(lab.run(["run", "-dit", "--name", &name, &lab.debian(), "bash", "-c", ECHO]));
     wait_until_ready(&lab, &name);
@@ -63,10 +60,7 @@ fn several_are_at_a_terminal_and_one_leaves() {
 /// Without a terminal: input from several, signals to the process or not, and whoever is killed is not the container's end.
 #[test]
 fn pipes_are_attached_and_signals_passed_on() {
-    let lab = lab!("pipes_are_attached_and_signals_passed_on");
-    if lab.leaves_to_hardware("pipes_are_attached_and_signals_passed_on") {
-        return;
-    }
+    let lab = lab!("pipes_are_attached_and_signals_passed_on", on hardware);
     let (patience, name) = (lab.patience(1), unique("attach-p"));
     let script = format!("trap 'echo term >&2; exit 9' TERM; {ECHO}");
     done(lab.run(["run", "-di", "--name", &name, &lab.debian(), "bash", "-c", &script]));
@@ -106,10 +100,7 @@ fn pipes_are_attached_and_signals_passed_on() {
 /// `run -it` can be left, and then outlives its CLI; one that is killed instead takes the container along.
 #[test]
 fn a_run_is_left_or_taken_along() {
-    let lab = lab!("a_run_is_left_or_taken_along");
-    if lab.leaves_to_machine("a_run_is_left_or_taken_along") {
-        return;
-    }
+    let lab = lab!("a_run_is_left_or_taken_along", on the machine);
     let (patience, name) = (lab.patience(1), unique("left"));
     let mut terminal = Terminal::new();
     terminal.resize(33, 77);

@@ -85,7 +85,7 @@ fn group_9_a_machine_that_cannot_be() {
 /// Images that are not there, or damaged.
 #[test]
 fn an_image_that_is_damaged() {
-    let lab = lab!("an_image_that_is_damaged").own_store();
+    let lab = lab!("an_image_that_is_damaged", on the machine).own_store();
     for (image, word) in [
         ("oci-archive:/nonexistent.tar", "/nonexistent.tar"),
         ("oci:/nonexistent", "/nonexistent"),

@@ -46,10 +46,7 @@ fn assert_clean(lab: &Lab) {
 /// Two stages with RUNs: the image has what was copied of the first one, and what the commands of the second have made.
 #[test]
 fn a_dockerfile_becomes_an_image_that_runs() {
-    let lab = lab!("a_dockerfile_becomes_an_image_that_runs");
-    if lab.leaves_to_hardware("a_dockerfile_becomes_an_image_that_runs") {
-        return;
-    }
+    let lab = lab!("a_dockerfile_becomes_an_image_that_runs", on hardware);
     let lab = with_debian(lab);
     let dir = context(
         &lab,
@@ -78,10 +75,7 @@ fn a_dockerfile_becomes_an_image_that_runs() {
 /// The layers of one build are there for the next, up to what has changed; the image goes through an archive.
 #[test]
 fn a_second_build_takes_what_the_first_one_made() {
-    let lab = lab!("a_second_build_takes_what_the_first_one_made");
-    if lab.leaves_to_hardware("a_second_build_takes_what_the_first_one_made") {
-        return;
-    }
+    let lab = lab!("a_second_build_takes_what_the_first_one_made", on the machine);
     let lab = with_debian(lab);
     let dir = context(
         &lab,
@@ -132,10 +126,7 @@ fn a_second_build_takes_what_the_first_one_made() {
 
 #[test]
 fn a_command_that_fails_ends_the_build_with_its_words_and_nothing_else() {
-    let lab = lab!("a_command_that_fails_ends_the_build_with_its_words_and_nothing_else");
-    if lab.leaves_to_machine("a_command_that_fails_ends_the_build_with_its_words_and_nothing_else") {
-        return;
-    }
+    let lab = lab!("a_command_that_fails_ends_the_build_with_its_words_and_nothing_else", on the machine);
     let lab = with_debian(lab);
     let dir = context(&lab, "FROM debian\nRUN echo out; echo err >&2; exit 3\n");
     let quiet = build(&lab, &["-q", "-t", "app"], &dir);
@@ -164,10 +155,7 @@ fn building(lab: &Lab, dir: &str) -> Running {
 
 #[test]
 fn a_build_that_is_ended_leaves_nothing() {
-    let lab = lab!("a_build_that_is_ended_leaves_nothing");
-    if lab.leaves_to_machine("a_build_that_is_ended_leaves_nothing") {
-        return;
-    }
+    let lab = lab!("a_build_that_is_ended_leaves_nothing", on the machine);
     let patience = lab.patience(3);
     let lab = with_debian(lab);
     let dir = context(&lab, "FROM debian\nRUN trap '' INT TERM; echo waiting; while :; do sleep 1000; done\n");

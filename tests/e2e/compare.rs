@@ -32,10 +32,7 @@ fn read(path: &Path) -> Value {
 
 #[test]
 fn containers_and_microvms_are_compared() {
-    let lab = lab!("containers_and_microvms_are_compared");
-    if lab.leaves_to_machine("containers_and_microvms_are_compared") {
-        return;
-    }
+    let lab = lab!("containers_and_microvms_are_compared", on the machine);
     let patience = lab.patience(GUESTS);
     let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     fs::create_dir(lab.path("tmp")).unwrap();
@@ -116,10 +113,7 @@ fn containers_and_microvms_are_compared() {
 
 #[test]
 fn what_was_measured_until_an_interrupt_is_told() {
-    let lab = lab!("what_was_measured_until_an_interrupt_is_told");
-    if lab.leaves_to_machine("what_was_measured_until_an_interrupt_is_told") {
-        return;
-    }
+    let lab = lab!("what_was_measured_until_an_interrupt_is_told", on the machine);
     let patience = lab.patience(GUESTS);
     let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     fs::create_dir(lab.path("tmp")).unwrap();
@@ -154,10 +148,7 @@ fn what_was_measured_until_an_interrupt_is_told() {
 #[test]
 fn variants_and_fleets_are_measured() {
     const TEST: &str = "variants_and_fleets_are_measured";
-    let lab = lab!(TEST);
-    if lab.leaves_to_machine(TEST) {
-        return;
-    }
+    let lab = lab!(TEST, on the machine);
     if lab.kvm() == Kvm::SoftwareNested {
         return tests::lab::skip(
             TEST,

@@ -174,7 +174,7 @@ fn a_read_only_root_cannot_be_written_to() {
 /// Twenty megabytes through stdin, of which two come back, byte for byte; the command sees their end.
 #[test]
 fn a_pipe_arrives_byte_for_byte() {
-    let lab = lab!("a_pipe_arrives_byte_for_byte");
+    let lab = lab!("a_pipe_arrives_byte_for_byte", on hardware);
     // Bytes that no repetition hides the loss of: a linear congruential generator (Knuth's MMIX constants).
     let mut state = 1u64;
     let next = |state: &mut u64| {

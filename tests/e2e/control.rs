@@ -92,7 +92,7 @@ fn a_client_makes_a_machine() {
 /// stdin and stdout; its socket answers meanwhile.
 #[test]
 fn a_file_for_firecracker_boots() {
-    let lab = lab!("a_file_for_firecracker_boots");
+    let lab = lab!("a_file_for_firecracker_boots", on hardware);
     let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
     let disk = lab.path("disk");
     std::fs::write(&disk, vec![0; 1 << 20]).unwrap();

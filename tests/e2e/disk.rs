@@ -58,7 +58,7 @@ fn until(what: &str, patience: Duration, is: impl Fn() -> bool) {
 /// not use any more is the host's again, and so is what it is asked for.
 #[test]
 fn group_12_a_disk_keeps_its_promises() {
-    let lab = lab!("group_12_a_disk_keeps_its_promises");
+    let lab = lab!("group_12_a_disk_keeps_its_promises", on hardware);
     for engine in ["Async", "Sync"] {
         let (socket, patience) = (lab.path("api.sock"), lab.patience(1));
         let (disk, initrd) = (lab.path("disk"), lab.path("initrd"));

@@ -39,7 +39,7 @@ impl Web {
 
 #[test]
 fn commands_join_a_running_container() {
-    let web = Web::start(lab!("commands_join_a_running_container"));
+    let web = Web::start(lab!("commands_join_a_running_container", on hardware));
     // Streams apart, the exit code, and what the first command was given.
     let ended = web.exec(&["-e", "B=2", "joinable", "sh", "-c", "echo out; echo err >&2; pwd; echo $A$B; exit 7"]);
     assert_eq!((ended.code, ended.text(), ended.stderr.as_str()), (Some(7), "out\n/srv\n12\n", "err\n"));

@@ -11,7 +11,7 @@ use crate::lab;
 /// tag, history, inspect, save, load from stdin, system df, rmi by id; and what each says when there is nothing.
 #[test]
 fn an_image_is_named_told_of_saved_and_loaded_again() {
-    let lab = lab!("an_image_is_named_told_of_saved_and_loaded_again").own_store();
+    let lab = lab!("an_image_is_named_told_of_saved_and_loaded_again", on the machine).own_store();
     let json = |arguments: &[&str]| -> Value {
         let ended = lab.run(arguments);
         serde_json::from_slice(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"))

@@ -9,7 +9,7 @@ use crate::lab;
 /// `-it`: the command has a terminal of the user's size, sees it change, gets ^C as a signal.
 #[test]
 fn a_terminal_is_a_terminal() {
-    let lab = lab!("a_terminal_is_a_terminal");
+    let lab = lab!("a_terminal_is_a_terminal", on hardware);
     let patience = lab.patience(1);
     let mut terminal = Terminal::new();
     terminal.resize(33, 101);
@@ -58,7 +58,7 @@ fn a_terminal_must_be_one() {
 /// comes out to its end.
 #[test]
 fn a_virtio_console_has_the_terminals_size() {
-    let lab = lab!("a_virtio_console_has_the_terminals_size");
+    let lab = lab!("a_virtio_console_has_the_terminals_size", on hardware);
     let patience = lab.patience(1);
     let (kernel, initrd) = (own_kernel(&lab), lab.path("initrd"));
     std::fs::write(&initrd, cpio::initramfs(&std::fs::read(lab.guest_program()).unwrap())).unwrap();

@@ -90,10 +90,7 @@ fn a_container_lives_without_its_cli() {
 /// What a container has written is there when it is started again, however it ended; a rollback takes it back.
 #[test]
 fn a_container_keeps_its_files() {
-    let lab = lab!("a_container_keeps_its_files");
-    if lab.leaves_to_hardware("a_container_keeps_its_files") {
-        return;
-    }
+    let lab = lab!("a_container_keeps_its_files", on hardware);
     let patience = lab.patience(2);
     let name = unique("keeps");
     // Each life adds a line, and takes care of it as a database does.
@@ -137,7 +134,7 @@ fn a_container_keeps_its_files() {
 /// SIGKILL of whoever looks after a container, or of its microVM: it is said, and nothing stays.
 #[test]
 fn a_container_that_is_lost_has_ended() {
-    let lab = lab!("a_container_that_is_lost_has_ended");
+    let lab = lab!("a_container_that_is_lost_has_ended", on the machine);
     let patience = lab.patience(2);
     let (stays, goes) = (unique("stays"), unique("goes"));
     detached(&lab, &["--name", &stays], "exec sleep 1000");
@@ -170,7 +167,7 @@ fn a_container_that_is_lost_has_ended() {
 /// What cannot be done is said in one line, with docker's exit codes.
 #[test]
 fn containers_that_do_not_start_or_are_not_there() {
-    let lab = lab!("containers_that_do_not_start_or_are_not_there");
+    let lab = lab!("containers_that_do_not_start_or_are_not_there", on the machine);
     let (name, image) = (unique("created"), lab.debian());
     let run = |flags: &[&str], command: &str| {
         let line = [&["run", "-d"], flags, &[&image, command]].concat();

@@ -14,10 +14,7 @@ fn stats(lab: &Lab, names: &[&str]) -> Vec<Value> {
 /// Whose memory is whose, and that what a guest does is seen.
 #[test]
 fn stats_tell_whose_memory_is_whose() {
-    let lab = lab!("stats_tell_whose_memory_is_whose");
-    if lab.leaves_to_hardware("stats_tell_whose_memory_is_whose") {
-        return;
-    }
+    let lab = lab!("stats_tell_whose_memory_is_whose", on hardware);
     let patience = lab.patience(1);
     let (idle, busy) = (unique("stats-idle"), unique("stats-busy"));
     let script =
@@ -66,10 +63,7 @@ fn why(lab: &Lab, name: &str) -> Value {
 /// What happens to a container is told as it happens and afterwards, and why it has ended.
 #[test]
 fn what_happens_is_told_and_why() {
-    let lab = lab!("what_happens_is_told_and_why");
-    if lab.leaves_to_machine("what_happens_is_told_and_why") {
-        return;
-    }
+    let lab = lab!("what_happens_is_told_and_why", on the machine);
     let patience = lab.patience(1);
     let lab = lab.own_store_with(&["layers", "merged"]);
     let (name, other) = (unique("told"), unique("told-after"));
@@ -153,10 +147,7 @@ fn now() -> String {
 /// A guest whose memory runs out says so, which no exit code does.
 #[test]
 fn a_guest_that_runs_out_of_memory_is_told() {
-    let lab = lab!("a_guest_that_runs_out_of_memory_is_told");
-    if lab.leaves_to_hardware("a_guest_that_runs_out_of_memory_is_told") {
-        return;
-    }
+    let lab = lab!("a_guest_that_runs_out_of_memory_is_told", on hardware);
     // An image with little in it: a kernel that is emulated takes long to read programs again and again before it gives up.
     let (patience, name, image) = (lab.patience(4), unique("scarce"), lab.probe_image());
     let words = ["run", "--name", &name, "-m", "64m", "--sysctl", "vm.overcommit_memory=1", &image, "/probe", "hog"];

@@ -73,12 +73,25 @@ mod verbs;
 mod volumes;
 mod warm;
 
-/// The lab of a test, or the end of a test that cannot run here.
+/// The lab of a test, or the end of a test that cannot run here, or is left to the one host of the two on which it costs less:
+/// `on hardware` ([`tests::Lab::leaves_to_hardware`]), `on the machine` ([`tests::Lab::leaves_to_machine`]).
 macro_rules! lab {
     ($name:expr) => {
         match tests::Lab::open($name) {
             Some(lab) => lab,
             None => return,
+        }
+    };
+    ($name:expr, on hardware) => {
+        match $crate::lab!($name) {
+            lab if lab.leaves_to_hardware($name) => return,
+            lab => lab,
+        }
+    };
+    ($name:expr, on the machine) => {
+        match $crate::lab!($name) {
+            lab if lab.leaves_to_machine($name) => return,
+            lab => lab,
         }
     };
 }

@@ -129,7 +129,7 @@ fn fetching(lab: &Lab, net: &str, address: &str, server: SocketAddr) -> Command 
 /// Through a tap interface, with large segments and checksums left to the host, in a network of the test's own.
 #[test]
 fn a_guest_fetches_through_a_tap() {
-    let lab = lab!("a_guest_fetches_through_a_tap");
+    let lab = lab!("a_guest_fetches_through_a_tap", on hardware);
     let patience = patience(&lab);
     if !own_network("a_guest_fetches_through_a_tap") {
         return;

@@ -20,10 +20,7 @@ fn events(lab: &Lab, name: &str) -> Running {
 /// It fails as often as it may; one that is told to stop does so for good, while it runs and while it waits.
 #[test]
 fn a_container_is_started_again_as_its_policy_says() {
-    let lab = lab!("a_container_is_started_again_as_its_policy_says");
-    if lab.leaves_to_hardware("a_container_is_started_again_as_its_policy_says") {
-        return;
-    }
+    let lab = lab!("a_container_is_started_again_as_its_policy_says", on hardware);
     let patience = lab.patience(3);
     let (name, image) = (unique("again"), lab.debian());
     let run = |restart: &str, script: &str| {
@@ -66,10 +63,7 @@ fn a_container_is_started_again_as_its_policy_says() {
 /// A microVM that is killed is one that has failed; a supervisor that is killed is the end, since nobody is there to start anything.
 #[test]
 fn what_is_killed_is_started_again_if_there_is_somebody_to_do_it() {
-    let lab = lab!("what_is_killed_is_started_again_if_there_is_somebody_to_do_it");
-    if lab.leaves_to_hardware("what_is_killed_is_started_again_if_there_is_somebody_to_do_it") {
-        return;
-    }
+    let lab = lab!("what_is_killed_is_started_again_if_there_is_somebody_to_do_it", on hardware);
     let (patience, name, image) = (lab.patience(3), unique("again-killed"), lab.debian());
     let script = "echo ready; while :; do sleep 1000 & wait; done";
     let line = ["run", "-d", "--name", &name, "--restart", "unless-stopped", &image, "bash", "-c", script];

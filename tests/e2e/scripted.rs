@@ -156,10 +156,7 @@ EOF
 /// lost, whoever flushes it is told, and the host's file stays.
 #[test]
 fn a_layer_is_used_in_place() {
-    let lab = lab!("a_layer_is_used_in_place");
-    if lab.leaves_to_hardware("a_layer_is_used_in_place") {
-        return;
-    }
+    let lab = lab!("a_layer_is_used_in_place", on hardware);
     let (patience, layer) = (lab.patience(10), lab.path("layer"));
     fs::copy(base_layer(&lab), &layer).unwrap();
     let before = fs::read(&layer).unwrap();

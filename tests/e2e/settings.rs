@@ -10,10 +10,7 @@ const NET_BIND_SERVICE: &str = "CapBnd:\t0000000000000400";
 /// All of it at once, for the first process and for one that joins it.
 #[test]
 fn a_container_has_what_it_asks_for() {
-    let lab = lab!("a_container_has_what_it_asks_for");
-    if lab.leaves_to_hardware("a_container_has_what_it_asks_for") {
-        return;
-    }
+    let lab = lab!("a_container_has_what_it_asks_for", on hardware);
     let (image, patience) = (lab.debian(), lab.patience(2));
     let script = r#"
         mount | grep -E ' /(scratch|data|data/inner|dev/shm) ' | sort

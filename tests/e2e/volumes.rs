@@ -11,10 +11,7 @@ use crate::lab;
 /// has its own.
 #[test]
 fn group_13_a_container_has_the_hosts_directories() {
-    let lab = lab!("group_13_a_container_has_the_hosts_directories");
-    if lab.leaves_to_hardware("group_13_a_container_has_the_hosts_directories") {
-        return;
-    }
+    let lab = lab!("group_13_a_container_has_the_hosts_directories", on hardware);
     let patience = lab.patience(2);
     let data: Vec<u8> = (0..1_000_000u32).flat_map(|n| [(n >> 3) as u8]).collect();
     let run = |name: &str, script: &str| {

@@ -1,6 +1,7 @@
 //! A static program for guests that have nothing else: asked, it tells about the machine.
 //!
 //! `probe avx PROCESSES SECONDS`   vector registers under preemption: `bad=N rounds=N switches=N`
+//! `probe cpus TURNS`              a thread on each CPU, which take turns: `cpus=N turned=N`
 //! `probe memory`                  MemTotal in MiB
 //! `probe say NUMBER`              `out NUMBER`, the host's name and a random number; `err NUMBER` on stderr; ends with that code
 //! `probe hog`                     uses memory until there is none
@@ -33,6 +34,8 @@ unsafe extern "C" {
     fn ioctl(fd: c_int, request: c_ulong, argument: *mut u64) -> c_int;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn reboot(how: c_int) -> c_int;
+    fn sched_setaffinity(thread: c_int, bytes: usize, mask: *const u64) -> c_int;
+    fn sched_getcpu() -> c_int;
     fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
 }
 
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     match words[..] {
         ["avx", processes, seconds] => avx(number(processes), number(seconds)),
         ["avx-worker", seed, seconds] => avx_worker(number(seed), number(seconds)),
+        ["cpus", turns] => cpus(number(turns)),
         ["memory"] => memory(),
         ["say", word] => say(word),
         ["hog"] => hog(),
@@ -244,6 +248,32 @@ fn count(address: Option<&str>) -> ExitCode {
         println!("again {}", said(&mut std::net::TcpStream::connect(address).expect("a new connection")));
     }
     facts()
+}
+
+/// One thread for each CPU, which it does not leave. They count together, each when it is its turn, and wait for it without a call
+/// of the kernel: it takes all the CPUs to get anywhere.
+fn cpus(turns: u64) -> ExitCode {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    let cpus = std::thread::available_parallelism().expect("CPUs").get() as u64;
+    let count = AtomicU64::new(0);
+    let turn = |cpu: u64| {
+        // SAFETY: it reads a mask of 64 CPUs; 0 is this thread.
+        assert_eq!(unsafe { sched_setaffinity(0, 8, &(1 << cpu)) }, 0, "CPU {cpu}: {}", std::io::Error::last_os_error());
+        // SAFETY: it takes nothing.
+        assert_eq!(unsafe { sched_getcpu() } as u64, cpu);
+        while let now = count.load(SeqCst)
+            && now < turns
+        {
+            if now % cpus == cpu {
+                count.store(now + 1, SeqCst);
+            }
+            std::hint::spin_loop();
+        }
+    };
+    let turn = &turn;
+    std::thread::scope(|scope| (0..cpus).for_each(|cpu| drop(scope.spawn(move || turn(cpu)))));
+    println!("cpus={cpus} turned={}", count.into_inner());
+    ExitCode::SUCCESS
 }
 
 fn memory() -> ExitCode {
