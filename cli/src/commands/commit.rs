@@ -56,14 +56,15 @@ fn make(args: &Commit) -> anyhow::Result<String> {
 
 /// What the container was given is the image's, as with docker.
 fn as_the_container(config: &mut Value, record: &Record) {
-    let flags = &record.flags;
-    let command = flags.image_and_command.get(1..).unwrap_or_default();
-    if let Some(entrypoint) = &flags.entrypoint {
-        config["Entrypoint"] = json!([entrypoint]);
-        config["Cmd"] = json!(command);
-    } else if !command.is_empty() {
-        config["Cmd"] = json!(command);
+    let args = &record.process.args;
+    match record.flags.entrypoint.as_deref() {
+        Some("") => config["Entrypoint"] = Value::Null,
+        Some(program) => config["Entrypoint"] = json!([program]),
+        None => {}
     }
+    // Its process is the entrypoint, and then the command.
+    let entrypoint = config["Entrypoint"].as_array().map_or(0, Vec::len);
+    config["Cmd"] = json!(args.get(entrypoint..).unwrap_or_default());
     config["Env"] = json!(record.process.env);
     config["WorkingDir"] = json!(record.process.cwd);
     config["User"] = json!(record.process.user);
@@ -167,6 +168,32 @@ fn with_protocol(port: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::containers::Id;
+
+    #[test]
+    fn the_image_runs_what_the_container_ran() {
+        let image = json!({ "Entrypoint": ["/entry", "-x"], "Cmd": ["default"] });
+        for (flag, args, entrypoint, cmd) in [
+            (None, vec!["/entry", "-x", "default"], json!(["/entry", "-x"]), json!(["default"])),
+            (None, vec!["/entry", "-x", "a", "b"], json!(["/entry", "-x"]), json!(["a", "b"])),
+            (Some("sh"), vec!["sh", "-c", "x"], json!(["sh"]), json!(["-c", "x"])),
+            (Some("sh"), vec!["sh"], json!(["sh"]), json!([])),
+            (Some(""), vec!["ls", "/"], Value::Null, json!(["ls", "/"])),
+        ] {
+            let mut record = crate::containers::record::tests::record(&Id::random().unwrap());
+            record.flags.entrypoint = flag.map(str::to_owned);
+            record.process.args = args.into_iter().map(str::to_owned).collect();
+            let mut config = image.clone();
+            as_the_container(&mut config, &record);
+            assert_eq!((&config["Entrypoint"], &config["Cmd"]), (&entrypoint, &cmd));
+        }
+        // One without an entrypoint.
+        let mut record = crate::containers::record::tests::record(&Id::random().unwrap());
+        record.process.args = vec!["cat".into(), "/x".into()];
+        let mut config = json!({ "Cmd": ["bash"] });
+        as_the_container(&mut config, &record);
+        assert_eq!(config["Cmd"], json!(["cat", "/x"]));
+    }
 
     #[test]
     fn instructions_change_the_configuration() {
