@@ -111,9 +111,9 @@ pub enum Verb {
     Top(Top),
     /// Show what containers use, again and again
     Stats(Stats),
-    /// Copy files between a running container and this host
+    /// Copy files between a container and this host
     Cp(Copy),
-    /// List what a running container has changed in its files: A added, C changed, D deleted
+    /// List what a container has changed in its files: A added, C changed, D deleted
     Diff(Diff),
     /// Boot a bare microVM, its serial console on stdin and stdout
     Boot(Boot),
@@ -125,7 +125,7 @@ pub enum Verb {
     Restore(Restore),
     /// Have a running microVM go on from an earlier snapshot of it
     Rollback(Rollback),
-    /// Make an image of a running container's files, or of its memory as well
+    /// Make an image of a container's files, or of a running one's memory as well
     Commit(Commit),
     /// Make an image of a Dockerfile and the files of a directory
     Build(Box<Build>),

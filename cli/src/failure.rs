@@ -18,6 +18,11 @@ pub struct Failure {
     pub error: Option<anyhow::Error>,
 }
 
+/// A signal has ended what was being done.
+#[derive(Debug, thiserror::Error)]
+#[error("ended by signal {0}")]
+pub struct Interrupted(pub u8);
+
 /// What every verb returns.
 pub type Outcome = Result<u8, Failure>;
 
@@ -30,6 +35,14 @@ impl Failure {
     /// Ends with `code` and a line.
     pub fn with_code(code: u8, error: impl Into<anyhow::Error>) -> Self {
         Failure { code, error: Some(error.into()) }
+    }
+
+    /// As docker ends where something cannot be done: with 1; or by the signal that was the reason, with nothing to say.
+    pub fn refused(error: anyhow::Error) -> Self {
+        match error.downcast_ref() {
+            Some(Interrupted(signal)) => Failure::silent(128u8.saturating_add(*signal)),
+            None => Failure::with_code(1, error),
+        }
     }
 }
 

@@ -22,8 +22,8 @@ use crate::running;
 #[derive(Debug)]
 pub struct Helping {
     name: String,
-    /// Its end is the helper's.
-    asking: Asking,
+    /// Its end is the helper's, of one that has joined a container's process.
+    asking: Option<Asking>,
     input: Option<UnixStream>,
     output: UnixStream,
     /// Nothing comes there that is for people, but it must be there.
@@ -67,6 +67,12 @@ impl Helping {
         Self::wait(container.to_owned(), Asking::over(stream, container))
     }
 
+    /// One that is all that runs in its guest, at its streams.
+    pub fn over(container: &str, input: Option<UnixStream>, output: UnixStream) -> Self {
+        let buffer = FrameBuffer::new(MAX_FILE_FRAME);
+        Helping { name: container.to_owned(), asking: None, input, output, _errors: None, buffer }
+    }
+
     fn wait(name: String, mut asking: Asking) -> anyhow::Result<Self> {
         loop {
             match asking.next()? {
@@ -99,7 +105,7 @@ impl Helping {
         for stream in [&input, &errors].into_iter().flatten().chain([&output]) {
             stream.set_nonblocking(false).context("a stream of the container")?;
         }
-        Ok(Helping { name, asking, input, output, _errors: errors, buffer: FrameBuffer::new(MAX_FILE_FRAME) })
+        Ok(Helping { asking: Some(asking), _errors: errors, ..Self::over(&name, input, output) })
     }
 
     /// The next thing that it says; none once it has said all.

@@ -27,6 +27,7 @@
 //! | [`net`], [`egress`] | what a microVM's interfaces lead to, and where its packets may go |
 //! | [`upper`] | the writable layer of a container that stays |
 //! | [`usage`] | what a container takes of its host |
+//! | [`visit`] | a container that does not run, for verbs that have business with its files |
 //! | [`volumes`] | directories of this host in a container |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`events`] | what happens to containers and images: a journal |
@@ -83,6 +84,7 @@ mod templates;
 mod terminal;
 mod upper;
 mod usage;
+mod visit;
 mod volumes;
 mod window;
 

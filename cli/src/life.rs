@@ -184,10 +184,7 @@ impl Running {
         let templates = if flags.cold { None } else { Templates::of(&paths::store()).ok() };
         let launch =
             Launch { config, templates: templates.as_ref(), control, session: &session, verbose: self.talk.verbose };
-        let booting = || {
-            fs::write(&initrd, guest_images::initramfs::cpio(guest_images::INIT))
-                .with_context(|| format!("write {}", initrd.display()))
-        };
+        let booting = || write_initrd(&initrd);
         // Kept here from the moment on in which a signal is for the session.
         let started = || {
             if let Some(passed) = guard.pass() {
@@ -208,6 +205,12 @@ impl Running {
     }
 }
 
+/// Makes what a container's guest boots from beside its kernel.
+pub fn write_initrd(path: &Path) -> anyhow::Result<()> {
+    fs::write(path, guest_images::initramfs::cpio(guest_images::INIT))
+        .with_context(|| format!("write {}", path.display()))
+}
+
 /// What a container's record says of an end without an outcome: its code, and of which kind it was.
 fn judge(failure: &Failure) -> (u8, Cause) {
     let Some(error) = &failure.error else { return (failure.code, Cause::Ordered) };
@@ -221,7 +224,7 @@ fn judge(failure: &Failure) -> (u8, Cause) {
 }
 
 /// The disk of a container that has one. Most that go with their end have no use for it.
-fn upper_of(record: &Record, dir: &Path) -> Option<PathBuf> {
+pub fn upper_of(record: &Record, dir: &Path) -> Option<PathBuf> {
     record.flags.on_disk().then(|| dir.join(upper::FILE))
 }
 
@@ -249,7 +252,7 @@ fn facts(name: &str, record: &Record, layers: Vec<LayerKey>) -> Facts {
 const LARGE_PACKETS: &str = "sysctl.net.ipv4.tcp_min_tso_segs=44";
 
 /// The machine without its devices.
-fn machine(flags: &Run, network: bool) -> anyhow::Result<VmConfig> {
+pub fn machine(flags: &Run, network: bool) -> anyhow::Result<VmConfig> {
     let packets = (network && host::kind() == KvmKind::SoftwareNested).then_some(LARGE_PACKETS);
     let kernel = match &flags.kernel {
         Some(path) => kernel::Kernel { path: path.clone(), cmdline: USUAL_CMDLINE.into() },
@@ -285,7 +288,7 @@ pub fn kernel_kind(kvm: KvmKind) -> kernel::KernelKind {
 }
 
 /// What the guest is told.
-fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -> anyhow::Result<Start> {
+pub fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -> anyhow::Result<Start> {
     let flags = &record.flags;
     // passt's gateway is not this host (`--no-map-gw`).
     let at_tap = network.filter(|network| network.section[0]["user"].is_null());
@@ -307,6 +310,7 @@ fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -
         settings: flags.settings.for_guest(),
         end: if flags.kernel.is_none() { End::PowerOff } else { End::Reset },
         process: record.process.clone(),
+        helper: None,
         changes: flags.for_layer,
     })
 }

@@ -1,4 +1,4 @@
-//! Files in and out of a running container, its processes, and images of what it has become.
+//! Files in and out of a container, its processes, and images of what it has become.
 
 use std::fs;
 use std::io::Read as _;
@@ -115,9 +115,7 @@ fn a_container_gives_and_takes_files_and_becomes_an_image() {
     lab.run(["commit", "-c", "RUN x", "web", "x"]).assert_failed(1, &["RUN x"]);
     web.signal(rustix::process::Signal::TERM);
     web.end(patience);
-    for verb in ["top", "diff"] {
-        lab.run([verb, "web"]).assert_failed(1, &["web"]);
-    }
+    lab.run(["top", "web"]).assert_failed(1, &["web"]);
 
     assert_eq!(done(&lab, &["run", "team/web:1"]), "hi\n640\n1\n");
     // What is saved of it is loaded again as what it is.
@@ -127,5 +125,79 @@ fn a_container_gives_and_takes_files_and_becomes_an_image() {
     done(&lab, &["load", "-q", "-i", &saved]);
     let again: Value = serde_json::from_str(&done(&lab, &["inspect", "team/web:1"])).unwrap();
     assert_eq!(again[0]["Id"], image[0]["Id"]);
+    lab.assert_clean();
+}
+
+/// All that is known of a container, but for its files.
+fn known(lab: &Lab, name: &str) -> [String; 3] {
+    let events = ["events", "--since", "1", "--until", "0s", "--filter", &format!("container={name}")];
+    [done(lab, &["inspect", name]), done(lab, &["logs", name]), done(lab, &events)]
+}
+
+/// What is done with the files of a container that does not run leaves no trace in it but in them.
+#[test]
+fn a_container_that_does_not_run_gives_and_takes_files() {
+    let lab = lab!("a_container_that_does_not_run_gives_and_takes_files", on the machine);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
+    let (file, out) = (lab.path("file").display().to_string(), lab.path("out").display().to_string());
+    fs::write(&file, "went in\n").unwrap();
+    done(&lab, &["create", "--name", "idle", &lab.debian(), "cat", "/srv/file"]);
+    let created = known(&lab, "idle");
+    done(&lab, &["cp", &file, "idle:/srv"]);
+    lab.run(["cp", "idle:/srv/none", &out]).assert_failed(1, &["/srv/none", "no such file"]);
+    assert_eq!(known(&lab, "idle"), created);
+    assert_eq!(done(&lab, &["start", "-a", "idle"]), "went in\n");
+    let ended = known(&lab, "idle");
+    done(&lab, &["cp", "idle:/srv/file", &out]);
+    assert_eq!(fs::read_to_string(&out).unwrap(), "went in\n");
+    assert_eq!(done(&lab, &["diff", "idle"]), "C /srv\nA /srv/file\n");
+    assert_eq!(known(&lab, "idle"), ended);
+    lab.assert_clean();
+}
+
+/// Whoever looks into a container that does not run has it. SIGKILL and signals leave nothing behind.
+#[test]
+fn a_container_that_is_looked_into_is_in_use() {
+    let lab = lab!("a_container_that_is_looked_into_is_in_use", on hardware);
+    let patience = lab.patience(2);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
+    let tar = lab.images("debian.tar").display().to_string();
+    done(&lab, &["load", "-q", "-i", &tar, "--name", "debian"]);
+    let (shared, file) = (lab.path("shared"), lab.path("file").display().to_string());
+    fs::create_dir(&shared).unwrap();
+    fs::write(&file, "went in\n").unwrap();
+    let volume = format!("{}:/shared", shared.display());
+    done(&lab, &["create", "--name", "idle", "-v", &volume, "debian", "cat", "/srv/file"]);
+    done(&lab, &["create", "--name", "brief", "--rm", "debian"]);
+
+    let mut looking = lab.bulkhead(["cp", "idle:/usr/lib", "-"]);
+    let mut looking = looking.stdout(Stdio::piped()).spawn().unwrap();
+    // The rest of it waits for whoever reads.
+    looking.stdout.as_mut().unwrap().read_exact(&mut [0; 512]).unwrap();
+    lab.run(["start", "idle"]).assert_failed(1, &["idle", "in use", "looked into"]);
+    lab.run(["rm", "-f", "idle"]).assert_failed(1, &["idle", "in use"]);
+    looking.kill().unwrap();
+    looking.wait().unwrap();
+    lab.wait_for_processes(patience);
+
+    let mut looking = lab.bulkhead(["cp", "-", "idle:/srv"]);
+    looking.stdin(Stdio::piped());
+    let mut looking = Running::start(looking);
+    // So much has room nowhere but in the guest.
+    let unfinished = String::from_utf8(archive("unfinished", &[b'x'; 8 << 20])).unwrap();
+    looking.say(&unfinished[..4 << 20]);
+    looking.signal(rustix::process::Signal::INT);
+    let ended = looking.end(patience);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(130), ""), "{ended:?}");
+
+    // Through volumes as well. And what has no disk takes nothing, but goes no sooner than it would have.
+    done(&lab, &["cp", &file, "idle:/shared/file"]);
+    assert_eq!(fs::read_to_string(shared.join("file")).unwrap(), "went in\n");
+    done(&lab, &["cp", &file, "idle:/srv"]);
+    lab.run(["cp", &file, "brief:/srv"]).assert_failed(1, &["brief", "--rm", "start"]);
+    assert_eq!(done(&lab, &["diff", "brief"]), "");
+    done(&lab, &["inspect", "brief"]);
+    done(&lab, &["commit", "idle", "committed"]);
+    assert_eq!(done(&lab, &["run", "committed"]), "went in\n");
     lab.assert_clean();
 }

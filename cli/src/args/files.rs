@@ -1,4 +1,4 @@
-//! The command line of the verbs that look into a running container.
+//! The command line of the verbs that look into a container.
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
@@ -7,7 +7,8 @@ use clap::builder::NonEmptyStringValueParser;
 #[command(
     override_usage = "bulkhead cp [OPTIONS] CONTAINER:PATH PATH|-\n       bulkhead cp [OPTIONS] PATH|- CONTAINER:PATH",
     after_help = "'-' is a tar archive on stdin or stdout. A PATH of the host that has a colon is written with ./ or / before it. What goes \
-                  into a container is root's there, what comes out is the caller's, unless --archive is given. See docs/cli.md for \
+                  into a container is root's there, what comes out is the caller's, unless --archive is given. The \
+                  files of a container that does not run are copied by its own microVM, without its process. See docs/cli.md for \
                   where docker differs."
 )]
 pub struct Copy {
@@ -27,7 +28,7 @@ pub struct Copy {
 
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// A running container, by name or the beginning of the id
+    /// A container, by name or the beginning of the id
     #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub container: String,
 }

@@ -98,7 +98,7 @@ pub struct Rollback {
     pub snapshot: String,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(
     after_help = "The new layer holds what `bulkhead diff` shows. The container goes on meanwhile: what changes while it is read is as \
                   with docker's --pause=false."
@@ -117,7 +117,7 @@ pub struct Commit {
     /// Dockerfile
     #[arg(short, long, value_name = "INSTRUCTION")]
     pub change: Vec<String>,
-    /// A running container, or the beginning of its name
+    /// A container, by name or the beginning of the id; with --memory one that runs
     #[arg(value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub vm: String,
     /// Name for the image

@@ -73,11 +73,6 @@ const PLATFORM: [(&str, &str); 8] = [
 /// Time of all that is made, if it is set: seconds since the epoch (reproducible-builds.org/specs/source-date-epoch).
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
-/// A signal has ended the build.
-#[derive(Debug, thiserror::Error)]
-#[error("ended by signal {0}")]
-pub struct Interrupted(pub u8);
-
 /// A stage that is done, or an image that is built on or copied from.
 #[derive(Debug)]
 pub struct Done {

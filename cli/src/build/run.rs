@@ -11,12 +11,12 @@ use guest_protocol::files::FileMessage;
 use rustix::pipe::{PipeFlags, pipe_with};
 use vmm::events::monotonic_ns;
 
+use super::Builder;
 use super::progress::Step;
-use super::{Builder, Interrupted};
 use crate::args::{Network, Run, Settings};
 use crate::commands::run::make;
 use crate::copying::archive;
-use crate::failure::Failure;
+use crate::failure::{Failure, Interrupted};
 use crate::helping::Helping;
 use crate::life::{self, Life};
 use crate::output::Progress;

@@ -1,4 +1,4 @@
-//! `bulkhead commit`: an image of a running container's files.
+//! `bulkhead commit`: an image of a container's files.
 
 use std::io::Write;
 
@@ -18,10 +18,11 @@ use crate::failure::{Failure, Outcome};
 use crate::helping::Helping;
 use crate::output;
 use crate::paths;
+use crate::visit;
 
 /// Makes it and prints its id.
 pub fn commit(args: &Commit) -> Outcome {
-    let id = make(args).map_err(|error| Failure::with_code(1, error))?;
+    let id = make(args).map_err(Failure::refused)?;
     Ok(output::print(&format!("{id}\n")).map(|()| 0)?)
 }
 
@@ -40,17 +41,20 @@ fn make(args: &Commit) -> anyhow::Result<String> {
         );
         anyhow::Error::from(error).context(loaded)
     })?;
-    let created = clock::rfc3339(now_ns());
-    let by = record.process.args.join(" ");
-    let said = Said { created: &created, created_by: &by, author: &args.author, comment: &args.message };
-    let mut helping = Helping::begin(record.id.as_str(), Helper::Changes { content: true }, false)?;
-    let write = |out: &mut dyn Write| archive::write(&mut || helping.hear_file(), "", out);
-    let edit = |config: &mut Value| {
-        as_the_container(config, record);
-        changes.iter().for_each(|change| change.apply(config));
+    let (args, record) = (args.clone(), record.clone());
+    let work = move |mut helping: Helping| {
+        let created = clock::rfc3339(now_ns());
+        let by = record.process.args.join(" ");
+        let said = Said { created: &created, created_by: &by, author: &args.author, comment: &args.message };
+        let write = |out: &mut dyn Write| archive::write(&mut || helping.hear_file(), "", out);
+        let edit = |config: &mut Value| {
+            as_the_container(config, &record);
+            changes.iter().for_each(|change| change.apply(config));
+        };
+        store.commit(&record.image_id, &args.name, said, write, edit).context("commit")
     };
-    let info = store.commit(&record.image_id, &args.name, said, write, edit).context("commit")?;
-    events::tell(store.dir(), Event::of_container(record, &entry.name, "commit", &[]));
+    let info = visit::helped(entry.record.id.as_str(), Helper::Changes { content: true }, false, work)?;
+    events::tell(&paths::store(), Event::of_container(&entry.record, &entry.name, "commit", &[]));
     Ok(info.id.to_string())
 }
 

@@ -1,10 +1,10 @@
-//! `bulkhead top` and `diff`: what a running container does, and what it has changed.
+//! `bulkhead top` and `diff`: what a running container does, and what one has changed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use guest_images::erofs::Files;
-use guest_images::{LayerKey, Store};
+use guest_images::{Keeper, KeptLayers, LayerKey, Store};
 use guest_protocol::files::{EntryKind, FileMessage, Helper, ProcessInfo};
 use serde_json::{Value, json};
 
@@ -17,6 +17,7 @@ use crate::helping::Helping;
 use crate::output::{self, Columns};
 use crate::paths;
 use crate::running;
+use crate::visit;
 
 const PROCESSES: Columns<8> = Columns {
     head: ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"],
@@ -67,32 +68,43 @@ fn row(process: &ProcessInfo, now: Duration) -> Value {
     })
 }
 
+/// The layers of a container's image, held in the store.
+fn layers(container: &str) -> anyhow::Result<KeptLayers> {
+    let store = Store::open(paths::store())?;
+    if let Some(id) = visit::idle(container) {
+        let kept = store.kept(Keeper::Container(id.as_str()))?;
+        return kept.ok_or_else(|| anyhow!("container {container}: it has no list of layers"));
+    }
+    let (name, directory) = running::find(container)?;
+    let about = ask(&directory, &name, &Order::About {}, &mut |_| ())?;
+    let keys = about["layers"].as_array().into_iter().flatten();
+    let keys = keys.filter_map(|key| key.as_str()).map(str::parse).collect::<Result<Vec<LayerKey>, _>>()?;
+    Ok(store.in_use(keys)?)
+}
+
 /// Lists what a container has changed.
 pub fn diff(args: &Diff) -> Outcome {
-    let work = || -> anyhow::Result<String> {
-        let (name, directory) = running::find(&args.container)?;
-        let about = ask(&directory, &name, &Order::About {}, &mut |_| ())?;
-        let keys = about["layers"].as_array().into_iter().flatten();
-        let keys = keys.filter_map(|key| key.as_str()).map(str::parse).collect::<Result<Vec<LayerKey>, _>>()?;
-        let image = Store::open(paths::store())?.in_use(keys)?;
-        let image = Files::open(image.lock.files().iter()).context("the container's image")?;
-        let (mut lines, mut said) = (String::new(), 0);
-        Helping::begin(&args.container, Helper::Changes { content: false }, false)?.hear_all(|message| {
-            let FileMessage::Entry(entry) = message else { return Ok(()) };
-            let path = [b"/", entry.path.0.as_slice()].concat();
-            bounded(&mut said, path.len())?;
-            let letter = match entry.kind {
-                EntryKind::Removed => 'D',
-                _ if image.holds(&path).context("the container's image")? => 'C',
-                _ => 'A',
-            };
-            lines += &format!("{letter} {}\n", sanitize(&String::from_utf8_lossy(&path)));
-            Ok(())
-        })?;
-        Ok(lines)
+    let work = || -> anyhow::Result<Vec<String>> {
+        let image = layers(&args.container)?;
+        visit::helped(&args.container, Helper::Changes { content: false }, false, move |mut helping| {
+            let image = Files::open(image.lock.files().iter()).context("the container's image")?;
+            let (mut lines, mut said) = (Vec::new(), 0);
+            helping.hear_all(|message| {
+                let FileMessage::Entry(entry) = message else { return Ok(()) };
+                let path = [b"/", entry.path.0.as_slice()].concat();
+                bounded(&mut said, path.len())?;
+                let letter = match entry.kind {
+                    EntryKind::Removed => 'D',
+                    _ if image.holds(&path).context("the container's image")? => 'C',
+                    _ => 'A',
+                };
+                lines.push(format!("{letter} {}", sanitize(&String::from_utf8_lossy(&path))));
+                Ok(())
+            })?;
+            Ok(lines)
+        })
     };
-    let mut lines: Vec<String> =
-        work().map_err(|error| Failure::with_code(1, error))?.lines().map(str::to_owned).collect();
+    let mut lines = work().map_err(Failure::refused)?;
     lines.sort_unstable_by(|a, b| a[2..].cmp(&b[2..]));
     Ok(output::print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>()).map(|()| 0)?)
 }

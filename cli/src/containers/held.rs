@@ -27,7 +27,7 @@ pub struct Held {
 enum Fate {
     Stays,
     Goes,
-    /// It is another process's.
+    /// It is another process's, or nobody's business.
     PassedOn,
 }
 
@@ -99,6 +99,17 @@ impl Containers {
         held.fate = Fate::of(&record);
         held.mark()?;
         Ok((name, held, record))
+    }
+
+    /// Takes a container that nobody has, to look into it: what becomes of it is as if it had not been taken.
+    pub fn visit(&self, id: &Id) -> Result<(Held, Record), ContainersError> {
+        let _guard = self.lock()?;
+        let path = self.path(id);
+        let name = self.name_of(id).ok_or_else(|| ContainersError::NotFound(id.short().into()))?;
+        let lock = take(&path)?.ok_or(ContainersError::Busy(name))?;
+        let held = Held { containers: self.clone(), id: id.clone(), lock, fate: Fate::PassedOn };
+        let record = held.record()?;
+        Ok((held, record))
     }
 
     /// Takes over a container that another process has taken, and whose lock it has shared with this one.

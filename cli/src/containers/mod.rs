@@ -57,8 +57,8 @@ pub enum ContainersError {
     /// Several have ids that begin so.
     #[error("multiple containers have ids that begin with {0}; say more of it")]
     Ambiguous(String),
-    /// It is being started, run or removed.
-    #[error("container {0} is in use: it runs, or is being started or removed")]
+    /// It is being started, run, looked into or removed.
+    #[error("container {0} is in use: it runs, or is being started, looked into (cp, diff, commit) or removed")]
     Busy(String),
     /// Its record.
     #[error("container {id}: {file}: {source}", id = id.short(), file = record::FILE)]

@@ -38,6 +38,7 @@ fn start() -> Start {
             stdin: false,
             found: Found::default(),
         },
+        helper: None,
         changes: false,
     }
 }

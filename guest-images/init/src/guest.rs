@@ -14,15 +14,17 @@ use crate::control::{Control, HostGone};
 use crate::exec::Execs;
 use crate::failure::Failure;
 use crate::freeze::Freezer;
+use crate::helper;
 use crate::names::{self, Names, Own};
 use crate::network;
-use crate::process;
+use crate::process::{self, Defaults};
 use crate::root;
+use crate::running::Running;
 use crate::scarcity;
 use crate::settings;
 use crate::stage::Stage;
 use crate::streams::{Opening, Streams};
-use crate::sys::{Clock, clock_ns, freeze_file_system, reseed, set_wall_clock};
+use crate::sys::{Clock, PidNamespace, clock_ns, freeze_file_system, reseed, set_wall_clock};
 use crate::volumes::Volumes;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -162,9 +164,14 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     root::mount_layers(machine, &start.root)?;
     let on_disk = start.root.upper == Upper::Disk;
     let upper = if on_disk { root::upper_on_disk(machine)? } else { stage.upper };
+    let stays = on_disk && start.helper.is_some();
     // On a disk that has an /etc already, only the whole root tells what that has become.
-    let names = if on_disk { Names::new().ok() } else { Some(stage.names) };
-    let has_names = names.map_or(Ok(false), |names| names.write(&start))?;
+    let names = match start.root.upper {
+        Upper::Disk if stays => None,
+        Upper::Disk => Names::new().ok(),
+        Upper::Memory { .. } => Some(stage.names),
+    };
+    let has_names = stays || names.map_or(Ok(false), |names| names.write(&start))?;
     root::mount_overlay(&start.root)?;
     let (before, after) = settings::split(&start.settings.tmpfs, &start.volumes);
     let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
@@ -194,8 +201,18 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     };
     let freezer = stage.freezer;
     let cgroup = freezer.as_ref().map(Freezer::cgroup);
-    let (running, defaults) =
-        process::start(start.process, start.settings.limits, &start.hostname, stdio, start.root.read_only, cgroup)?;
+    let (running, defaults) = match &start.helper {
+        Some(helper) => {
+            if start.root.read_only {
+                root::set_read_only(true)?;
+            }
+            let child = helper::start(helper, stdio, upper.as_fd(), PidNamespace::New, cgroup)?;
+            (Running::new(child), Defaults::default())
+        }
+        None => {
+            process::start(start.process, start.settings.limits, &start.hostname, stdio, start.root.read_only, cgroup)?
+        }
+    };
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };
     let networked = start.network.is_some();
     let (execs, changes, random) = (Execs::default(), start.changes, stage.random);

@@ -55,7 +55,7 @@ enum Step {
 }
 
 /// What the main process was given, for those that join it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Defaults {
     env: Vec<String>,
     cwd: String,

@@ -3,6 +3,7 @@
 //! Times called `*_ns` of the guest are its CLOCK_MONOTONIC, which starts near zero while its kernel starts. Each message
 //! that tells times also tells `now_ns`, the moment it was sent, so that the host can place them on its own clock.
 
+use crate::files::Helper;
 use crate::process::{Exec, ExitStatus, FailureKind, Process, ProcessId, WindowSize};
 use crate::settings::Settings;
 use alloc::string::String;
@@ -155,6 +156,9 @@ pub struct Start {
     pub end: End,
     /// The main process.
     pub process: Process,
+    /// Not a process, but something that init does itself, as [`crate::Exec::helper`] has it: then only `stdin` of `process` says
+    /// something. What the last process has left on a disk stays as it is: none of `names` is written there.
+    pub helper: Option<Helper>,
     /// Once that has ended with code 0, say what it has changed in the root: a [`crate::files::Helper::Changes`] does, with content, as
     /// [`crate::CHANGES_PROCESS`] and with input. The host ends that input when it has all; then comes `Exited`, of both.
     pub changes: bool,

@@ -40,6 +40,7 @@ fn start() -> impl Strategy<Value = HostMessage> {
                 names: Names { hosts, resolv_conf },
                 end: End::PowerOff,
                 process,
+                helper: (wall_clock_ns % 3 == 0).then_some(Helper::Changes { content: true }),
                 changes: wall_clock_ns % 2 == 0,
             }))
         },
@@ -206,6 +207,7 @@ fn a_body_over_the_limit_is_refused_before_it_arrives() {
             stdin: false,
             found: Found::default(),
         },
+        helper: None,
         changes: false,
     }));
     assert!(matches!(encode(&message, 256), Err(FrameError::TooLarge { limit: 256, .. })));

@@ -82,8 +82,8 @@ pub struct Conversation<'a> {
     /// The control connection has been there and is closed.
     guest_gone: bool,
     impatience: u8,
-    /// The process is there for what it changes: who ends this wants none of that, whatever the process would do.
-    for_changes: bool,
+    /// The process is there for what it changes or says: who ends this wants none of that, whatever the process would do.
+    ends_at_once: bool,
     times: Times,
 }
 
@@ -111,7 +111,7 @@ impl<'a> Conversation<'a> {
             vm_gone: false,
             guest_gone: false,
             impatience: 0,
-            for_changes: false,
+            ends_at_once: false,
             times: Times::default(),
         })
     }
@@ -176,7 +176,7 @@ impl<'a> Conversation<'a> {
         self.size = io.window_size();
         start.process.terminal = io.terminal.then_some(self.size);
         start.process.stdin = io.stdin.is_some();
-        self.for_changes = start.changes;
+        self.ends_at_once = start.changes || start.helper.is_some();
         let terminal = io.terminal;
         self.converse(Order::Start(Box::new(start)), io, terminal, attendant)
     }

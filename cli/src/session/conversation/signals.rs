@@ -29,7 +29,7 @@ impl Conversation<'_> {
         if ENDING.contains(&signal) {
             self.impatience += 1;
             let nobody_decides = self.state != State::Running || self.guest_gone || self.freezing.leaving;
-            if nobody_decides || self.for_changes || self.impatience >= PATIENCE {
+            if nobody_decides || self.ends_at_once || self.impatience >= PATIENCE {
                 return Err(SessionError::Interrupted(number));
             }
         }

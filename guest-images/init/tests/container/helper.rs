@@ -303,6 +303,35 @@ fn what_a_process_has_changed_that_failed_is_nobodys_business() {
 }
 
 #[test]
+fn a_helper_can_be_all_that_runs() {
+    let alone = |helper, told: &[FileMessage]| {
+        let mut host = Host::new()?;
+        let process = Process { stdin: !told.is_empty(), ..process(&[]) };
+        host.send(&HostMessage::Start(Box::new(Start { helper: Some(helper), ..start(process) })));
+        if !told.is_empty() {
+            let mut stdin = host.stream(StreamKind::Stdin);
+            told.iter().for_each(|message| stdin.write_all(&encode(message, MAX_FILE_FRAME).unwrap()).unwrap());
+        }
+        let output = host.stream(StreamKind::Stdout);
+        host.stream(StreamKind::Stderr);
+        host.started();
+        let messages = heard(output, |_| false);
+        Some(Said { messages, status: host.exit_status() })
+    };
+    let Some(said) = alone(Helper::Pack { path: "/etc/os-release".into(), follow: true }, &[]) else { return };
+    assert_eq!(said.entries().len(), 1);
+    let none = alone(Helper::Pack { path: "/tmp/none".into(), follow: false }, &[]).unwrap();
+    assert_eq!(none.failure(), "/tmp/none: no such file or directory");
+    let copied = Copied { name: "file".into(), directory: false, contents: false };
+    let told = [entry("", file(2), 0o600, (0, 0)), FileMessage::Data(Bytes(b"hi".to_vec())), FileMessage::End];
+    let taken = alone(Helper::Unpack { path: "/tmp/file".into(), copied }, &told).unwrap();
+    assert_eq!(taken.entries(), []);
+    // There is nothing but what init itself puts into every container.
+    let changes = alone(Helper::Changes { content: false }, &[]).unwrap().entries();
+    assert_eq!(changes, [], "{changes:?}");
+}
+
+#[test]
 fn processes_are_those_of_the_container() {
     // Its program runs by the time it says so; what the container starts later may be anything between two programs.
     let script = "mkfifo up never; sh -c 'echo up >up; read line <never' & read line <up";

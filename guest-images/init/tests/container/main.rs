@@ -340,6 +340,7 @@ fn start(process: Process) -> Start {
         settings: Settings::default(),
         end: End::PowerOff,
         process,
+        helper: None,
         changes: false,
     }
 }
