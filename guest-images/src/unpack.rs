@@ -7,6 +7,7 @@ use crate::PreparedImage;
 use crate::erofs::{BLOCK, stacked};
 use crate::error::ImageError;
 use crate::layer::Limits;
+use crate::store::Place;
 use crate::tree::{Attrs, FileData, Kind, Node, NodeId, Tree};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, lsetxattr, utimensat};
 use rustix::io::Errno;
@@ -28,6 +29,22 @@ impl PreparedImage {
     /// # Errors
     /// A layer is damaged, or the directory cannot be written.
     pub fn unpack(&self, dir: &Path) -> Result<(), ImageError> {
+        self.unpack_from(dir, |_| Some(Tree::ROOT)).map(drop)
+    }
+
+    /// The same with what the image has in its directory `path`, through every symbolic link. False: it has no such directory.
+    ///
+    /// # Errors
+    /// As [`Self::unpack`].
+    pub fn unpack_directory(&self, path: &[u8], dir: &Path) -> Result<bool, ImageError> {
+        self.unpack_from(dir, |tree| {
+            let node = Place::of(tree, path).ok().and_then(|place| place.node);
+            node.filter(|id| matches!(tree.node(*id).kind, Kind::Dir { .. }))
+        })
+    }
+
+    /// The same from a directory on; false if there is none.
+    fn unpack_from(&self, dir: &Path, top: impl FnOnce(&Tree) -> Option<NodeId>) -> Result<bool, ImageError> {
         let files: Vec<(&File, u64)> =
             self.lock.files().iter().zip(&self.layers).map(|(file, layer)| (file, layer.bytes)).collect();
         let limits = Limits::default();
@@ -35,8 +52,9 @@ impl PreparedImage {
             let store = self.layers.first().and_then(|layer| layer.path.parent()?.parent());
             ImageError::Merge { dir: store.unwrap_or(Path::new("")).to_owned(), source }
         })?;
+        let Some(top) = top(&tree) else { return Ok(false) };
         let root = rustix::process::geteuid().is_root();
-        Unpacking { tree: &tree, files: &files, root, links: HashMap::new() }.all(dir)
+        Unpacking { tree: &tree, files: &files, root, links: HashMap::new() }.all(top, dir).map(|()| true)
     }
 }
 
@@ -50,8 +68,8 @@ struct Unpacking<'a> {
 }
 
 impl Unpacking<'_> {
-    fn all(&mut self, dir: &Path) -> Result<(), ImageError> {
-        let mut todo = vec![(Tree::ROOT, dir.to_owned())];
+    fn all(&mut self, top: NodeId, dir: &Path) -> Result<(), ImageError> {
+        let mut todo = vec![(top, dir.to_owned())];
         // Their attributes come last: a directory may be one that nobody can write to, and has its time from its last entry.
         let mut made = Vec::new();
         while let Some((id, path)) = todo.pop() {

@@ -96,37 +96,7 @@ impl Contents {
     /// # Errors
     /// It is no path, goes through a file, or through links without end.
     pub fn find(&self, path: &[u8]) -> Result<Place, TreeError> {
-        components(path).map(drop).or_else(|error| if error == TreeError::Escapes { Ok(()) } else { Err(error) })?;
-        let mut todo: Vec<Box<[u8]>> = names_of(path);
-        let (mut here, mut missing) = (vec![(Box::default(), Tree::ROOT)], Vec::new());
-        let mut links = 0;
-        while let Some(name) = todo.pop() {
-            let (_, directory) = here[here.len() - 1];
-            match (&*name, self.tree.child(directory, &name)) {
-                (b"..", _) if !missing.is_empty() => drop(missing.pop()),
-                (b"..", _) if here.len() > 1 => drop(here.pop()),
-                (b"..", _) => {}
-                (_, Some(id)) if missing.is_empty() => match &self.node(id).kind {
-                    Kind::Symlink(target) => {
-                        links += 1;
-                        todo.extend(names_of(target));
-                        if links > MAX_SYMLINKS || todo.len() > MAX_NAMES {
-                            return Err(TreeError::SymlinkLoop);
-                        }
-                        if target.first() == Some(&b'/') {
-                            here.truncate(1);
-                        }
-                    }
-                    Kind::Dir { .. } => here.push((name, id)),
-                    _ if todo.is_empty() => here.push((name, id)),
-                    _ => return Err(TreeError::NotADirectory),
-                },
-                _ => missing.push(name),
-            }
-        }
-        let node = missing.is_empty().then(|| here[here.len() - 1].1);
-        let names = here.into_iter().skip(1).map(|(name, _)| name).chain(missing).collect();
-        Ok(Place { names, node })
+        Place::of(&self.tree, path)
     }
 
     /// The bytes of a regular file; none of anything else.
@@ -156,6 +126,46 @@ impl Contents {
             self.read(id).take(most).read_to_end(&mut bytes)?;
         }
         Ok(bytes)
+    }
+}
+
+impl Place {
+    /// Where `path` leads in a tree, from its root, whether it is there or not.
+    ///
+    /// # Errors
+    /// It is no path, goes through a file, or through links without end.
+    pub(crate) fn of(tree: &Tree, path: &[u8]) -> Result<Place, TreeError> {
+        components(path).map(drop).or_else(|error| if error == TreeError::Escapes { Ok(()) } else { Err(error) })?;
+        let mut todo: Vec<Box<[u8]>> = names_of(path);
+        let (mut here, mut missing) = (vec![(Box::default(), Tree::ROOT)], Vec::new());
+        let mut links = 0;
+        while let Some(name) = todo.pop() {
+            let (_, directory) = here[here.len() - 1];
+            match (&*name, tree.child(directory, &name)) {
+                (b"..", _) if !missing.is_empty() => drop(missing.pop()),
+                (b"..", _) if here.len() > 1 => drop(here.pop()),
+                (b"..", _) => {}
+                (_, Some(id)) if missing.is_empty() => match &tree.node(id).kind {
+                    Kind::Symlink(target) => {
+                        links += 1;
+                        todo.extend(names_of(target));
+                        if links > MAX_SYMLINKS || todo.len() > MAX_NAMES {
+                            return Err(TreeError::SymlinkLoop);
+                        }
+                        if target.first() == Some(&b'/') {
+                            here.truncate(1);
+                        }
+                    }
+                    Kind::Dir { .. } => here.push((name, id)),
+                    _ if todo.is_empty() => here.push((name, id)),
+                    _ => return Err(TreeError::NotADirectory),
+                },
+                _ => missing.push(name),
+            }
+        }
+        let node = missing.is_empty().then(|| here[here.len() - 1].1);
+        let names = here.into_iter().skip(1).map(|(name, _)| name).chain(missing).collect();
+        Ok(Place { names, node })
     }
 }
 

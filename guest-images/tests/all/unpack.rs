@@ -59,6 +59,28 @@ fn layers_are_stacked_and_data_comes_from_the_right_one() {
 }
 
 #[test]
+fn a_directory_of_it_is_found_through_links() {
+    let temp = tempfile::tempdir().expect("temporary directory");
+    let lower =
+        layer([dir("etc").mode(0o750), file("etc/x", "x"), dir("var"), symlink("var/conf", "/etc"), file("f", "f")]);
+    let path = temp.path().join("image.tar");
+    fs::write(&path, Layout::simple(&[lower]).tar()).expect("writable");
+    let store = Store::open(temp.path().join("store")).expect("a store");
+    let image: ImageRef = format!("oci-archive:{}", path.display()).parse().expect("a reference");
+    let image = store.prepare(&image, &mut ()).expect("a good image");
+    let out = temp.path().join("out");
+    fs::create_dir(&out).expect("writable");
+    for none in ["/none", "/f", "/f/x", "/var/none/etc"] {
+        assert!(!image.unpack_directory(none.as_bytes(), &out).expect("readable"), "{none}");
+    }
+    assert!(image.unpack_directory(b"/var/conf", &out).expect("unpacked"));
+    let names: Vec<_> =
+        fs::read_dir(&out).expect("a directory").map(|entry| entry.expect("an entry").file_name()).collect();
+    assert_eq!(names, ["x"]);
+    assert_eq!(fs::metadata(&out).expect("a directory").permissions().mode() & 0o7777, 0o750);
+}
+
+#[test]
 fn what_cannot_be_written_is_said_with_its_path() {
     let temp = tempfile::tempdir().expect("temporary directory");
     let error = image(temp.path()).unpack(&temp.path().join("missing")).expect_err("no directory").to_string();
