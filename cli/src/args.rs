@@ -13,6 +13,7 @@ mod run;
 pub mod settings;
 mod snapshots;
 pub mod vmm;
+mod volumes;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -38,6 +39,7 @@ pub use self::run::{Machine, Run};
 pub use self::settings::Settings;
 pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
 pub use self::vmm::Vmm;
+pub use self::volumes::{Volume, VolumeWhat};
 use crate::failure::sanitize;
 
 /// Runs container images, each in a microVM of its own.
@@ -147,6 +149,8 @@ pub enum Verb {
     Save(Save),
     /// Tell what this host offers to microVMs, and what to do about what is missing
     Doctor(Doctor),
+    /// Make, list and remove named volumes
+    Volume(Volume),
     /// See and clear what is kept on this host
     System(System),
     /// Tell what a workload can reach, in a microVM and in a container
@@ -234,14 +238,14 @@ pub struct System {
 
 #[derive(Debug, Subcommand)]
 pub enum SystemWhat {
-    /// Show what images, containers, layers, the cache of builds, templates for warm starts and snapshots take on disk
+    /// Show what images, containers, volumes, layers, the cache of builds, templates for warm starts and snapshots take on disk
     Df {
         /// How to print
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
     /// Remove templates, the cache of builds, and layers that no loaded image and no snapshot has; all of it is made again when needed.
-    /// Snapshots stay
+    /// Snapshots and volumes stay
     Prune {
         /// Accepted, as in docker: nothing is asked, because nothing is lost
         #[arg(short, long)]
@@ -394,7 +398,7 @@ mod tests {
     fn wrong_usage_is_one_line_that_names_the_word() {
         for (line, word) in [
             (&["run"][..], "required"),
-            (&["run", "-v", "data:/b", "img"], "./data"),
+            (&["run", "-v", "_data:/b", "img"], "./_data"),
             (&["run", "--nope", "img"], "--nope"),
             (&["run", "-m", "lots", "img"], "lots"),
             (&["run", "--hostname", "a b", "img"], "host name"),

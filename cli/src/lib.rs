@@ -28,7 +28,7 @@
 //! | [`upper`] | the writable layer of a container that stays |
 //! | [`usage`] | what a container takes of its host |
 //! | [`visit`] | a container that does not run, for verbs that have business with its files |
-//! | [`volumes`] | directories of this host in a container |
+//! | [`volumes`] | directories of this host in a container, and named volumes |
 //! | [`terminal`] | a bare microVM's console on a terminal |
 //! | [`events`] | what happens to containers and images: a journal |
 //! | [`restart`] | whether and when a container is started again |
@@ -99,6 +99,7 @@ use crate::args::{Cli, Parsed, Verb, Vmm};
 use crate::containers::Containers;
 use crate::failure::{FAILED, Failure, Outcome};
 use crate::snapshots::Snapshots;
+use crate::volumes::named::NamedVolumes;
 
 /// The program `bulkhead`.
 pub fn main() -> ExitCode {
@@ -161,6 +162,9 @@ fn verb(cli: Cli, began: u64) -> Outcome {
     if let Some(Err(error)) = Snapshots::existing(&paths::store()).map(|snapshots| snapshots.collect()) {
         tracing::warn!("{error}");
     }
+    if let Some(Err(error)) = NamedVolumes::existing(&paths::store()).map(|volumes| volumes.sweep()) {
+        tracing::warn!("{error}");
+    }
     match cli.verb {
         Verb::Run(run) => commands::run::run(*run, cli.talk, began),
         Verb::Create(run) => commands::run::create(*run, cli.talk),
@@ -202,6 +206,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::History(history) => commands::history::history(&history, cli.talk),
         Verb::Save(save) => commands::images::save(&save),
         Verb::Rmi(rmi) => commands::images::rmi(&rmi, cli.talk),
+        Verb::Volume(volume) => commands::volumes::volume(&volume, cli.talk),
         Verb::Doctor(doctor) => commands::doctor::doctor(&doctor),
         Verb::System(system) => commands::system::system(&system, cli.talk),
         Verb::Audit(audit) => commands::audit::audit(&audit, cli.talk),

@@ -77,7 +77,7 @@ pub struct Life {
 pub fn check(flags: &Run) -> anyhow::Result<()> {
     drop(host::open()?);
     net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
-    Volumes::find(&flags.volume)?;
+    Volumes::check(&flags.volume)?;
     machine(flags, false)?.validate(host::memory_mib())?;
     Ok(())
 }

@@ -33,6 +33,21 @@ pub fn disk_bytes(dir: &Path) -> u64 {
     entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
 }
 
+/// The same of a directory with all below it, as far as it can be read. What has several names counts for each of them.
+pub fn disk_bytes_below(dir: &Path) -> u64 {
+    let (mut todo, mut bytes) = (vec![dir.to_owned()], 0);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            bytes += meta.blocks() * 512;
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    bytes
+}
+
 fn choose(name: &str, root: &str, user: impl FnOnce() -> PathBuf) -> PathBuf {
     match variable(name) {
         Some(path) => path,

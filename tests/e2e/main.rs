@@ -34,7 +34,7 @@
 //! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
 //! | [`tracer`] | no tests: what kills at a call |
 //! | [`verbs`] | images, doctor, bench |
-//! | [`volumes`] | directories of the host in a container |
+//! | [`volumes`] | directories of the host in a container, and named volumes |
 //!
 //! A boot costs seconds on a software-nested host, so each guest answers several questions.
 

@@ -1,9 +1,10 @@
-//! Directories and files of the host in a container: `run -v`.
+//! Directories and files of the host in a container, and volumes that have names: `run -v`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
 
-use tests::Running;
+use tests::{Lab, Running};
 
 use crate::lab;
 
@@ -84,5 +85,73 @@ fn a_container_with_volumes_says_why_it_cannot_be_saved() {
     fs::write(dir.join("go"), "").unwrap();
     let ended = running.end(patience);
     assert_eq!((ended.code, ended.text()), (Some(0), "up\non\n"), "{ended:?}");
+    lab.assert_clean();
+}
+
+/// What a verb prints, which succeeds.
+fn done(lab: &Lab, arguments: &[&str]) -> String {
+    let ended = lab.run(arguments);
+    assert_eq!(ended.code, Some(0), "{arguments:?}: {ended:?}");
+    ended.text().to_owned()
+}
+
+/// A volume is there from its first use, with what the image has where it goes, and stays until nobody has it and it is removed.
+#[test]
+fn volumes_have_names_and_outlive_containers() {
+    let lab = lab!("volumes_have_names_and_outlive_containers", on hardware);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
+    let image = lab.debian();
+    assert_eq!(done(&lab, &["volume", "create", "-l", "tier=db", "empty"]), "empty\n");
+    let place = |name: &str| PathBuf::from(done(&lab, &["volume", "inspect", "-f", "{{.Mountpoint}}", name]).trim());
+
+    // Several at once, each of which finds it whole; and one that is empty where the image has nothing.
+    let make = || Running::start(lab.bulkhead(["create", "-v", "conf:/etc:ro", "-v", "empty:/none", &image]));
+    let made: Vec<Running> = (0..4).map(|_| make()).collect();
+    let ids: Vec<String> = made
+        .into_iter()
+        .map(|running| {
+            let ended = running.end(lab.patience(1));
+            assert_eq!((ended.code, fs::read(place("conf").join("passwd")).is_ok()), (Some(0), true), "{ended:?}");
+            ended.text().trim().to_owned()
+        })
+        .collect();
+    assert!(fs::read_dir(place("empty")).unwrap().next().is_none());
+    assert_eq!(done(&lab, &["volume", "ls", "-q"]), "conf\nempty\n");
+    assert_eq!(done(&lab, &["volume", "ls", "-q", "-f", "label=tier=db"]), "empty\n");
+    assert_eq!(done(&lab, &["volume", "ls", "-q", "-f", "dangling=true"]), "");
+    assert_eq!(done(&lab, &["inspect", "-f", "{{json .Mounts}}", &ids[0]]).matches("\"volume\"").count(), 2);
+
+    // What a container writes another one finds, under any path.
+    let script = "cat /data/passwd >/data/copy && rm /data/passwd && echo written";
+    let written = lab.shell(&["-v", "conf:/data"], &image, script);
+    assert_eq!((written.code, written.text()), (Some(0), "written\n"), "{written:?}");
+    assert!(fs::read_to_string(place("conf").join("copy")).unwrap().starts_with("root:"));
+    let script = "ls /usr/data/passwd; touch /usr/data/new || cat /usr/data/copy";
+    let read = lab.shell(&["-v", "conf:/usr/data:ro"], &image, script);
+    assert!(read.text().starts_with("root:"), "{read:?}");
+
+    lab.run(["volume", "rm", "conf"]).assert_failed(1, &["conf", "in use", &ids[0][..12], &ids[3][..12]]);
+    let pruned = done(&lab, &["volume", "prune", "-a", "-f"]);
+    assert_eq!(pruned, "Total reclaimed space: 0B\n");
+    done(&lab, &[&["rm"][..], &ids.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+    assert_eq!(done(&lab, &["volume", "prune"]), "Total reclaimed space: 0B\n", "names are kept");
+    assert_eq!(done(&lab, &["volume", "rm", "conf"]), "conf\n");
+    let pruned = done(&lab, &["volume", "prune", "--all"]);
+    assert!(pruned.starts_with("Deleted Volumes:\nempty\n"), "{pruned}");
+    assert_eq!(done(&lab, &["volume", "ls", "-q"]), "");
+
+    // What cannot be.
+    for (line, code, words) in [
+        (&["volume", "rm", "conf"][..], 1, ["conf", "no such volume"]),
+        (&["volume", "inspect", "-f", "{{.Name}}", "conf"], 1, ["conf", "no such volume"]),
+        (&["volume", "create", "../x"], 1, ["../x", "volume name"]),
+        (&["volume", "ls", "-f", "dangling=x"], 125, ["dangling", "true"]),
+        (&["run", "-v", "a b:/x", &image], 125, ["a b", "volume name"]),
+        (&["run", "-v", "one:/x", "-v", "two:/x", &image], 125, ["two volumes", "/x"]),
+    ] {
+        lab.run(line).assert_failed(code, &words);
+    }
+    assert_eq!(done(&lab, &["volume", "ls", "-q"]), "", "and nothing was made for them");
+    assert_eq!(done(&lab, &["volume", "rm", "-f", "conf"]), "conf\n");
     lab.assert_clean();
 }

@@ -40,7 +40,7 @@ fn filter(text: &str) -> Result<Filter, String> {
     key_of(text, &FILTERS)
 }
 
-fn key_of(text: &str, keys: &[&str]) -> Result<Filter, String> {
+pub fn key_of(text: &str, keys: &[&str]) -> Result<Filter, String> {
     match text.split_once('=') {
         Some((key, value)) if keys.contains(&key) => Ok(Filter { key: key.into(), value: value.into() }),
         _ => Err(format!("it is KEY=VALUE, and KEY one of {}", keys.join(", "))),

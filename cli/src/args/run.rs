@@ -59,7 +59,7 @@ pub struct Run {
     /// Run this program instead of the image's entrypoint; "" for none
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
-    /// A directory or file of this host in the container, for reading and writing or (ro) for reading only
+    /// A directory or file of this host in the container, for reading and writing or (ro) for reading only; or a volume, by its name
     #[arg(short, long, value_name = "SRC:DST[:ro]")]
     pub volume: Vec<VolumeFlag>,
     /// Name of the container; one is made up if not given

@@ -60,7 +60,7 @@ impl Builder<'_> {
         let (ours, theirs) = UnixStream::pair().context("a way to the microVM's owner")?;
         let guard = self.take_guard()?;
         let holding = guard.hold();
-        let (name, held, record) = make(flags, &image, self.store, false)?;
+        let (name, held, record) = make(flags, &image, self.store, None, false)?;
         let life = Life {
             name: name.clone(),
             record,

@@ -17,6 +17,7 @@ use crate::paths;
 use crate::running;
 use crate::size::MIB;
 use crate::template::Template;
+use crate::volumes::VolumeFlag;
 
 /// Prints all that is known of containers and images. Those that there are, even if others are not.
 pub fn inspect(args: &Inspect) -> Outcome {
@@ -141,6 +142,22 @@ fn limit(limit: &Limit) -> Value {
     json!({ "Name": settings::resource_name(limit.resource), "Soft": value(limit.soft), "Hard": value(limit.hard) })
 }
 
+/// A directory or file of this host that it has.
+fn mount(volume: &VolumeFlag) -> Value {
+    // A volume may have been removed by hand.
+    let source = volume.place().unwrap_or_default();
+    let (writable, mode) = if volume.is_read_only() { (false, "ro") } else { (true, "") };
+    let mut mount = json!({
+        "Type": if volume.name().is_some() { "volume" } else { "bind" },
+        "Source": source, "Destination": volume.target(), "Mode": mode, "RW": writable,
+    });
+    if let Some(name) = volume.name() {
+        mount["Name"] = name.into();
+        mount["Driver"] = "local".into();
+    }
+    mount
+}
+
 fn describe(entry: &Entry) -> Value {
     let Record { id, created_ns, image_id, labels, flags, process, stop_signal, state } = &entry.record;
     let (program, arguments) = process.args.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
@@ -184,6 +201,7 @@ fn describe(entry: &Entry) -> Value {
             "ExtraHosts": wanted.add_host.iter().map(|(name, ip)| format!("{name}:{ip}")).collect::<Vec<_>>(),
             "Init": wanted.init,
         },
+        "Mounts": flags.volume.iter().map(mount).collect::<Vec<_>>(),
         "Config": {
             "Hostname": flags.hostname.as_deref().unwrap_or(id.short()),
             "User": process.user, "Env": process.env, "Cmd": process.args, "Image": entry.record.image(),

@@ -28,4 +28,5 @@ pub mod stats;
 pub mod system;
 pub mod update;
 pub mod vmm;
+pub mod volumes;
 pub mod why;

@@ -28,7 +28,8 @@ use crate::signals::{self, Guard};
 use crate::snapshots::name::WARM;
 use crate::supervisor;
 use crate::upper;
-use crate::volumes::VolumeFlag;
+use crate::volumes::named::Locked;
+use crate::volumes::{self, VolumeFlag};
 
 /// SIGTERM.
 const USUAL_STOP_SIGNAL: u8 = 15;
@@ -44,13 +45,13 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
     let io = if args.detach { None } else { Some(Io::inherit(args.interactive, args.tty)?) };
     life::check(&args)?;
-    let (image, store) = prepare(&args, talk)?;
+    let (image, store, volumes) = prepare(&args, talk)?;
     let image_ready = monotonic_ns();
     let holding = guard.hold();
     // What can be left behind is not this process's; but only here there is somebody to hear of phases.
     let apart = args.interactive && args.tty && !args.detach && !talk.verbose;
     let keys = args.detach_keys.take();
-    let (name, held, record) = make(args, &image, &store, apart || io.is_none())?;
+    let (name, held, record) = make(args, &image, &store, volumes, apart || io.is_none())?;
     let Some(io) = io else {
         let mut waiting = supervisor::spawn(held, None)?;
         drop(holding);
@@ -80,30 +81,33 @@ pub fn create(args: Run, talk: Talk) -> Outcome {
     }
     let guard: Guard<()> = Guard::new().context("cannot wait for signals")?;
     life::check(&args)?;
-    let (image, store) = prepare(&args, talk)?;
+    let (image, store, volumes) = prepare(&args, talk)?;
     let holding = guard.hold();
-    let (_, held, record) = make(args, &image, &store, true)?;
+    let (_, held, record) = make(args, &image, &store, volumes, true)?;
     held.stays();
     drop(holding);
     output::print(&format!("{}\n", record.id))?;
     Ok(0)
 }
 
-fn prepare(args: &Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store)> {
+fn prepare(args: &Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store, Option<Locked>)> {
     if args.rm && args.restart != Policy::No {
         return Err(anyhow!("--restart and --rm exclude each other: what goes with its end cannot be started again"));
     }
     args.name.as_deref().map(Containers::check_name).transpose().context("--name")?;
     let reference: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
     let store = Store::open(paths::store())?;
-    Ok((store.prepare(&reference, &mut Progress::new(talk))?, store))
+    let image = store.prepare(&reference, &mut Progress::new(talk))?;
+    let volumes = volumes::prepare(&args.volume, &image)?;
+    Ok((image, store, volumes))
 }
 
-/// Makes a container of an image, for others to run, or for this process alone.
+/// Makes a container of an image, for others to run, or for this process alone. Its named volumes have been seen to.
 pub fn make(
     mut args: Run,
     image: &PreparedImage,
     store: &Store,
+    volumes: Option<Locked>,
     for_others: bool,
 ) -> anyhow::Result<(String, Held, Record)> {
     let command = args.image_and_command.split_off(1);
@@ -148,6 +152,8 @@ pub fn make(
         if on_disk { upper::make(containers.dir(), dir) } else { Ok(()) }
     };
     let made = containers.create(name.as_deref(), record, furnish)?;
+    // Its record says which it has.
+    drop(volumes);
     if let Some(file) = &mut id_file {
         file.write(&made.2.id)?;
     }

@@ -16,6 +16,7 @@ use crate::paths;
 use crate::size::human;
 use crate::snapshots::Snapshots;
 use crate::templates::Templates;
+use crate::volumes::named::NamedVolumes;
 
 /// Runs the one that was asked for.
 pub fn system(args: &System, talk: Talk) -> Outcome {
@@ -34,12 +35,16 @@ fn df(store: &Store, templates: &Templates, format: Format) -> Outcome {
     let templates = templates.list().context("templates")?;
     let bytes = templates.iter().map(|entry| entry.bytes).sum::<u64>();
     let (snapshots, snapshot_bytes) = snapshots(store)?;
+    let volumes = NamedVolumes::existing(store.dir()).map(|volumes| volumes.list()).transpose()?.unwrap_or_default();
+    let volume_bytes = volumes.iter().map(|volume| paths::disk_bytes_below(&volume.data)).sum::<u64>();
+    let volumes_in_use = volumes.iter().filter(|volume| !volume.users.is_empty()).count();
     if format == Format::Json {
         output::json(&json!({
             "snapshots": { "count": snapshots, "bytes": snapshot_bytes },
             "build_cache": { "count": kept.cached, "bytes": kept.cached_bytes },
             "images": { "count": images.len(), "active": in_use, "blobs": kept.blobs, "bytes": kept.blob_bytes },
             "containers": { "count": containers.count, "active": containers.running, "bytes": containers.bytes },
+            "volumes": { "count": volumes.len(), "active": volumes_in_use, "bytes": volume_bytes },
             "layers": { "count": kept.layers, "bytes": kept.bytes },
             "templates": { "count": templates.len(), "bytes": bytes, "entries": templates },
         }))?;
@@ -51,6 +56,7 @@ fn df(store: &Store, templates: &Templates, format: Format) -> Outcome {
     let rows = [
         row("Images", images.len(), Some(in_use), kept.blob_bytes),
         row("Containers", containers.count, Some(containers.running), containers.bytes),
+        row("Volumes", volumes.len(), Some(volumes_in_use), volume_bytes),
         row("Layers", kept.layers, None, kept.bytes),
         row("Build cache", kept.cached, None, kept.cached_bytes),
         row("Templates", templates.len(), None, bytes),

@@ -33,6 +33,7 @@ use rustix::fs::{FlockOperation, flock};
 
 pub use held::Held;
 pub use id::Id;
+pub use names::is_name;
 pub use record::{Record, Status};
 
 /// What cannot be done with containers. The words are docker's where docker has some.
@@ -128,6 +129,23 @@ impl Containers {
             }
         }
         entries.sort_by(|a, b| (b.record.created_ns, &b.name).cmp(&(a.record.created_ns, &a.name)));
+        Ok(entries)
+    }
+
+    /// The same, in no order, and none left out.
+    ///
+    /// # Errors
+    /// Also if the record of one cannot be read.
+    pub fn list_all(&self) -> Result<Vec<Entry>, ContainersError> {
+        let mut entries = Vec::new();
+        for (name, id) in self.names()? {
+            match self.entry(name, &id) {
+                Ok(entry) => entries.push(entry),
+                // Removed meanwhile.
+                Err(_) if !self.path(&id).exists() => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(entries)
     }
 

@@ -88,13 +88,17 @@ const SURNAMES: [&str; 64] = [
 
 /// Whether a user may call one so.
 pub fn check(name: &str) -> Result<(), ContainersError> {
+    match is_name(name) {
+        true => Ok(()),
+        false => Err(ContainersError::BadName(crate::failure::sanitize(name).chars().take(160).collect())),
+    }
+}
+
+/// Whether this is a name, of a container or of a volume.
+pub fn is_name(name: &str) -> bool {
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
-    if first && rest && name.len() <= MAX {
-        Ok(())
-    } else {
-        Err(ContainersError::BadName(crate::failure::sanitize(name).chars().take(160).collect()))
-    }
+    first && rest && name.len() <= MAX
 }
 
 /// A name by chance. With `number`, which is for when many are taken, a digit is added.

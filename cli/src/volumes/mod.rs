@@ -1,6 +1,9 @@
-//! `-v`: directories and files of this host in a container, with docker's syntax.
+//! `-v`: directories and files of this host in a container, and volumes that the store has under a name ([`named`]), with docker's
+//! syntax.
 //!
 //! All of a container's are entries of one virtio-fs device, by number; the guest is told where each goes.
+
+pub mod named;
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,9 +11,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, anyhow};
+use guest_images::PreparedImage;
 use guest_protocol::Volume;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use crate::paths;
+use named::{Locked, NamedVolumes, VolumesError};
 
 /// One `-v`, as it was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,20 +41,48 @@ impl FromStr for VolumeFlag {
             Some(other) => return Err(format!("'{other}' is not a volume option; there are ro and rw")),
         };
         if source.is_empty() {
-            return Err("the path on this host is missing".into());
+            return Err("the path on this host, or the name of a volume, is missing".into());
         }
-        if !source.contains('/') && source != "." && source != ".." {
-            return Err(format!("there are no named volumes; for the directory, write ./{source}"));
+        let flag = VolumeFlag { source: source.into(), target: clean(target)?, read_only };
+        if let Some(name) = flag.name() {
+            named::check_name(name).map_err(|error| format!("{error}; for the directory, write ./{name}"))?;
         }
-        Ok(VolumeFlag { source: source.into(), target: clean(target)?, read_only })
+        Ok(flag)
     }
 }
 
 impl VolumeFlag {
     /// Has it mean the same wherever this program is started next.
     pub fn make_absolute(&mut self) -> std::io::Result<()> {
-        self.source = std::path::absolute(&self.source)?;
+        if self.name().is_none() {
+            self.source = std::path::absolute(&self.source)?;
+        }
         Ok(())
+    }
+
+    /// The volume that it names, if it is no path: without a slash, and not `.` or `..`.
+    pub fn name(&self) -> Option<&str> {
+        self.source.to_str().filter(|text| !text.contains('/') && !matches!(*text, "." | ".."))
+    }
+
+    /// Where it goes in the container.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Nothing is written to it.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Where it is on this host.
+    ///
+    /// # Errors
+    /// There is no volume of its name.
+    pub fn place(&self) -> anyhow::Result<PathBuf> {
+        let Some(name) = self.name() else { return Ok(self.source.clone()) };
+        let volumes = NamedVolumes::existing(&paths::store()).ok_or_else(|| VolumesError::NotFound(name.into()));
+        Ok(volumes?.data(name)?)
     }
 
     /// As docker shows it: `SRC:DST[:ro]`.
@@ -80,6 +115,23 @@ fn clean(path: &str) -> Result<String, String> {
 pub struct Volumes(Vec<(PathBuf, Volume)>);
 
 impl Volumes {
+    /// Looks at what the flags name, before any of it is used. Volumes that are not there yet will be.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn check(flags: &[VolumeFlag]) -> anyhow::Result<()> {
+        let mut targets = HashSet::new();
+        for flag in flags {
+            if !targets.insert(&flag.target) {
+                return Err(twice(&flag.target));
+            }
+            if flag.name().is_none() {
+                look(&flag.source)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Finds what the flags name.
     ///
     /// # Errors
@@ -91,9 +143,9 @@ impl Volumes {
         let mut targets = HashSet::new();
         let mut find = |(index, flag): (usize, &&VolumeFlag)| {
             if !targets.insert(flag.target.clone()) {
-                return Err(anyhow!("-v: two volumes for '{}'", flag.target));
+                return Err(twice(&flag.target));
             }
-            let (path, directory) = look(&flag.source)?;
+            let (path, directory) = look(&flag.place()?)?;
             let (target, read_only) = (flag.target.clone(), flag.read_only);
             Ok((path, Volume { name: index.to_string(), target, directory, read_only }))
         };
@@ -116,6 +168,24 @@ impl Volumes {
     }
 }
 
+/// Sees to the named volumes of a container that is made from an image. None of them goes while the result lives, which is to be until
+/// the container has its record.
+///
+/// # Errors
+/// One cannot be made, or filled with what the image has there.
+pub fn prepare(flags: &[VolumeFlag], image: &PreparedImage) -> anyhow::Result<Option<Locked>> {
+    if flags.iter().all(|flag| flag.name().is_none()) {
+        return Ok(None);
+    }
+    let locked = NamedVolumes::of(&paths::store())?.lock()?;
+    locked.prepare(flags, image)?;
+    Ok(Some(locked))
+}
+
+fn twice(target: &str) -> anyhow::Error {
+    anyhow!("-v: two volumes for '{target}'")
+}
+
 /// Where a path really leads, and whether to a directory.
 fn look(path: &Path) -> anyhow::Result<(PathBuf, bool)> {
     let real = fs::canonicalize(path).with_context(|| format!("-v '{}'", path.display()))?;
@@ -136,11 +206,17 @@ mod tests {
         let flag = |text: &str| text.parse::<VolumeFlag>();
         let got = flag("/a/b:/c/./d//../e/:ro").unwrap();
         assert_eq!((got.source.as_path(), got.target.as_str(), got.read_only), (Path::new("/a/b"), "/c/e", true));
+        for (text, name) in [("db:/c", Some("db")), ("./db:/c", None), ("..:/c", None), ("/db:/c", None)] {
+            let mut got = flag(text).unwrap();
+            assert_eq!(got.name(), name, "{text}");
+            got.make_absolute().unwrap();
+            assert_eq!(got.name(), name, "{text}");
+        }
         assert!(!flag(".:/c").unwrap().read_only && !flag("./x:/c:rw").unwrap().read_only);
         for (text, word) in [
             ("/a", "SRC:DST"),
             (":/a", "missing"),
-            ("name:/a", "./name"),
+            ("na me:/a", "./na me"),
             ("/a:b", "absolute"),
             ("/a:/..", "root"),
             ("/a:/b:z", "'z'"),
