@@ -16,6 +16,7 @@ use vmm::VmConfig;
 use vmm::host;
 
 use crate::args::Talk;
+use crate::cgroup::{self, Limits};
 use crate::control::Control;
 use crate::failure::{Outcome, one_line};
 use crate::monitor::{Console, Monitor, MonitorError, Report};
@@ -37,8 +38,8 @@ pub struct Bare {
     pub name: Option<String>,
     /// What it is.
     pub what: What,
-    /// Number of its vCPUs, and its memory in MiB.
-    pub size: (u8, u64),
+    /// What it may take of the host.
+    pub limits: Limits,
     /// Where it comes from.
     pub history: History,
     /// A socket outside the run directory that goes with it.
@@ -59,18 +60,21 @@ impl Bare {
         }
         let name = directory.name().to_owned();
         give_socket(&mut self.config, &directory);
-        let (vcpus, memory_mib) = self.size;
+        let limits = self.limits;
+        cgroup::check(limits.quota)?;
+        let Limits { vcpus, memory_mib, quota } = limits;
         let facts = Facts { name: name.clone(), what: self.what, vcpus, memory_mib, layers: Vec::new() };
         let succession = Succession {
             directory: directory.path(),
             devices: self.config.devices.clone(),
             container: false,
             upper: None,
+            quota,
             verbose: talk.verbose,
             next: 0,
         };
         let owner = Owner::listen(&directory, facts, self.history, succession)?;
-        let place = Place { control: directory.file("api"), verbose: talk.verbose };
+        let place = Place { control: directory.file("api"), limits, verbose: talk.verbose };
         let mut monitor = place.start(&self.config)?;
         let on_terminal = io::stdin().is_terminal();
         let raw = on_terminal.then(enter_raw).transpose()?;
@@ -110,13 +114,16 @@ fn give_socket(config: &mut VmConfig, directory: &RunDir) {
 /// Where a VM's process is started.
 struct Place {
     control: PathBuf,
+    limits: Limits,
     verbose: bool,
 }
 
 impl Place {
     fn start(&self, config: &VmConfig) -> anyhow::Result<Monitor> {
         let config = serde_json::to_string(config)?;
-        Ok(Monitor::start(&config, Console::Stdio, Some(&self.control), self.verbose)?)
+        let monitor = Monitor::start(&config, Console::Stdio, &self.control, self.limits, self.verbose)?;
+        monitor.confined()?;
+        Ok(monitor)
     }
 }
 

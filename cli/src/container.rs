@@ -22,6 +22,7 @@ use vmm::VmConfig;
 use vmm::config::{MachineConfig, Paging, SerialConfig, SnapshotSource};
 use vmm::events::monotonic_ns;
 
+use crate::cgroup::Limits;
 use crate::control::Control;
 use crate::failure::{Failure, sanitize};
 use crate::launch::{Broken, Ran, conclude};
@@ -60,6 +61,8 @@ pub struct Place<'a> {
     pub network: Option<Connection>,
     /// The file of its writable layer, if that is to stay.
     pub upper: Option<PathBuf>,
+    /// What the VM's process may take of the host.
+    pub limits: Limits,
     /// The VM's process may talk on stderr.
     pub verbose: bool,
 }
@@ -91,7 +94,7 @@ impl Place<'_> {
             devices,
         };
         let config = serde_json::to_string(&config)?;
-        let monitor = Monitor::start(&config, Console::None, Some(&self.control), self.verbose)?;
+        let monitor = Monitor::start(&config, Console::None, &self.control, self.limits, self.verbose)?;
         let mut conversation = self.session.begin(monitor.ended())?;
         started();
         if let Err(error) = conversation.meet() {
@@ -101,6 +104,7 @@ impl Place<'_> {
         if let Some(section) = self.devices.get(net::SECTION) {
             plug::plug(&Control::at(&self.control), section)?;
         }
+        monitor.confined()?;
         let result = conversation.thaw(self.identity()?, io, owner);
         Ok(conclude(monitor, result, true))
     }
@@ -152,6 +156,7 @@ impl Place<'_> {
             devices: self.devices.clone(),
             container: true,
             upper: self.upper.clone(),
+            quota: self.limits.quota,
             verbose: self.verbose,
             next: 0,
         }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use vmm::VmConfig;
 
+use crate::cgroup::Limits;
 use crate::control::Control;
 use crate::monitor::{Console, Monitor};
 use crate::session::io::Io;
@@ -45,6 +46,8 @@ pub struct Launch<'a> {
     pub control: PathBuf,
     /// Where the guest will connect.
     pub session: &'a Session,
+    /// What the VM's process may take of the host.
+    pub limits: Limits,
     /// The VM's process may talk on stderr.
     pub verbose: bool,
 }
@@ -73,6 +76,7 @@ impl Launch<'_> {
             started();
             match conversation.arrive() {
                 Ok(()) => {
+                    monitor.confined()?;
                     let result = conversation.start(start, io, attendant);
                     return Ok(conclude(monitor, result, true));
                 }
@@ -102,13 +106,14 @@ impl Launch<'_> {
             }
             self.leave(template, templates);
         }
+        monitor.confined()?;
         let result = conversation.start(start, io, attendant);
         Ok(conclude(monitor, result, false))
     }
 
     fn monitor(&self, config: &VmConfig) -> anyhow::Result<Monitor> {
         let config = serde_json::to_string(config)?;
-        Ok(Monitor::start(&config, Console::None, Some(&self.control), self.verbose)?)
+        Ok(Monitor::start(&config, Console::None, &self.control, self.limits, self.verbose)?)
     }
 
     /// Makes the template of a VM whose init is ready. This run does without it if that fails.

@@ -19,6 +19,7 @@
 //! | [`build`] | images from Dockerfiles |
 //! | [`snapshots`] | named snapshots: the store of them |
 //! | [`monitor`] | the per-VM process, seen from its parent |
+//! | [`cgroup`] | the control group of a per-VM process |
 //! | [`host_log`] | what the host's kernel has said of a process |
 //! | [`rundir`] | run directories, and sweeping up after SIGKILL |
 //! | [`control`] | a client of a microVM's control socket |
@@ -45,6 +46,7 @@ mod args;
 mod attend;
 mod bare;
 mod build;
+mod cgroup;
 mod clock;
 mod commands;
 mod container;

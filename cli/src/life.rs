@@ -21,6 +21,7 @@ use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfi
 use vmm::host::{self, KvmKind};
 
 use crate::args::{Run, Talk};
+use crate::cgroup;
 use crate::container::{Done, Place, breakdown, console_lines, console_tail, devices, end, machine_id};
 use crate::containers::record::{Cause, FORBIDDEN, KILLED};
 use crate::containers::{Held, Record};
@@ -79,6 +80,7 @@ pub fn check(flags: &Run) -> anyhow::Result<()> {
     net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
     Volumes::check(&flags.volume)?;
     machine(flags, false)?.validate(host::memory_mib())?;
+    cgroup::check(flags.machine.limits().quota)?;
     Ok(())
 }
 
@@ -140,7 +142,7 @@ impl Running {
             monitor::require_jail();
         }
         let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
-        let volumes = Volumes::find(&flags.volume)?;
+        let (volumes, limits) = (Volumes::find(&flags.volume)?, flags.machine.limits());
         let mut config = machine(flags, network.is_some())?;
         config.validate(host::memory_mib())?;
         let directory = RunDir::create(&paths::run(), Some(self.record.id.short()))?;
@@ -166,6 +168,7 @@ impl Running {
             hostname: start.hostname.clone(),
             network,
             upper,
+            limits,
             verbose: self.talk.verbose,
         };
         let facts = facts(&self.name, &self.record, self.keys);
@@ -182,8 +185,14 @@ impl Running {
         config.serial = SerialConfig::Log { path: log.clone() };
         config.devices = devices;
         let templates = if flags.cold { None } else { Templates::of(&paths::store()).ok() };
-        let launch =
-            Launch { config, templates: templates.as_ref(), control, session: &session, verbose: self.talk.verbose };
+        let launch = Launch {
+            config,
+            templates: templates.as_ref(),
+            control,
+            session: &session,
+            limits,
+            verbose: self.talk.verbose,
+        };
         let booting = || write_initrd(&initrd);
         // Kept here from the moment on in which a signal is for the session.
         let started = || {

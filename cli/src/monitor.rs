@@ -3,6 +3,7 @@
 //! The child has a process group of its own, so that a terminal's ^C reaches this process alone, and it dies with this
 //! one (`commands::vmm` arranges that). It does not know what the VM is for.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -22,6 +23,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::events::{Counts, EVENTS_VERSION, Event, ExitReason, Phase};
 
 use crate::args::vmm::SANDBOX_VARIABLE;
+use crate::cgroup::{Grouping, Limits, NoQuota};
 use crate::host_log;
 use crate::paths;
 use crate::snapshots::Snapshots;
@@ -52,8 +54,14 @@ pub enum MonitorError {
     #[error("the microVM's process ended unexpectedly ({0})")]
     Lost(String),
     /// The host's kernel ended it.
-    #[error("the microVM's process was killed because this host has no memory left")]
+    #[error("the microVM's process was killed because this host, or its control group, has no memory left")]
     OutOfMemory,
+    /// The host does not limit it as it should.
+    #[error("the sandbox lacks {0}; without --require-jail the microVM runs without that")]
+    Unlimited(String),
+    /// The host does not give it a part of a CPU.
+    #[error(transparent)]
+    NoQuota(#[from] NoQuota),
     /// Its sandbox ended it.
     #[error(
         "the microVM's process was ended for a system call that its sandbox forbids: a mistake of ours, or a guest that broke out of \
@@ -105,6 +113,11 @@ pub fn require_jail() {
     JAIL_REQUIRED.store(true, Ordering::Relaxed);
 }
 
+/// Whether the sandbox is to be all there, or no microVM. What is wrong with the variable, its own process says.
+fn jail_is_required() -> bool {
+    JAIL_REQUIRED.load(Ordering::Relaxed) || std::env::var_os(SANDBOX_VARIABLE).is_some_and(|word| word == "require")
+}
+
 /// The program of a microVM's process: `bulkhead-vmm` beside this one, or this one, which can do the same. Either takes
 /// `vmm` as its first argument.
 pub fn program() -> PathBuf {
@@ -122,22 +135,30 @@ pub struct Monitor {
     /// Gets something when the guest's first instruction runs, and hangs up when it never will.
     runs: Receiver<()>,
     stderr: Option<JoinHandle<String>>,
+    limits: Limits,
+    /// Its group, once it is in it.
+    group: RefCell<Grouping>,
 }
 
 impl Monitor {
     /// Starts the process with this configuration (JSON). To be called on the main thread: the child dies with the
-    /// thread that starts it. It serves its control socket at `control`. With `verbose` its logs and errors go to our stderr.
-    pub fn start(config: &str, console: Console, control: Option<&Path>, verbose: bool) -> Result<Self, MonitorError> {
+    /// thread that starts it. It serves its control socket at `control`, in its run directory. With `verbose` its logs and errors go to
+    /// our stderr. It gets a control group with `limits`: see [`Monitor::confined`].
+    pub fn start(
+        config: &str,
+        console: Console,
+        control: &Path,
+        limits: Limits,
+        verbose: bool,
+    ) -> Result<Self, MonitorError> {
         let mut command = Command::new(program());
         command.arg0("bulkhead").args(["vmm", "--parent", &std::process::id().to_string()]).process_group(0);
         command.arg("--cpuid-cache").arg(paths::cpuid_cache());
         // What the user's environment has besides is nothing that a guest should find.
         command.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_given(name)));
-        if let Some(control) = control {
-            command.arg("--api-sock").arg(control);
-            for dir in reached(control) {
-                command.arg("--files").arg(dir);
-            }
+        command.arg("--api-sock").arg(control);
+        for dir in reached(control) {
+            command.arg("--files").arg(dir);
         }
         if JAIL_REQUIRED.load(Ordering::Relaxed) {
             command.env(SANDBOX_VARIABLE, "require");
@@ -183,7 +204,10 @@ impl Monitor {
         };
         let stderr = child.stderr.take();
         let (on_run, runs) = channel();
-        let mut monitor = Monitor { child, pidfd, events: None, runs, stderr: None };
+        let group = RefCell::new(Grouping::default());
+        let mut monitor = Monitor { child, pidfd, events: None, runs, stderr: None, limits, group };
+        let (run, pid) = (control.parent().unwrap_or(control).to_owned(), monitor.child.id());
+        monitor.group = RefCell::new(Grouping::begin(run, pid, limits).map_err(start_error("start a thread"))?);
         let thread = start_error("start a thread");
         monitor.events = Some(spawn("events", move || read_events(events_pipe, &on_run)).map_err(thread)?);
         if let Some(stderr) = stderr {
@@ -202,6 +226,25 @@ impl Monitor {
     /// Becomes readable when the process has ended.
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Waits until the process is in its control group, and holds it to its quota. To be called before anything runs in its guest that is
+    /// not ours.
+    ///
+    /// # Errors
+    /// The host does not give it the limits that it must have.
+    pub fn confined(&self) -> Result<(), MonitorError> {
+        let mut grouping = self.group.borrow_mut();
+        let group = grouping.wait();
+        group.hold_to(self.limits.quota)?;
+        match group.missing() {
+            Some(missing) if jail_is_required() => Err(MonitorError::Unlimited(missing)),
+            Some(missing) => {
+                tracing::info!("the microVM's process lacks {missing}");
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Waits until the machine has been built and runs; says whether it did.
@@ -234,13 +277,13 @@ impl Monitor {
     /// Ends the process, if it has not ended, and says what it told.
     pub fn stop(mut self) -> Report {
         Self::kill_through(self.ended());
-        let _ = self.child.wait();
+        let _ = self.reap();
         self.collect().0
     }
 
     /// Waits for the process to end by itself, and says how the machine ended.
     pub fn wait(mut self) -> Result<Report, MonitorError> {
-        let status = self.child.wait().map_err(start_error("wait for the microVM's process"))?;
+        let status = self.reap().map_err(start_error("wait for the microVM's process"))?;
         let (report, stderr) = self.collect();
         match judge(report, status, &stderr) {
             Err(MonitorError::Lost(_))
@@ -250,6 +293,12 @@ impl Monitor {
             }
             other => other,
         }
+    }
+
+    /// Waits for its end. Its number is its own until then: whoever puts it into a group by that must have done so.
+    fn reap(&mut self) -> io::Result<ExitStatus> {
+        self.group.get_mut().wait();
+        self.child.wait()
     }
 
     fn collect(&mut self) -> (Report, String) {
@@ -263,7 +312,9 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         // After a wait, the handle knows that there is nothing left to end.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.reap();
+        // One that cannot be removed now goes with the run directory.
+        let _ = self.group.get_mut().wait().remove();
     }
 }
 

@@ -4,6 +4,7 @@
 //! <root>/.lock            held while a directory is made or removed
 //! <root>/<name>/lock      held for as long as whoever has the VM lives; free = nobody's any more
 //! <root>/<name>/owned     paths outside the directory that go with it, one a line
+//! <root>/.<name>.groups   control groups of its processes, one a line, where these cannot change it: what is in such a group is killed
 //! ```
 //!
 //! Lock order: `.lock`, then a VM's `lock`, and that one never waits. [`sweep`] removes what SIGKILL left behind; every
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::rand::GetRandomFlags;
+
+use crate::cgroup;
 
 /// Longest path of a unix socket, in bytes (`sun_path` and its final NUL).
 const MAX_SOCKET_PATH: usize = 107;
@@ -150,6 +153,39 @@ impl Drop for RunDir {
     }
 }
 
+/// Calls `make`, which makes these control groups, once they are listed beside the run directory `dir`, with which they go. Nobody
+/// removes it meanwhile; and if it is gone, nothing is made.
+pub fn with_groups<T>(dir: &Path, groups: &[PathBuf], make: impl FnOnce() -> T) -> Result<T, RunDirError> {
+    let _guard = lock_root(dir.parent().unwrap_or(dir))?;
+    dir.symlink_metadata().map_err(io_error(dir))?;
+    let list = groups_list(dir);
+    // A microVM that is replaced many times has had many.
+    let groups = listed(&list).into_iter().filter(|group| group.exists()).chain(groups.iter().cloned());
+    let lines: Vec<u8> = groups.flat_map(|group| [group.as_os_str().as_bytes(), b"\n"].concat()).collect();
+    let new = list.with_extension("new");
+    fs::write(&new, lines).and_then(|()| fs::rename(&new, &list)).map_err(io_error(&list))?;
+    Ok(make())
+}
+
+/// The list of the control groups that go with a run directory.
+fn groups_list(dir: &Path) -> PathBuf {
+    dir.with_file_name(format!(".{}.groups", dir.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// Removes the control groups that go with a run directory, and then their list: without it nobody would find one that cannot be
+/// removed now.
+fn remove_groups(dir: &Path) -> io::Result<()> {
+    let list = groups_list(dir);
+    listed(&list).iter().try_for_each(|group| cgroup::remove(group))?;
+    for file in [list.with_extension("new"), list] {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Makes the root, if it is not there, for what lives in it beside run directories.
 pub fn ensure(root: &Path) -> Result<(), RunDirError> {
     lock_root(root).map(drop)
@@ -204,7 +240,11 @@ pub fn sweep(root: &Path) -> Result<(), RunDirError> {
         }
         if let Some(lock) = take_lock(&path).map_err(io_error(&path))? {
             tracing::info!("removing what is left of {}", path.display());
-            remove(&path, lock).map_err(io_error(&path))?;
+            match remove(&path, lock) {
+                // The host's kernel holds one of its processes: a later sweep's business, and no reason to do nothing now.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => tracing::warn!("{error}"),
+                result => result.map_err(io_error(&path))?,
+            }
         }
     }
     Ok(())
@@ -249,6 +289,7 @@ fn remove(path: &Path, _lock: File) -> io::Result<()> {
 
 fn remove_files(path: &Path) -> io::Result<()> {
     remove_owned(&path.join("owned"));
+    remove_groups(path)?;
     let mut tries = 0..MOST_FILES;
     loop {
         match fs::remove_dir_all(path) {
@@ -261,17 +302,21 @@ fn remove_files(path: &Path) -> io::Result<()> {
 
 /// Removes the listed sockets, if they still are sockets and nobody listens there.
 fn remove_owned(list: &Path) {
-    let mut bytes = Vec::new();
-    let Ok(_) = File::open(list).and_then(|file| file.take(MAX_OWNED).read_to_end(&mut bytes)) else {
-        return;
-    };
-    for line in bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
-        let path = Path::new(std::ffi::OsStr::from_bytes(line));
+    for path in listed(list) {
         let is_socket = path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket());
-        if is_socket && nobody_listens(path) {
+        if is_socket && nobody_listens(&path) {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// The paths in a list, which need not be there.
+fn listed(list: &Path) -> Vec<PathBuf> {
+    let mut bytes = Vec::new();
+    // Of a list that cannot be read to its end, what has been read counts.
+    let _ = File::open(list).and_then(|file| file.take(MAX_OWNED).read_to_end(&mut bytes));
+    let lines = bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| PathBuf::from(std::ffi::OsStr::from_bytes(line))).collect()
 }
 
 /// Whether a socket refuses connections. Does not wait: a listener with a full queue is one that lives.

@@ -1,5 +1,9 @@
 //! Memory sizes as container users write them: `128m`, `1g`, `1.5g`, `134217728`.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 /// Bytes of a MiB.
 pub const MIB: u64 = 1 << 20;
 
@@ -42,15 +46,79 @@ fn parse(text: &str) -> Result<f64, String> {
     Ok(number * (1u64 << shift) as f64)
 }
 
-/// Parses a number of vCPUs. Docker takes fractions of a CPU there; a machine has whole ones.
-pub fn cpus(text: &str) -> Result<u8, String> {
-    let most = vmm::config::MAX_VCPUS;
-    let whole = text.strip_suffix(".0").unwrap_or(text);
-    match whole.parse::<u8>() {
-        Ok(count) if (1..=most).contains(&count) => Ok(count),
-        _ => Err(format!("'{text}' is not a number of vCPUs; a microVM has 1 to {most} whole ones")),
+/// A number of CPUs, in thousandths of one: a machine has whole ones, and the rest is a matter of processor time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Cpus(u32);
+
+impl Cpus {
+    /// The least there is: the kernel gives no less than a millisecond in a tenth of a second.
+    const LEAST: u32 = 10;
+
+    /// This many.
+    pub fn whole(count: u8) -> Self {
+        Cpus(u32::from(count) * 1000)
+    }
+
+    /// Thousandths of a CPU.
+    pub fn thousandths(self) -> u32 {
+        self.0
+    }
+
+    /// How many vCPUs that takes.
+    pub fn vcpus(self) -> u8 {
+        // No more than there can be, as it is made.
+        u8::try_from(self.0.div_ceil(1000)).unwrap_or(vmm::config::MAX_VCPUS)
+    }
+
+    /// Itself, if so many vCPUs could take more.
+    pub fn as_quota(self, vcpus: u8) -> Option<Self> {
+        (self < Self::whole(vcpus)).then_some(self)
     }
 }
+
+impl TryFrom<f64> for Cpus {
+    type Error = String;
+
+    fn try_from(number: f64) -> Result<Self, String> {
+        let thousandths = (number * 1000.0).round();
+        let most = u32::from(vmm::config::MAX_VCPUS) * 1000;
+        if thousandths >= f64::from(Self::LEAST) && thousandths <= f64::from(most) {
+            Ok(Cpus(thousandths as u32))
+        } else {
+            Err(format!("{number} is not a number of CPUs; a microVM has 0.01 to {}", vmm::config::MAX_VCPUS))
+        }
+    }
+}
+
+impl From<Cpus> for f64 {
+    fn from(cpus: Cpus) -> f64 {
+        f64::from(cpus.0) / 1000.0
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", f64::from(*self))
+    }
+}
+
+/// Parses a number of CPUs, as docker's `--cpus`: `2`, `0.5`.
+pub fn cpus(text: &str) -> Result<Cpus, String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number = text.parse::<f64>().ok().filter(|_| plain).and_then(|number| Cpus::try_from(number).ok());
+    let most = vmm::config::MAX_VCPUS;
+    number.ok_or_else(|| format!("'{text}' is not a number of CPUs; a microVM has 0.01 to {most}"))
+}
+
+/// Docker's limit of memory and swap together, which means nothing here.
+pub fn no_swap(_: &str) -> Result<Refused, String> {
+    Err("a microVM's memory is all there is (-m): its guest has no swap of this host; leave it out".into())
+}
+
+/// What no value is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {}
 
 /// Bytes for people: `78.1MB`, powers of ten as docker shows images.
 pub fn human(bytes: u64) -> String {
@@ -94,11 +162,27 @@ mod tests {
     }
 
     #[test]
-    fn cpus_are_whole() {
-        assert_eq!((cpus("2"), cpus("2.0"), cpus("32")), (Ok(2), Ok(2), Ok(32)));
-        for text in ["0", "1.5", "33", "-1", "", "two"] {
-            assert!(cpus(text).is_err(), "{text}");
+    fn cpus_are_vcpus_and_what_of_them_is_used() {
+        for (text, thousandths, vcpus) in
+            [("2", 2000, 2), ("2.0", 2000, 2), ("32", 32000, 32), ("0.5", 500, 1), (".01", 10, 1), ("1.2504", 1250, 2)]
+        {
+            let got = cpus(text).unwrap();
+            assert_eq!((got.thousandths(), got.vcpus()), (thousandths, vcpus), "{text}");
+            assert_eq!(got.as_quota(vcpus).is_some(), !thousandths.is_multiple_of(1000), "{text}");
         }
+        for text in ["0", "0.009", "33", "-1", "", "two", "1e1", "nan", "inf", ".", "1.2.3", "+1"] {
+            assert!(cpus(text).unwrap_err().contains(text), "{text}");
+        }
+        assert_eq!(cpus("1.5").unwrap().to_string(), "1.5");
+    }
+
+    /// Records of containers that were made before there were fractions have a whole number.
+    #[test]
+    fn cpus_are_written_as_a_number_and_read_as_any() {
+        let read = |text: &str| serde_json::from_str::<Cpus>(text);
+        assert_eq!(read("2").unwrap(), Cpus::whole(2));
+        assert_eq!(read(&serde_json::to_string(&cpus("0.29").unwrap()).unwrap()).unwrap().thousandths(), 290);
+        assert!(read("0").is_err() && read("1e300").is_err() && read("\"1\"").is_err());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::monitor::{Console, Monitor};
 use crate::net;
 use crate::plug;
 use crate::session::{Arrival, Session};
+use crate::size::Cpus;
 use crate::snapshots::Held;
 use crate::upper;
 
@@ -44,6 +45,8 @@ pub struct Succession {
     pub container: bool,
     /// The file of the container's writable layer, if that is to stay; otherwise a new VM's goes with it.
     pub upper: Option<PathBuf>,
+    /// Processor time that it may have, if that is less than its vCPUs could take.
+    pub quota: Option<Cpus>,
     /// Its process may talk on stderr.
     pub verbose: bool,
     /// Which of [`SOCKETS`] is free.
@@ -132,7 +135,10 @@ impl Succession {
             devices,
         };
         let control = staged.rename(&self.directory, "api");
-        let monitor = Monitor::start(&serde_json::to_string(&config)?, console, Some(&control), self.verbose)?;
+        let limits = to.record.limits(self.quota);
+        let config = serde_json::to_string(&config)?;
+        let monitor = Monitor::start(&config, console, &control, limits, self.verbose)?;
+        monitor.confined()?;
         if !monitor.runs() {
             return Err(why(monitor));
         }

@@ -23,6 +23,7 @@ use serde_json::Value;
 use vmm::config::SerialConfig;
 use vmm::host;
 
+use crate::cgroup::Limits;
 use crate::container::{devices, end};
 use crate::containers::{Containers, Held, Id, Record, Status};
 use crate::failure::{Failure, Interrupted};
@@ -149,7 +150,10 @@ impl Visit {
         }
         holding.keep((directory, held));
         let templates = if flags.cold { None } else { Templates::of(&paths::store()).ok() };
-        let launch = Launch { config, templates: templates.as_ref(), control, session: &session, verbose: false };
+        // Nothing of the image runs that a quota would be for.
+        let limits = Limits { quota: None, ..flags.machine.limits() };
+        let launch =
+            Launch { config, templates: templates.as_ref(), control, session: &session, limits, verbose: false };
         let kept = RefCell::new(None);
         let started = || {
             if let Some(passed) = guard.pass() {

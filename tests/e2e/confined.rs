@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use libc::c_long;
@@ -44,6 +44,27 @@ fn monitor(cli: &Running) -> u32 {
     children.split_whitespace().next().expect("a process").parse().unwrap()
 }
 
+/// That a microVM's process, which was given half of a CPU, is in groups that hold it to that and to bounds of its memory and tasks.
+fn assert_grouped(pid: u32, groups: &[PathBuf]) {
+    let limits = [
+        ("cpu.cfs_quota_us", "50000"),
+        ("cpu.max", "50000 100000"),
+        ("memory.limit_in_bytes", "436207616"),
+        ("memory.max", "436207616"),
+        ("pids.max", "512"),
+    ];
+    let read = |path: PathBuf| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let mut found: Vec<&(&str, &str)> = Vec::new();
+    for group in groups {
+        // KVM has a thread of the kernel's for a machine in it.
+        let processes = read(group.join("cgroup.procs")).unwrap_or_default();
+        assert!(processes.lines().any(|line| line == pid.to_string()), "{}: {processes}", group.display());
+        found.extend(limits.iter().filter(|(file, value)| read(group.join(file)).as_deref() == Some(value)));
+    }
+    // Of each there are two names, and one interface.
+    assert_eq!(found.len(), 3, "{found:?} in {groups:?}");
+}
+
 /// Each thread has its filter, nothing to gain from programs, and no capabilities but those for the files of volumes. What the caller
 /// has open and in its environment is not the microVM's.
 #[test]
@@ -54,8 +75,10 @@ fn group_11_each_thread_of_a_container_is_confined() {
     fs::create_dir(&shared).unwrap();
     let (volume, image) = (format!("{}:/data", shared.display()), lab.debian());
     let script = "ls /data; echo up; read line";
-    let arguments = ["run", "-i", "--name", "confined", "-v", &volume, &image, "sh", "-c", script];
-    let inner = lab.bulkhead(arguments);
+    let no_group = lab.no_control_group();
+    let half: &[&str] = if no_group.is_none() { &["--cpus", "0.5"] } else { &[] };
+    let arguments = ["run", "-i", "--name", "confined", "-v", &volume];
+    let inner = lab.bulkhead([&arguments, half, &[&image, "sh", "-c", script]].concat());
     let mut command = Command::new("sh");
     command.args(["-c", "exec 9<\"$0\"; exec \"$@\"", "/etc/passwd"]).arg(inner.get_program()).args(inner.get_args());
     command.envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?)))).env("A_SECRET", "of the caller's");
@@ -98,6 +121,19 @@ fn group_11_each_thread_of_a_container_is_confined() {
     let told: serde_json::Value = serde_json::from_str(lab.run(["inspect", "confined"]).text()).unwrap();
     let told = &told[0]["Sandbox"];
     assert!(told["Confined"] == true && !told["Missing"].to_string().contains("root"), "{told}");
+    let groups = lab.control_groups();
+    assert_eq!(told["Missing"].to_string().contains("control group"), no_group.is_some(), "{told}");
+    match no_group {
+        None => assert_grouped(pid, &groups),
+        Some(reason) => {
+            let quota = lab.run(["run", "--cpus", "0.5", &image, "true"]);
+            // It may be that only others are not there.
+            assert!(
+                !reason.contains("cpu") || (quota.code == Some(125) && quota.stderr.contains("doctor")),
+                "{quota:?}"
+            );
+        }
+    }
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
@@ -112,6 +148,7 @@ fn group_11_each_thread_of_a_container_is_confined() {
     let ended = running.end(patience);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     lab.assert_clean();
+    assert!(!groups.iter().any(|group| group.exists()), "{groups:?}");
 }
 
 /// A running thread that is made to do what no thread of a microVM does ends it, before anything is done.
@@ -192,12 +229,18 @@ fn a_sandbox_that_is_required_is_had_or_there_is_no_guest() {
     if there_are.iter().any(|tool| !tool.as_ref().is_ok_and(|output| output.status.success())) {
         return tests::lab::skip(NAME, "there is no unshare and setpriv to take the namespaces away with");
     }
-    lacking(&["--require-jail"]).end(patience).assert_failed(125, &["sandbox lacks", "namespaces", "--require-jail"]);
+    let no_group = lab.no_control_group().is_some();
+    let first = if no_group { "control group" } else { "namespaces" };
+    lacking(&["--require-jail"]).end(patience).assert_failed(125, &["sandbox lacks", first, "--require-jail"]);
     let mut running = lacking(&[]);
     running.wait_for("up\n", patience);
     running.signal(Signal::TERM);
     assert_eq!(running.end(patience).code, Some(143));
     let mut running = Running::start(lab.bulkhead(["boot", "--require-jail", "--kernel", kernel.to_str().unwrap()]));
+    if no_group {
+        running.end(patience).assert_failed(125, &["sandbox lacks", "control group", "--require-jail"]);
+        return lab.assert_clean();
+    }
     running.wait_for("up\n", patience);
     running.signal(Signal::TERM);
     assert_eq!(running.end(patience).code, Some(143));

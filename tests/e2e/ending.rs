@@ -86,8 +86,14 @@ fn group_11_after_sigkill_the_next_command_cleans_up() {
     assert_eq!(running.end(boot).code, None);
     wait_for_the_orphan(&lab);
     assert!(!lab.left_behind().is_empty(), "SIGKILL cannot be cleaned up by its victim");
+    let groups = lab.control_groups();
     assert_eq!(lab.run(["images", "-q"]).code, Some(0));
     lab.assert_clean();
+    let groups_left: Vec<_> = groups.iter().filter(|group| group.exists()).collect();
+    assert!(
+        groups_left.is_empty() && groups.is_empty() == lab.no_control_group().is_some(),
+        "{groups_left:?} of {groups:?}"
+    );
     // The store still works, and what was half done in it is gone.
     assert_eq!(lab.run(["system", "df"]).code, Some(0));
     let left = std::fs::read_dir(lab.store().join("templates")).unwrap().flatten().map(|entry| entry.file_name());

@@ -200,6 +200,10 @@ fn a_container_goes_on_and_back() {
     assert_eq!(done(lab.run(["rollback", "web", "web-1"])), "");
     web.say("echo e$n $(cat /file)\n");
     web.wait_for("e3 b2\n", patience);
+    // Of the one that it was there is none left.
+    let groups: std::collections::HashSet<_> =
+        lab.control_groups().iter().filter_map(|group| Some(group.file_name()?.to_owned())).collect();
+    assert!(groups.len() < 2, "{groups:?}");
     assert_eq!(done(lab.run(["commit", "--memory", "web", "app"])), "app@warm\n");
     assert!(done(lab.run(["images"])).contains("app@warm"));
 

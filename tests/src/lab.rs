@@ -287,6 +287,26 @@ impl Lab {
         }
     }
 
+    /// The control groups of this lab's microVMs, those that have not been removed.
+    pub fn control_groups(&self) -> Vec<PathBuf> {
+        let files = fs::read_dir(self.run_dir()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let lists = files.filter(|path| path.extension().is_some_and(|extension| extension == "groups"));
+        let lists: Vec<String> = lists.filter_map(|list| fs::read_to_string(list).ok()).collect();
+        lists.iter().flat_map(|list| list.lines()).map(PathBuf::from).filter(|group| group.exists()).collect()
+    }
+
+    /// Why this host gives a microVM no control group, or not all of it.
+    ///
+    /// # Panics
+    /// `doctor` does not say.
+    pub fn no_control_group(&self) -> Option<String> {
+        let report: serde_json::Value =
+            serde_json::from_slice(&self.run(["doctor", "--format", "json"]).stdout).expect("doctor's report");
+        let check = report["checks"].as_array().expect("checks").iter().find(|check| check["name"] == "cgroup");
+        let check = check.expect("a check of control groups");
+        (check["status"] != "ok").then(|| check["detail"].to_string())
+    }
+
     /// What of this lab is left on the host: processes, run directories, half-done work in the store.
     pub fn left_behind(&self) -> Vec<String> {
         let processes = self.processes().into_iter().map(|pid| {

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::network::{self, Destination, Network, Publish};
 use super::settings::Settings;
+use crate::cgroup::Limits;
 use crate::restart::Policy;
 use crate::session::keys::Keys;
 use crate::signals;
-use crate::size;
+use crate::size::{self, Cpus, Refused};
 use crate::volumes::VolumeFlag;
 
 /// Guest RAM where `-m` does not say, MiB. Memory costs the host nothing before the guest touches it, but a guest kernel
@@ -131,9 +132,12 @@ pub struct Machine {
     /// Guest memory, as 256m (which is the default) or 1g
     #[arg(short, long, value_name = "SIZE", value_parser = size::mib)]
     pub memory: Option<u64>,
-    /// Number of vCPUs; 1 if not given
+    /// Number of CPUs, as 2 or 0.5; 1 if not given. It has as many vCPUs, rounded up
     #[arg(long, value_name = "N", value_parser = size::cpus)]
-    pub cpus: Option<u8>,
+    pub cpus: Option<Cpus>,
+    #[arg(long, value_name = "SIZE", hide = true, allow_hyphen_values = true, value_parser = size::no_swap)]
+    #[serde(skip)]
+    pub memory_swap: Option<Refused>,
 }
 
 impl Machine {
@@ -142,8 +146,19 @@ impl Machine {
         self.memory.unwrap_or(DEFAULT_MEMORY_MIB)
     }
 
+    /// Number of CPUs.
+    pub fn all_cpus(&self) -> Cpus {
+        self.cpus.unwrap_or(Cpus::whole(1))
+    }
+
     /// Number of vCPUs.
     pub fn cpus(&self) -> u8 {
-        self.cpus.unwrap_or(1)
+        self.all_cpus().vcpus()
+    }
+
+    /// What it may take of the host.
+    pub fn limits(&self) -> Limits {
+        let vcpus = self.cpus();
+        Limits { vcpus, memory_mib: self.memory_mib(), quota: self.cpus.and_then(|cpus| cpus.as_quota(vcpus)) }
     }
 }

@@ -25,7 +25,7 @@ pub fn boot(args: &Boot, talk: Talk) -> Outcome {
         config: config(args)?,
         name: args.name.clone(),
         what: What::Machine { kernel: args.kernel.to_string_lossy().into_owned() },
-        size: (args.machine.cpus(), args.machine.memory_mib()),
+        limits: args.machine.limits(),
         history: History::new()?,
         socket: args.vsock.clone(),
     };

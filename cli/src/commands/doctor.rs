@@ -11,6 +11,7 @@ use serde::Serialize;
 use vmm::host::{self, HostReport};
 
 use crate::args::{Doctor, Format};
+use crate::cgroup::{self, Cgroups, Plan};
 use crate::failure::{FAILED, Failure, Outcome};
 use crate::life::kernel_kind;
 use crate::output;
@@ -208,8 +209,6 @@ fn features(host: &Host) -> Vec<Check> {
         None => (false, "not to be told without securityfs", "sudo mount -t securityfs none /sys/kernel/security"),
     };
     let seccomp = host.read("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
-    let cgroups =
-        host.read("/proc/mounts").unwrap_or_default().lines().any(|line| line.split(' ').nth(2) == Some("cgroup2"));
     let huge = host.read("/sys/kernel/mm/transparent_hugepage/enabled");
     let huge = huge.unwrap_or_else(|| "not in this kernel".into());
     let sysctl = |line: &str| format!("sudo sysctl -w {line}");
@@ -230,12 +229,7 @@ fn features(host: &Host) -> Vec<Check> {
         file("vhost-net", "/dev/vhost-net", "sudo modprobe vhost_net"),
         file("vhost-vsock", "/dev/vhost-vsock", "sudo modprobe vhost_vsock"),
     ];
-    list.push(check(
-        "cgroup v2",
-        cgroups,
-        if cgroups { "mounted" } else { "not mounted" },
-        "boot with systemd.unified_cgroup_hierarchy=1",
-    ));
+    list.push(cgroup(host));
     let jail = jail(host, namespaces);
     let fix =
         if namespaces { "a host kernel of 5.12 or later" } else { "run as root, or allow user namespaces (above)" };
@@ -251,6 +245,26 @@ fn features(host: &Host) -> Vec<Check> {
         "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
     ));
     list
+}
+
+/// Whether a microVM's process can have a control group, and what that limits.
+fn cgroup(host: &Host) -> Check {
+    let Plan { places, lacking } = Cgroups::of(&host.root).plan();
+    let given: Vec<_> = places
+        .iter()
+        .map(|place| {
+            let names: Vec<_> = place.controllers.iter().map(|one| one.name()).collect();
+            format!("{} below {}", names.join(", "), place.dir.display())
+        })
+        .collect();
+    let detail = match cgroup::missing(&lacking) {
+        Some(missing) if given.is_empty() => format!("lacks {missing}"),
+        Some(missing) => format!("{}; lacks {missing}", given.join("; ")),
+        None => given.join("; "),
+    };
+    let fix = "run as root on a host with control groups, or, with v2, `systemd-run --user --scope bulkhead …`, in a subtree that systemd has given you \
+               (Delegate=cpu memory pids)";
+    check("cgroup", lacking.is_empty(), detail, fix)
 }
 
 /// Whether a microVM's process can have a root directory of its own: by which right, or for want of what not.
@@ -325,11 +339,15 @@ mod tests {
             ("/proc/sys/kernel/osrelease", "6.1.0-9\n"),
             ("/sys/kernel/security/lsm", "lockdown,landlock,yama\n"),
             ("/sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n"),
-            ("/proc/mounts", "a / ext4 rw 0 0\nc /sys/fs/cgroup/unified cgroup2 rw 0 0\n"),
+            ("/proc/self/mountinfo", "30 1 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"),
+            ("/proc/self/cgroup", "0::/\n"),
+            ("/sys/fs/cgroup/cgroup.controllers", "cpu io memory pids\n"),
+            ("/sys/fs/cgroup/cgroup.procs", ""),
+            ("/sys/fs/cgroup/cgroup.subtree_control", ""),
             ("/dev/net/tun", ""),
         ]);
         let list = features(&host);
-        for name in ["user namespaces", "userfaultfd", "Landlock", "jail", "huge pages", "cgroup v2", "tap"] {
+        for name in ["user namespaces", "userfaultfd", "Landlock", "jail", "huge pages", "cgroup", "tap"] {
             assert_eq!(find(&list, name).status, Status::Ok, "{name}");
         }
         assert_eq!(find(&list, "io_uring").detail, "disabled");

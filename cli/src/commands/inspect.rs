@@ -8,6 +8,7 @@ use guest_protocol::{Limit, Tmpfs};
 use serde_json::{Value, json};
 
 use crate::args::{Inspect, Kind, Port, Publish, settings};
+use crate::cgroup;
 use crate::clock;
 use crate::containers::{Containers, ContainersError, Entry, Record, Status};
 use crate::control::Control;
@@ -17,6 +18,7 @@ use crate::paths;
 use crate::running;
 use crate::size::MIB;
 use crate::template::Template;
+use crate::usage;
 use crate::volumes::VolumeFlag;
 
 /// Prints all that is known of containers and images. Those that there are, even if others are not.
@@ -126,7 +128,12 @@ fn inside(port: &Publish) -> String {
 fn sandbox(entry: &Entry) -> Value {
     let control = Control::at(&running::directory(entry).join("api"));
     let told = control.call("GET", "/bulkhead/v1/sandbox", &());
-    told.map_or(Value::Null, |told| json!({ "Confined": told["confined"], "Missing": told["missing"] }))
+    told.map_or(Value::Null, |told| {
+        let mut missing = told["missing"].as_array().cloned().unwrap_or_default();
+        let process = usage::monitor(entry.record.state.pid);
+        missing.extend(process.and_then(cgroup::missing_of).map(Value::from));
+        json!({ "Confined": told["confined"], "Missing": missing })
+    })
 }
 
 /// The options of a file system in memory.
@@ -188,7 +195,7 @@ fn describe(entry: &Entry) -> Value {
             "RestartPolicy": { "Name": flags.restart.name(), "MaximumRetryCount": flags.restart.most() },
             "Binds": flags.volume.iter().map(|volume| volume.shown()).collect::<Vec<_>>(),
             "Memory": flags.machine.memory_mib() * MIB,
-            "NanoCpus": u64::from(flags.machine.cpus()) * 1_000_000_000,
+            "NanoCpus": u64::from(flags.machine.all_cpus().thousandths()) * 1_000_000,
             "NetworkMode": flags.network.as_ref().map_or("none".into(), ToString::to_string),
             "PortBindings": bindings,
             "ReadonlyRootfs": flags.read_only,

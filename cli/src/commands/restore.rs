@@ -130,6 +130,7 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
         hostname,
         network,
         upper: None,
+        limits: held.record.limits(None),
         verbose: talk.verbose,
     };
     let mut owner = Owner::listen(&directory, facts, History::of(held), place.succession(&directory))?;
@@ -187,7 +188,7 @@ fn machine(args: Restore, held: Held, talk: Talk) -> Outcome {
         config,
         name: args.name,
         what: held.record.what.clone(),
-        size: (held.record.vcpus, held.record.memory_mib),
+        limits: held.record.limits(None),
         history: History::of(held),
         socket: None,
     };

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::name::Id;
+use crate::cgroup::Limits;
+use crate::size::Cpus;
 
 /// The file's name.
 pub const FILE: &str = "bulkhead.json";
@@ -103,6 +105,11 @@ impl What {
 }
 
 impl Record {
+    /// What a VM that goes on from it may take of the host, with this part of its vCPUs' time.
+    pub fn limits(&self, quota: Option<Cpus>) -> Limits {
+        Limits { vcpus: self.vcpus, memory_mib: self.memory_mib, quota }
+    }
+
     /// The file's bytes.
     pub fn encode(&self) -> io::Result<Vec<u8>> {
         let mut value = serde_json::to_value(self)?;
