@@ -29,7 +29,7 @@ use crate::failure::{Failure, Outcome, one_line};
 use crate::launch::Launch;
 use crate::monitor::{self, MonitorError};
 use crate::net;
-use crate::owner::{Attached, Facts, History, Owner, Shared, Tracked};
+use crate::owner::{self, Attached, Facts, History, Owner, Shared, Tracked};
 use crate::paths;
 use crate::rundir::RunDir;
 use crate::session::{Io, Session};
@@ -79,6 +79,11 @@ pub fn check(flags: &Run) -> anyhow::Result<()> {
     drop(host::open()?);
     net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
     Volumes::check(&flags.volume)?;
+    check_size(flags)
+}
+
+/// That this host has a machine of this size.
+pub fn check_size(flags: &Run) -> anyhow::Result<()> {
     machine(flags, false)?.validate(host::memory_mib())?;
     cgroup::check(flags.machine.limits().quota)?;
     Ok(())
@@ -160,6 +165,7 @@ impl Running {
             devices.insert(net::SECTION.into(), network.section.clone());
         }
         devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
+        devices.insert(owner::BALLOON.into(), owner::balloon());
         let place = Place {
             session: &session,
             control: control.clone(),

@@ -31,6 +31,7 @@ use crate::helping::Helping;
 use crate::launch::Launch;
 use crate::life;
 use crate::monitor;
+use crate::owner;
 use crate::paths;
 use crate::rundir::RunDir;
 use crate::session::attend::NoAttendant;
@@ -137,6 +138,8 @@ impl Visit {
             drives.extend(upper.as_deref().map(upper::drive).transpose()?);
         }
         devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
+        // As a container's microVM has, so that both go on from one template.
+        devices.insert(owner::BALLOON.into(), owner::balloon());
         let mut start = life::start(&record, &layers.layers, None)?;
         // Nothing runs that they would be for; and what is mounted in memory would hide where files are to stay.
         start.settings = Settings::default();

@@ -33,6 +33,7 @@
 //! | [`settings`] | what a container has beside its files |
 //! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
 //! | [`tracer`] | no tests: what kills at a call |
+//! | [`updates`] | what a container may take, changed while it runs and when it has ended |
 //! | [`verbs`] | images, doctor, bench |
 //! | [`volumes`] | directories of the host in a container, and named volumes |
 //!
@@ -69,6 +70,7 @@ mod scripted;
 mod settings;
 mod snapshots;
 mod tracer;
+mod updates;
 mod verbs;
 mod volumes;
 mod warm;

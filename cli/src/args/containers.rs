@@ -9,6 +9,7 @@ use crate::containers::record::now_ns;
 use crate::restart::Policy;
 use crate::session::keys::Keys;
 use crate::signals;
+use crate::size::{self, Cpus, Refused};
 
 #[derive(Debug, Args)]
 pub struct Ps {
@@ -171,7 +172,15 @@ pub struct Wait {
 pub struct Update {
     /// Whether to start it again when it has ended: `no`, `on-failure[:TIMES]`, `always` or `unless-stopped`
     #[arg(long, value_name = "POLICY", value_parser = str::parse::<Policy>)]
-    pub restart: Policy,
+    pub restart: Option<Policy>,
+    /// Number of CPUs, as 2 or 0.5; while it runs, no more than its vCPUs
+    #[arg(long, value_name = "N", value_parser = size::cpus)]
+    pub cpus: Option<Cpus>,
+    /// Guest memory, as 256m or 1g; while it runs, no more than it was started with
+    #[arg(short, long, value_name = "SIZE", value_parser = size::mib)]
+    pub memory: Option<u64>,
+    #[arg(long, value_name = "SIZE", hide = true, allow_hyphen_values = true, value_parser = size::no_swap)]
+    pub memory_swap: Option<Refused>,
     /// Containers, by name or the beginning of the id
     #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub containers: Vec<String>,

@@ -13,7 +13,9 @@ use guest_protocol::files::Helper;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::args::Run;
 use crate::restart::Policy;
+use crate::size::Cpus;
 
 /// The socket's name in a run directory.
 pub const SOCKET: &str = "attend";
@@ -43,11 +45,8 @@ pub enum Order {
         /// Which: 1 to 31.
         signal: u8,
     },
-    /// Change what is to become of the container when it has ended.
-    Update {
-        /// Whether it is started again.
-        restart: Policy,
-    },
+    /// Change what the container may take, or what is to become of it when it has ended.
+    Update(Update),
     /// Have its processors stand still.
     Pause {},
     /// Have them go on.
@@ -63,6 +62,30 @@ pub enum Order {
     Exec(Exec),
     /// Be at the streams of the container's own process.
     Attach(Attach),
+}
+
+/// What is to change of a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// Whether it is started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Policy>,
+    /// How many CPUs it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Cpus>,
+    /// Its guest's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+}
+
+impl Update {
+    /// Has the container be started so the next time.
+    pub fn apply(self, flags: &mut Run) {
+        flags.restart = self.restart.unwrap_or(flags.restart);
+        flags.machine.cpus = self.cpus.or(flags.machine.cpus);
+        flags.machine.memory = self.memory_mib.or(flags.machine.memory);
+    }
 }
 
 /// A process that is to join a container's main one, and is like that one where nothing is said.
@@ -197,7 +220,8 @@ mod tests {
             Order::Snapshot { name: None },
             Order::Rollback { to: "one".into() },
             Order::Pause {},
-            Order::Update { restart: Policy::OnFailure(Some(3)) },
+            Order::Update(Update { restart: Some(Policy::OnFailure(Some(3))), ..Update::default() }),
+            Order::Update(Update { cpus: Cpus::try_from(0.5).ok(), memory_mib: Some(64), restart: None }),
             Order::Unpause {},
             Order::Attach(Attach { stdin: true, terminal: Some(Size { rows: 1, columns: 2 }) }),
             Order::Exec(Exec { args: vec!["true".into()], ..Exec::default() }),
@@ -215,6 +239,8 @@ mod tests {
             (r#"{"version":1,"order":"rollback"}"#, "to"),
             (r#"{"version":1,"order":"snapshot","path":"/etc"}"#, "path"),
             (r#"{"version":1,"order":"exec"}"#, "args"),
+            (r#"{"version":1,"order":"update","cpus":1e9}"#, "1000000000"),
+            (r#"{"version":1,"order":"update","swap":1}"#, "swap"),
             (r#"{"version":1,"order":"exec","helper":"Everything"}"#, "Everything"),
             (r#"{"version":1,"order":"exec","args":["ls"],"root":true}"#, "root"),
             (r#"{"version":1,"order":"exec","args":["ls"],"terminal":{"rows":1}}"#, "columns"),

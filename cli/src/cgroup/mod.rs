@@ -230,9 +230,24 @@ pub fn missing_of(pid: u32) -> Option<String> {
     missing(&lacking.collect::<Vec<_>>())
 }
 
+/// Gives the process of a microVM that runs this quota instead of the one that it has, or none.
+///
+/// # Errors
+/// It is in no group for that, or the kernel's answer.
+pub fn change_quota(pid: u32, quota: Option<Cpus>) -> io::Result<()> {
+    let parts = Cgroups::here().groups_of(pid);
+    // Where nothing limits it, there is nothing to lift.
+    if quota.is_none() && parts.iter().all(|part| !part.controllers.contains(&Controller::Cpu)) {
+        return Ok(());
+    }
+    set_quota(&parts, quota)
+}
+
 fn set_quota(parts: &[Place], quota: Option<Cpus>) -> io::Result<()> {
     let part = parts.iter().find(|part| part.controllers.contains(&Controller::Cpu));
-    let part = part.ok_or_else(|| io::Error::other("its process is in no control group that limits cpu"))?;
+    let part = part.ok_or_else(|| {
+        io::Error::other("its process is in no control group that limits cpu; see `bulkhead doctor` (cgroup)")
+    })?;
     let us = quota.map(|cpus| u64::from(cpus.thousandths()) * PERIOD_US / 1000);
     match part.version {
         Version::V1 => set(&part.dir, "cpu.cfs_quota_us", us.map_or("-1".into(), |us| us.to_string())),

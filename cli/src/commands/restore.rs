@@ -14,7 +14,7 @@ use crate::bare::Bare;
 use crate::container::{Place, breakdown, console_tail, devices, end};
 use crate::failure::Outcome;
 use crate::net;
-use crate::owner::{Facts, History, Owner};
+use crate::owner::{BALLOON, Facts, History, Owner};
 use crate::paths;
 use crate::rundir::RunDir;
 use crate::session::{Io, Session};
@@ -121,6 +121,8 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
         .and_then(Value::as_array_mut)
         .into_iter()
         .for_each(|drives| drives.extend_from_slice(own));
+    // What it has taken from its guest, it has in the clone as well.
+    devices.extend(saved.config.devices.get(BALLOON).map(|balloon| (BALLOON.to_owned(), balloon.clone())));
     devices.extend(network.as_ref().map(|network| (net::SECTION.to_owned(), network.section.clone())));
     let place = Place {
         session: &session,

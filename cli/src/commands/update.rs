@@ -1,27 +1,34 @@
 //! `bulkhead update`: what can be changed of a container that there is, whether it runs or not.
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 
 use super::containers::{each, record_word};
 use super::inspect::find;
 use crate::args::Update;
-use crate::attend::Order;
 use crate::attend::client::ask;
+use crate::attend::{self, Order};
 use crate::containers::{Containers, Status};
 use crate::failure::Outcome;
+use crate::life;
 use crate::paths;
 use crate::restart::Policy;
 use crate::running;
 
 /// Changes them.
 pub fn update(args: &Update) -> Outcome {
-    each(&args.containers, |word| change(word, args.restart).map(|()| word.to_owned()))
+    let to = attend::Update { restart: args.restart, cpus: args.cpus, memory_mib: args.memory };
+    if to == attend::Update::default() {
+        return Err(
+            anyhow!("nothing to change: say --restart, --cpus or --memory; see 'bulkhead update --help'").into()
+        );
+    }
+    each(&args.containers, |word| change(word, to).map(|()| word.to_owned()))
 }
 
-fn change(word: &str, restart: Policy) -> anyhow::Result<()> {
+fn change(word: &str, to: attend::Update) -> anyhow::Result<()> {
     let entry = find(word)?;
     let state = &entry.record.state;
-    if entry.record.flags.rm && restart != Policy::No {
+    if entry.record.flags.rm && to.restart.is_some_and(|restart| restart != Policy::No) {
         return Err(anyhow!("cannot update container {word}: it was made with --rm, and goes with its end"));
     }
     if state.restarting {
@@ -31,13 +38,15 @@ fn change(word: &str, restart: Policy) -> anyhow::Result<()> {
     }
     if state.status == Status::Running {
         // Whoever has it keeps its record.
-        let order = Order::Update { restart };
-        ask(&running::directory(&entry), &entry.name, &order, &mut |_| ())?;
+        ask(&running::directory(&entry), &entry.name, &Order::Update(to), &mut |_| ())?;
         return Ok(());
     }
     let (_, held, mut record) = Containers::of(&paths::store())?.take(record_word(&entry))?;
-    record.flags.restart = restart;
-    record.write(&held.dir(), true)?;
+    to.apply(&mut record.flags);
+    // It would not start.
+    let resized = to.cpus.is_some() || to.memory_mib.is_some();
+    let sound = if resized { life::check_size(&record.flags) } else { Ok(()) };
+    let written = sound.and_then(|()| Ok(record.write(&held.dir(), true)?));
     held.stays();
-    Ok(())
+    written.with_context(|| format!("cannot update container {word}"))
 }

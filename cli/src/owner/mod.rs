@@ -10,6 +10,7 @@
 //! - this file: orders;
 //! - [`jobs`]: snapshots and rollbacks;
 //! - [`pause`]: the VM standing still because a client wants it so;
+//! - [`update`]: what the VM may take, changed while it runs;
 //! - [`execs`]: processes that have joined the container's main one;
 //! - [`attached`]: clients at the streams of the container's own process;
 //! - [`tracked`]: the container's record, which follows what becomes of the VM;
@@ -21,6 +22,7 @@ mod history;
 mod jobs;
 mod pause;
 mod tracked;
+mod update;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,7 +37,6 @@ use serde_json::{Value, json};
 use crate::attend::server::{Attendance, Waiting};
 use crate::attend::{Attach, Exec, Order, SOCKET};
 use crate::failure::one_line;
-use crate::restart::Policy;
 use crate::rundir::RunDir;
 use crate::session::{Attendant, FreezeError, Heard, Wish};
 use crate::snapshots::making::Wanted;
@@ -45,6 +46,7 @@ pub use attached::{Attached, First};
 use execs::Execs;
 pub use history::History;
 pub use tracked::{Shared, Tracked};
+pub use update::{BALLOON, balloon};
 
 /// What is known of a VM as long as its owner lives, whatever it is replaced by.
 #[derive(Debug)]
@@ -184,8 +186,8 @@ impl Owner {
                 return Some(Wish::End);
             }
             Order::Signal { signal } => return self.signal(signal, client),
-            Order::Update { restart } => {
-                self.update(restart, client);
+            Order::Update(to) => {
+                self.update(to, client);
                 return None;
             }
             Order::Exec(_) | Order::Attach(_) | Order::Snapshot { .. } | Order::Rollback { .. } if self.paused => {
@@ -218,7 +220,7 @@ impl Owner {
             | Order::Signal { .. }
             | Order::Exec(_)
             | Order::Attach(_)
-            | Order::Update { .. } => None,
+            | Order::Update(_) => None,
         }
     }
 
@@ -237,16 +239,6 @@ impl Owner {
         };
         client.refuse(refused);
         None
-    }
-
-    fn update(&self, restart: Policy, client: Waiting) {
-        match &self.container {
-            Some(container) => {
-                container.borrow_mut().update(restart);
-                client.done(Value::Null);
-            }
-            None => client.refuse(&format!("microVM '{}' is no container", self.facts.name)),
-        }
     }
 
     fn exec(&mut self, exec: Exec, client: Waiting) -> Option<Wish> {

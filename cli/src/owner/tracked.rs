@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::Attached;
+use crate::attend::Update;
 use crate::containers::record::Cause;
 use crate::containers::{Containers, Record, Status};
 use crate::events;
-use crate::restart::Policy;
 use crate::supervisor::Report;
 
 /// Longest text of the guest's that is kept.
@@ -50,9 +50,9 @@ impl Tracked {
         self.record.state.out_of_memory = which.chars().take(MOST_WORDS).collect();
     }
 
-    /// Something else is to become of it when it has ended.
-    pub fn update(&mut self, restart: Policy) {
-        self.record.flags.restart = restart;
+    /// It is to be started so the next time.
+    pub fn update(&mut self, to: Update) {
+        to.apply(&mut self.record.flags);
         self.write();
     }
 
