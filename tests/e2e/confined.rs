@@ -236,14 +236,29 @@ fn a_sandbox_that_is_required_is_had_or_there_is_no_guest() {
     running.wait_for("up\n", patience);
     running.signal(Signal::TERM);
     assert_eq!(running.end(patience).code, Some(143));
-    let mut running = Running::start(lab.bulkhead(["boot", "--require-jail", "--kernel", kernel.to_str().unwrap()]));
+    let whole = || Running::start(lab.bulkhead(["boot", "--require-jail", "--kernel", kernel.to_str().unwrap()]));
     if no_group {
-        running.end(patience).assert_failed(125, &["sandbox lacks", "control group", "--require-jail"]);
+        whole().end(patience).assert_failed(125, &["sandbox lacks", "control group", "--require-jail"]);
         return lab.assert_clean();
     }
-    running.wait_for("up\n", patience);
-    running.signal(Signal::TERM);
-    assert_eq!(running.end(patience).code, Some(143));
+    let whole = || {
+        let mut running = whole();
+        running.wait_for("up\n", patience);
+        running
+    };
+    let two = [whole(), whole()];
+    if rustix::process::geteuid().is_root() {
+        // Each is its own user, and nobody else's.
+        for pid in two.iter().map(monitor) {
+            let (status, user) = (status(Path::new(&format!("/proc/{pid}"))), 0x7000_0000 + pid);
+            let all = [user; 4].map(|id| id.to_string()).join("\t");
+            assert_eq!((&status["Uid"], &status["Gid"], status["Groups"].as_str()), (&all, &all, ""));
+        }
+    }
+    for running in two {
+        running.signal(Signal::TERM);
+        assert_eq!(running.end(patience).code, Some(143));
+    }
     lab.assert_clean();
 }
 

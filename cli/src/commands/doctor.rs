@@ -122,6 +122,7 @@ fn report(host: &Host, kvm: HostReport) -> Report {
     checks.push(directory("image store", &paths::store(), "BULKHEAD_STORE"));
     checks.push(directory("run directory", &paths::run(), "BULKHEAD_RUN"));
     checks.extend(features(host));
+    checks.push(own_user());
     Report { can_run: checks.iter().all(|check| check.status != Status::Missing), kvm, checks }
 }
 
@@ -179,6 +180,17 @@ fn directory(name: &'static str, path: &Path, variable: &str) -> Check {
     let detail = format!("{}, {} free", path.display(), crate::size::human(space));
     let fix = format!("make {} writable for you, or set {variable} to a directory that is", existing.display());
     needed(check(name, writable, detail, &fix))
+}
+
+/// Whether microVMs' processes are users of their own.
+fn own_user() -> Check {
+    let (present, detail) = match vmm::sandbox::own_user(&[paths::store(), paths::run()]) {
+        None => (true, "yours: only root's microVMs have one each".to_owned()),
+        Some(Ok(())) => (true, "for each microVM without volumes".to_owned()),
+        Some(Err(error)) => (false, format!("root's instead: {error}")),
+    };
+    let fix = "keep the store and the run directory on ext4, xfs or btrfs, or on tmpfs with Linux 6.3 or later";
+    check("own user", present, detail, fix)
 }
 
 /// What the host's kernel has besides KVM.

@@ -10,11 +10,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, PROC_SUPER_MAGIC, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{getegid, geteuid, pivot_root};
 use rustix::thread::UnshareFlags;
+
+use super::user;
 
 /// Something is laid over this directory while the new root is made; nobody else sees that.
 const WORKSHOP: &str = "/proc";
@@ -28,17 +30,25 @@ fn namespaces() -> UnshareFlags {
     UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC
 }
 
+/// Whether files of root's are those of the user that was asked for, or why not.
+pub type Owned = io::Result<()>;
+
 /// Puts the process into namespaces of its own. With `reached`, its root directory has these files and directories from now on, at the
-/// paths that they had. Those that are not there are left out. To be called by the only thread that opens files by their paths.
+/// paths that they had. Those that are not there are left out; what is root's of them is `owner`'s, if it says and the host can. To be
+/// called by the only thread that opens files by their paths.
 ///
 /// # Errors
 /// The host does not let it: nothing has changed then, or only the namespaces.
-pub fn enter(reached: Option<&[PathBuf]>) -> io::Result<()> {
+pub fn enter(reached: Option<&[PathBuf]>, owner: Option<u32>) -> io::Result<Owned> {
     unshare()?;
-    let Some(reached) = reached else { return Ok(()) };
+    let Some(reached) = reached else { return Ok(Ok(())) };
     // Mounts of the host go on without us, and ours are not theirs.
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let places = places(reached)?;
+    let mapping = owner.filter(|_| !reached.is_empty()).map(user::mapping).transpose();
+    let (places, owned) = match mapping.and_then(|mapping| places(reached, mapping.as_ref())) {
+        Ok(places) => (places, Ok(())),
+        Err(error) => (places(reached, None)?, Err(error)),
+    };
     let before = std::env::current_dir();
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("bulkhead", WORKSHOP, "tmpfs", flags, ROOM)?;
@@ -51,7 +61,16 @@ pub fn enter(reached: Option<&[PathBuf]>) -> io::Result<()> {
     rustix::mount::mount_remount("/", MountFlags::BIND | MountFlags::RDONLY | flags, c"")?;
     // A path that is not from the root is one from here, if here is reached.
     let _ = before.map(std::env::set_current_dir);
-    Ok(())
+    Ok(owned)
+}
+
+/// Whether what is root's in these directories can be another user's: tried, and nothing is left of it.
+///
+/// # Errors
+/// The host does not let it, or one of their file systems does not.
+pub fn can_own(directories: &[PathBuf]) -> Owned {
+    let mapping = user::mapping(user::FIRST)?;
+    places(directories, Some(&mapping)).map(drop)
 }
 
 /// New namespaces; without the privilege for that, in a user namespace where there is only this user.
@@ -78,8 +97,8 @@ struct Place {
     is_dir: bool,
 }
 
-/// The places for these paths: what lies in another one comes with that.
-fn places(reached: &[PathBuf]) -> io::Result<Vec<Place>> {
+/// The places for these paths: what lies in another one comes with that. Users are as `mapping` says.
+fn places(reached: &[PathBuf], mapping: Option<&OwnedFd>) -> io::Result<Vec<Place>> {
     let mut paths = reached.iter().map(std::path::absolute).collect::<io::Result<Vec<_>>>()?;
     // What leads to another place has no such place in the new root.
     for path in paths.iter_mut().filter(|path| path.components().any(|part| part == std::path::Component::ParentDir)) {
@@ -91,7 +110,7 @@ fn places(reached: &[PathBuf]) -> io::Result<Vec<Place>> {
     for path in paths {
         let Ok(from_root) = path.strip_prefix("/") else { continue };
         if !places.iter().any(|place| from_root.starts_with(&place.path)) {
-            places.extend(Place::of(&path, from_root)?);
+            places.extend(Place::of(&path, from_root, mapping)?);
         }
     }
     Ok(places)
@@ -99,7 +118,7 @@ fn places(reached: &[PathBuf]) -> io::Result<Vec<Place>> {
 
 impl Place {
     /// `None` if there is nothing.
-    fn of(path: &Path, from_root: &Path) -> io::Result<Option<Place>> {
+    fn of(path: &Path, from_root: &Path, mapping: Option<&OwnedFd>) -> io::Result<Option<Place>> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             // With what is mounted below: a part of what others have mounted cannot be had.
@@ -108,7 +127,9 @@ impl Place {
             Err(Errno::NOENT) => return Ok(None),
             tree => tree?,
         };
-        harmless(&tree)?;
+        // What the kernel tells of a process is the process's.
+        let is_proc = fstatfs(&tree)?.f_type == PROC_SUPER_MAGIC;
+        set(&tree, mapping.filter(|_| !is_proc))?;
         let is_dir = path.is_dir();
         Ok(Some(Place { path: from_root.to_owned(), tree, is_dir }))
     }
@@ -126,12 +147,16 @@ impl Place {
     }
 }
 
-/// No programs and no devices are opened there.
-fn harmless(tree: &OwnedFd) -> io::Result<()> {
+/// No programs and no devices are opened there, and users are as `mapping` says.
+fn set(tree: &OwnedFd, mapping: Option<&OwnedFd>) -> io::Result<()> {
     let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     // SAFETY: all zeros are a valid value of it.
     let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
     attributes.attr_set = set;
+    if let Some(mapping) = mapping {
+        attributes.attr_set |= libc::MOUNT_ATTR_IDMAP;
+        attributes.userns_fd = mapping.as_raw_fd() as u64;
+    }
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     // SAFETY: an empty path and attributes of the size that is said; both outlive the call.
     let done = unsafe {
@@ -172,7 +197,7 @@ mod tests {
         let missing = [path("missing"), path("missing/too")];
         let reached = [&[path("own"), path("own/inside"), crooked, "/proc/self".into()], &missing[..]].concat();
         let jailed = || {
-            if let Err(error) = enter(Some(&reached)) {
+            if let Err(error) = enter(Some(&reached), None) {
                 println!("SKIP group_11_nothing_has_a_path_but_what_is_reached: {error}");
                 return;
             }
@@ -198,5 +223,30 @@ mod tests {
         std::thread::scope(|scope| scope.spawn(jailed).join().unwrap());
         assert!(path("own/new").exists() && fs::read(path("other/open")).unwrap() == b"as before");
         assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains("bulkhead"), "a mount is left");
+    }
+
+    /// What is root's on the host is the process's own user's, and what is another's is not.
+    #[test]
+    fn group_11_what_is_reached_is_its_users() {
+        use std::os::unix::fs::{MetadataExt, chown};
+        let Some(owner) = user::own() else {
+            return println!("SKIP group_11_what_is_reached_is_its_users: only root can be somebody else");
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["roots", "anothers"] {
+            fs::write(path(name), name).unwrap();
+        }
+        chown(path("anothers"), Some(1234), Some(1234)).unwrap();
+        let jailed = || match enter(Some(&[dir.path().to_owned(), "/proc/self".into()]), Some(owner)) {
+            Ok(Ok(())) => {
+                let of = |path: PathBuf| fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+                assert_eq!((of(path("roots")), of(path("anothers"))), ((owner, owner), (1234, 1234)));
+                assert_eq!(of("/proc/self".into()), (0, 0));
+            }
+            result => println!("SKIP group_11_what_is_reached_is_its_users: {result:?}"),
+        };
+        std::thread::scope(|scope| scope.spawn(jailed).join().unwrap());
+        assert_eq!(fs::metadata(path("roots")).unwrap().uid(), 0);
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! Everything that needs the host's files, programs or privileges happens before, on the main thread. Then:
 //!
+//! - a user of its own, where root starts it ([`user`]);
 //! - no capabilities, no way to get any (`no_new_privs`), nothing of it in core dumps ([`privileges`]);
 //! - a filter for each thread ([`calls`], [`filter`]): a call that is not on its list ends the process with SIGSYS. Lists of devices
 //!   and workers are theirs ([`DeviceKind`](devices::virtio::DeviceKind), [`Work`]);
@@ -25,6 +26,7 @@ mod jail;
 mod landlock;
 mod privileges;
 mod reached;
+mod user;
 
 use std::io;
 use std::path::PathBuf;
@@ -61,6 +63,12 @@ pub struct Wanted {
     pub files: Option<Vec<PathBuf>>,
     /// Where the host cannot give all of it, there is no machine.
     pub all: bool,
+}
+
+/// Whether the process of a microVM that this one starts can have a user of its own, with files in these directories: tried. None: it
+/// cannot be another than this process's, which is not root's.
+pub fn own_user(directories: &[PathBuf]) -> Option<io::Result<()>> {
+    user::own().map(|_| jail::can_own(directories))
 }
 
 /// What the host did not give of a sandbox, one line for each.
@@ -166,10 +174,23 @@ impl Sandbox {
         let rules = reached.as_ref().map(|reached| landlock::rules(reached).map_err(io::Error::other));
         let rules = rules.transpose().map_err(host("Landlock"))?;
         let by_path = reached.map(|reached| reached.by_path());
-        if let Err(error) = jail::enter(by_path.as_deref()) {
-            missing.push(format!("a root directory and namespaces of its own: {error}"));
+        let mut user = self.user();
+        let (what, entered) = match jail::enter(by_path.as_deref(), user) {
+            Ok(owned) => ("a user of its own", owned),
+            Err(error) => ("a root directory, namespaces and a user of its own", Err(error)),
+        };
+        if let Err(error) = entered {
+            missing.push(format!("{what}: {error}"));
+            user = None;
         }
-        self.close_privileges()?;
+        match privileges::close(self.keep(), user) {
+            // In a user namespace that does not have that user. Nothing that it reaches is that user's, or it would be there.
+            Err(error) if user.is_some() && error.kind() == io::ErrorKind::InvalidInput => {
+                missing.push(format!("a user of its own: {error}"));
+                self.close_privileges()?;
+            }
+            result => result.map_err(host("give up privileges"))?,
+        }
         if let Some(rules) = rules {
             let status = rules.restrict_self().map_err(io::Error::other).map_err(host("Landlock"))?;
             match status.ruleset {
@@ -184,9 +205,19 @@ impl Sandbox {
     }
 
     fn close_privileges(&self) -> Result<(), SandboxError> {
+        privileges::close(self.keep(), None).map_err(host("give up privileges"))
+    }
+
+    /// What some worker needs.
+    fn keep(&self) -> Keep {
         let for_users = self.workers.iter().find(|work| work.for_users);
-        let keep = for_users.map_or(Keep::Nothing, |work| Keep::for_work(work));
-        privileges::close(keep).map_err(host("give up privileges"))
+        for_users.map_or(Keep::Nothing, |work| Keep::for_work(work))
+    }
+
+    /// The user that the process is to be, if it is to be another: not one that acts on files for their owners, nor one of which nobody
+    /// knows what files it will be asked for.
+    fn user(&self) -> Option<u32> {
+        user::own().filter(|_| self.keep() == Keep::Nothing && self.files.is_some())
     }
 
     /// What a thread may do.

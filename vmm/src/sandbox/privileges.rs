@@ -9,6 +9,8 @@ use rustix::thread::{
     set_no_new_privs,
 };
 
+use super::user;
+
 /// What a thread keeps of the capabilities that it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
@@ -37,15 +39,32 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID);
 
 /// For the process, and all threads that start from now on: no program that it could start would have more rights than it has,
-/// nobody but root may look into it, and no core dump of it holds a guest's memory. Capabilities go but for those in `keep`, which some worker needs.
-pub fn close(keep: Keep) -> io::Result<()> {
+/// nobody but root may look into it, and no core dump of it holds a guest's memory. It is `user`'s, if it says. Capabilities go but for
+/// those in `keep`, which some worker needs.
+pub fn close(keep: Keep, user: Option<u32>) -> io::Result<()> {
     set_no_new_privs(true)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    // Of another user's process /proc/self would be root's then, and with it what a snapshot is made from.
-    if geteuid().is_root() {
-        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    match user {
+        Some(user) => {
+            // With the old user goes what it takes.
+            empty_bounding_set(capabilities(None)?);
+            user::become_one(user)?;
+        }
+        None if geteuid().is_root() => set_dumpable_behavior(DumpableBehavior::NotDumpable)?,
+        // /proc/self would be root's then, and with it what a snapshot is made from.
+        None => {}
     }
     give_up(keep)
+}
+
+/// What a program could have at most that one starts. Only who has SETPCAP can make it smaller; without it, there is nothing to gain from it.
+fn empty_bounding_set(has: CapabilitySets) {
+    if has.effective.contains(CapabilitySet::SETPCAP) {
+        for capability in CapabilitySet::all().iter() {
+            // A kernel that does not know it has nothing to take away.
+            let _ = remove_capability_from_bounding_set(capability);
+        }
+    }
 }
 
 /// Gives up the calling thread's capabilities but for those in `keep`, and those that it starts get no others.
@@ -58,13 +77,7 @@ pub fn give_up(keep: Keep) -> io::Result<()> {
     if has.permitted == kept && has.effective == kept && has.inheritable.is_empty() {
         return Ok(());
     }
-    // Only who has this one can make the bounding set smaller; without it, there is nothing to gain from that set.
-    if has.effective.contains(CapabilitySet::SETPCAP) {
-        for capability in CapabilitySet::all().iter() {
-            // A kernel that does not know it has nothing to take away.
-            let _ = remove_capability_from_bounding_set(capability);
-        }
-    }
+    empty_bounding_set(has);
     set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
     Ok(())
 }

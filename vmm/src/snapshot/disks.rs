@@ -5,10 +5,10 @@
 //! of what the disk holds, without its holes. In the snapshot's configuration a copy is named `disk-N`, which means a file beside
 //! `state`. The copy of a machine that goes on has no name and ends with it; to keep a disk, give the machine one of your own.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use devices::virtio::DEVICES;
@@ -61,6 +61,8 @@ pub fn provide(sections: &mut Map<String, Value>, dir: &Path) -> Result<Vec<File
             .mode(0o600)
             .open(dir)
             .map_err(io_error(dir))?;
+        // Read again by whoever the process is then, for a snapshot of its own. Nobody else has a way to what has no name.
+        nameless.set_permissions(Permissions::from_mode(0o644)).map_err(io_error(dir))?;
         copy(&from, &nameless).map_err(io_error(&captured))?;
         *path = format!("/proc/self/fd/{}", nameless.as_raw_fd()).into();
         files.push(nameless);

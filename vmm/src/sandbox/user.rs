@@ -1,0 +1,122 @@
+//! A user of its own for the process of each microVM that root starts: to the host's kernel it is nobody, and no other microVM's
+//! (credentials(7)). Files of root's that it reaches are its own in its root directory, and stay root's on the disk: they are mounted
+//! so (mount_setattr(2), MOUNT_ATTR_IDMAP).
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    DumpableBehavior, Pid, WaitOptions, geteuid, getpid, getppid, parent_process_death_signal, set_dumpable_behavior,
+    set_parent_process_death_signal, waitpid,
+};
+
+/// The first one, behind all that is given to people, services and containers (systemd's "Users, Groups, UIDs and GIDs": from here to
+/// 2^31 there is nobody). There are fewer processes than that.
+pub const FIRST: u32 = 0x7000_0000;
+
+/// The user, and the group of the same number, that this process is to be: no two that live have the same. None: it is not root's, and
+/// can be nobody else.
+pub fn own() -> Option<u32> {
+    geteuid().is_root().then(|| FIRST + getpid().as_raw_nonzero().get().unsigned_abs())
+}
+
+/// Is `user` from now on, with all its threads, and no other. Files that are open stay open; capabilities are gone.
+///
+/// # Errors
+/// The host does not let it be that user: nothing has changed then, if it is the group that it cannot have.
+pub fn become_one(user: u32) -> io::Result<()> {
+    // They go with the old user.
+    let (parent, signal) = (getppid(), parent_process_death_signal()?);
+    let done = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: they take numbers, and no group at all.
+    unsafe {
+        done(libc::setresgid(user, user, user))?;
+        done(libc::setgroups(0, std::ptr::null()))?;
+        done(libc::setresuid(user, user, user))?;
+    }
+    // Or /proc/self would be root's, and with it what a snapshot is made from. There is no other process of this user that could look
+    // into it.
+    set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    set_parent_process_death_signal(signal)?;
+    if signal.is_some() && getppid() != parent {
+        return Err(io::Error::other("the parent process is gone"));
+    }
+    Ok(())
+}
+
+/// A user namespace in which what is root's is that user's, and what is another's is that other's.
+///
+/// # Errors
+/// The host does not let it be made.
+pub fn mapping(user: u32) -> io::Result<OwnedFd> {
+    let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
+    let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+    // SAFETY: without a stack it is fork(2) into a namespace. The child makes system calls, with numbers and a byte of its own stack, and
+    // ends by one: with this process, if not before, as it has the only other end of the pipe.
+    let child = unsafe {
+        let child = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
+        if child == 0 {
+            libc::close(ours.as_raw_fd());
+            let mut byte = 0u8;
+            libc::read(theirs.as_raw_fd(), (&raw mut byte).cast(), 1);
+            libc::_exit(0);
+        }
+        child
+    };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let map = |what: &str| fs::write(format!("/proc/{child}/{what}_map"), format!("0 {user} 1\n1 1 {}\n", user - 1));
+    let namespace = map("uid").and_then(|()| map("gid")).and_then(|()| File::open(format!("/proc/{child}/ns/user")));
+    drop(ours);
+    waitpid(Pid::from_raw(child as i32), WaitOptions::empty())?;
+    Ok(namespace?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// In a process of its own: what it becomes, it stays.
+    #[test]
+    fn group_11_a_process_is_its_own_user() {
+        const CHILD: &str = "BULKHEAD_TEST_OWN_USER";
+        let Some(user) = own() else {
+            return println!("SKIP group_11_a_process_is_its_own_user: only root can be somebody else");
+        };
+        if std::env::var_os(CHILD).is_none() {
+            let test = "sandbox::user::tests::group_11_a_process_is_its_own_user";
+            let mut again = Command::new(std::env::current_exe().unwrap());
+            let ended = again.args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
+            assert!(ended.status.success(), "{ended:?}");
+            return;
+        }
+        set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
+        become_one(user).unwrap();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
+        let all = [user; 4].map(|id| id.to_string()).join("\t");
+        assert_eq!((line("Uid:"), line("Gid:"), line("Groups:")), (all.clone(), all, String::new()));
+        assert_eq!(line("CapEff:"), "0000000000000000");
+        assert!(File::open("/proc/self/pagemap").is_ok() && File::open("/etc/shadow").is_err());
+        assert_eq!(parent_process_death_signal().unwrap(), Some(rustix::process::Signal::KILL));
+        assert!(fs::metadata("/proc/self").unwrap().uid() == user && become_one(0).is_err());
+    }
+
+    #[test]
+    fn a_mapping_is_a_namespace_and_nobody_is_left_in_it() {
+        let Some(user) = own() else {
+            return println!("SKIP a_mapping_is_a_namespace_and_nobody_is_left_in_it: it takes root");
+        };
+        let mapping = mapping(user).unwrap();
+        let link = |path: &str| fs::read_link(path).unwrap();
+        let ours = link("/proc/self/ns/user");
+        assert_ne!(link(&format!("/proc/self/fd/{}", mapping.as_fd().as_raw_fd())), ours);
+    }
+}
