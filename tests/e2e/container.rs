@@ -23,7 +23,7 @@ fn facts(text: &str) -> std::collections::BTreeMap<&str, &str> {
 /// The process is as the image and the flags say.
 #[test]
 fn the_process_is_as_image_and_flags_say() {
-    let lab = lab!("the_process_is_as_image_and_flags_say");
+    let lab = lab!("the_process_is_as_image_and_flags_say", on hardware);
     std::fs::write(lab.path("env"), "# comment\nFROM_FILE=file value\nBOTH=file\nHOSTVAR\n").unwrap();
     let env_file = lab.path("env").display().to_string();
     let script = r#"
@@ -94,7 +94,7 @@ fn the_process_is_as_image_and_flags_say() {
 /// layer can be written to. From an OCI layout directory.
 #[test]
 fn layers_make_one_root() {
-    let lab = lab!("layers_make_one_root");
+    let lab = lab!("layers_make_one_root", on hardware);
     // Nearly all by the shell itself: a program costs half a second where the guest's kernel is emulated.
     let script = r#"
         line() { IFS= read -r it <"$2"; echo "$1=$it"; }
@@ -163,7 +163,7 @@ fn layers_make_one_root() {
 /// `--read-only`; from a docker archive. What one container wrote, the next does not see.
 #[test]
 fn a_read_only_root_cannot_be_written_to() {
-    let lab = lab!("a_read_only_root_cannot_be_written_to");
+    let lab = lab!("a_read_only_root_cannot_be_written_to", on hardware);
     let image = format!("docker-archive:{}", lab.images("debian-docker.tar").display());
     let script = "touch /x 2>/dev/null && echo written; touch /dev/shm/x && echo shm; mount -o remount,rw / 2>/dev/null && touch /x && echo remounted; ls /big 2>/dev/null; true";
     let ended = lab.shell(&["--read-only"], &image, script);
@@ -217,7 +217,7 @@ fn a_closed_stdout_ends_the_command() {
 /// docker: signals from inside do not end it.)
 #[test]
 fn a_signal_inside_is_128_and_its_number() {
-    let lab = lab!("a_signal_inside_is_128_and_its_number");
+    let lab = lab!("a_signal_inside_is_128_and_its_number", on hardware);
     let ended = lab.shell(&[], &lab.debian(), "sh -c 'kill -SEGV $$'; echo $?; sh -c 'kill -KILL $$'; exit $?");
     assert_eq!((ended.code, ended.text()), (Some(137), "139\n"), "{ended:?}");
     lab.assert_clean();

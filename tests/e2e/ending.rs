@@ -67,7 +67,7 @@ fn a_signal_while_the_guest_boots_ends_it_all() {
 /// SIGKILL at any moment leaves nothing that the next command does not clean.
 #[test]
 fn group_11_after_sigkill_the_next_command_cleans_up() {
-    let lab = lab!("group_11_after_sigkill_the_next_command_cleans_up");
+    let lab = lab!("group_11_after_sigkill_the_next_command_cleans_up", on the machine);
     let boot = lab.patience(1);
     let lab = lab.own_store_with(&["layers", "merged"]);
     for millis in [0, 5, 30, 100, 200, 400, 1000, 2000] {

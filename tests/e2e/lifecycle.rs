@@ -41,7 +41,7 @@ pub fn supervisor(lab: &Lab, name: &str) -> Pid {
 /// From `run -d` to `rm`, with all that is asked of it in between.
 #[test]
 fn a_container_lives_without_its_cli() {
-    let lab = lab!("a_container_lives_without_its_cli");
+    let lab = lab!("a_container_lives_without_its_cli", on the machine);
     let patience = lab.patience(2);
     let (name, id_file) = (unique("lives"), lab.path("cid"));
     let script =

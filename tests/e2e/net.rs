@@ -166,7 +166,7 @@ fn a_guest_fetches_through_a_tap() {
 #[test]
 fn a_container_at_a_tap_of_its_own_reaches_what_it_may() {
     const TEST: &str = "a_container_at_a_tap_of_its_own_reaches_what_it_may";
-    let lab = lab!(TEST);
+    let lab = lab!(TEST, on the machine);
     let patience = patience(&lab);
     if !own_network(TEST) {
         return;

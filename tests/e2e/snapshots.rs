@@ -164,7 +164,7 @@ fn a_client_that_speaks_nonsense(lab: &Lab) {
 /// A container whose state is a shell's: what it knew, it knows after a restore, with a host name of its own.
 #[test]
 fn a_container_goes_on_and_back() {
-    let lab = lab!("a_container_goes_on_and_back");
+    let lab = lab!("a_container_goes_on_and_back", on the machine);
     let patience = lab.patience(2);
     let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     done(lab.run(["load", &lab.images("debian-docker.tar").display().to_string()]));

@@ -204,7 +204,7 @@ fn in_shell(script: &str, command: &std::process::Command) -> std::process::Comm
 /// Clones answer, each for itself, and cost little; what stops them is told.
 #[test]
 fn the_clones_benchmark_measures() {
-    let lab = lab!("the_clones_benchmark_measures");
+    let lab = lab!("the_clones_benchmark_measures", on the machine);
     let ended = lab.run(["bench", "clones", "-n", "6", "--memory", "64m", "--parallel", "3", "--format", "json"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();

@@ -109,7 +109,7 @@ fn templates_are_made_replaced_when_damaged_and_pruned() {
 /// The benchmark runs a command both ways; its times are for an idle machine to judge.
 #[test]
 fn the_run_benchmark_measures() {
-    let lab = lab!("the_run_benchmark_measures");
+    let lab = lab!("the_run_benchmark_measures", on the machine);
     let patience = lab.patience(3);
     let line = ["bench", "run", "-n", "1", "--format", "json", &lab.probe_image(), "/probe", "memory"];
     let ended = Running::start(lab.bulkhead(line)).end(patience);

@@ -110,11 +110,12 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
         Ok((mut container, root_ns)) => {
             control.started(MAIN_PROCESS, root_ns)?;
             let (status, exit_ns) = attend(machine, control, &mut container)?;
+            let main = container.running.number();
             // All processes have ended. If it cannot be written, there is nothing to be done about it here.
             let _ = container.into_disk().map(freeze_file_system);
             // A log of an emulated kernel takes its time: only where there is something to explain.
             if status != ExitStatus::Code(0)
-                && let Some(detail) = scarcity::killed(&machine.kernel_log())
+                && let Some(detail) = scarcity::killed(&machine.kernel_log(), main)
             {
                 control.out_of_memory(detail)?;
             }

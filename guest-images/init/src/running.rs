@@ -30,6 +30,12 @@ impl Running {
         self.child.pidfd.as_fd()
     }
 
+    /// Its number, as the kernel's log has it.
+    #[must_use]
+    pub fn number(&self) -> i32 {
+        self.child.pid.as_raw_nonzero().get()
+    }
+
     /// Sends a signal from outside.
     ///
     /// To PID 1 of a PID namespace the kernel delivers only what it has a handler for. Any other process would have been ended
@@ -51,7 +57,7 @@ impl Running {
 
     /// The terminal has sent `signal` to its foreground group: sees to it that it has its effect on the process.
     pub fn signalled_by_terminal(&mut self, signal: u8, group: i32) {
-        if group != self.child.pid.as_raw_nonzero().get() {
+        if group != self.number() {
             return;
         }
         match disposition(signal) {
