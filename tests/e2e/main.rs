@@ -17,6 +17,7 @@
 //! | [`looking`] | what containers use, what has become of them, and why |
 //! | [`many`] | several vCPUs, much memory, vector registers, ten at once |
 //! | [`memory`] | RAM of machines that go on from a snapshot |
+//! | [`mixed`] | SIGKILL at random moments of a mixed workload |
 //! | [`net`] | guests on a network |
 //! | [`registry`] | images from and to a registry on this host |
 //! | [`restarts`] | containers that are started again |
@@ -62,6 +63,7 @@ mod load;
 mod looking;
 mod many;
 mod memory;
+mod mixed;
 mod net;
 mod paused;
 mod registry;

@@ -256,7 +256,7 @@ impl Lab {
     }
 
     /// Processes that this lab's commands have started, those commands too.
-    fn processes(&self) -> Vec<i32> {
+    pub fn processes(&self) -> Vec<i32> {
         let mark = format!("BULKHEAD_RUN={}", self.run_dir().display());
         let is_ours = |process: &fs::DirEntry| {
             let environ = fs::read(process.path().join("environ")).unwrap_or_default();
