@@ -11,8 +11,8 @@ use tests::{Lab, Running};
 
 use crate::lab;
 
-/// How often, where BULKHEAD_TEST_ROUNDS does not say.
-const ROUNDS: u64 = 4;
+/// How often, where BULKHEAD_TEST_ROUNDS does not say: some two seconds each.
+const ROUNDS: u64 = 100;
 
 /// Knuth's MMIX generator; its upper bits are the better ones.
 struct Random(u64);
@@ -96,6 +96,7 @@ fn kill_one(lab: &Lab, first: &Running, random: &mut Random) {
 }
 
 #[test]
+#[ignore = "random: to be run by hand, with BULKHEAD_TEST_ROUNDS=1000 and --ignored"]
 fn group_11_whatever_is_killed_nothing_is_lost() {
     let lab = lab!("group_11_whatever_is_killed_nothing_is_lost", on the machine);
     let patience = lab.patience(2);
@@ -148,8 +149,11 @@ fn group_11_whatever_is_killed_nothing_is_lost() {
     assert_eq!(done(&lab, &["run", "--rm", "debian", "echo", "whole"], &at).trim(), "whole", "{at}");
     done(&lab, &["system", "prune", "-f"], &at);
     let after = census(lab.store());
-    let differs: Vec<_> = before.symmetric_difference(&after).collect();
-    assert!(differs.is_empty(), "{at}: {differs:?}");
+    // Layers that no image has, of other tests' images, go when it is tidied up; those of this one's have just been used.
+    let is_lost = |path: &&PathBuf| !path.starts_with(lab.store().join("layers"));
+    let lost: Vec<_> = before.difference(&after).filter(is_lost).collect();
+    let leaked: Vec<_> = after.difference(&before).collect();
+    assert!(lost.is_empty() && leaked.is_empty(), "{at}: lost {lost:?}, leaked {leaked:?}");
     assert_eq!(done(&lab, &["rm", "base"], &at).trim(), "base");
     lab.assert_clean();
 }
