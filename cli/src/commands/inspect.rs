@@ -23,9 +23,13 @@ use crate::volumes::VolumeFlag;
 
 /// Prints all that is known of containers and images. Those that there are, even if others are not.
 pub fn inspect(args: &Inspect) -> Outcome {
+    show(args.names.iter().map(|word| look(args.kind, word)), &args.format)
+}
+
+/// Prints what has been found, as `format` says: `json`, or a template. The first that has not been is the error, afterwards.
+pub fn show<E: Into<anyhow::Error>>(looked: impl Iterator<Item = Result<Value, E>>, format: &str) -> Outcome {
     let wrong = |problem| Failure::with_code(1, anyhow!("--format: {problem}"));
-    let template = (args.format != "json").then(|| Template::parse(&args.format)).transpose().map_err(wrong)?;
-    let looked = args.names.iter().map(|word| look(args.kind, word));
+    let template = (format != "json").then(|| Template::parse(format)).transpose().map_err(wrong)?;
     let (found, missing): (Vec<_>, Vec<_>) = looked.partition(Result::is_ok);
     let found: Vec<Value> = found.into_iter().flatten().collect();
     match template {

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::anyhow;
 use serde_json::{Value, json};
 
 use super::containers::each;
+use super::inspect;
 use crate::args::{Filter, Talk, Volume as Args, VolumeWhat};
 use crate::clock;
 use crate::failure::{Failure, Outcome, conclude, sanitize};
 use crate::output::{self, Columns};
 use crate::paths;
 use crate::size::human;
-use crate::template::Template;
 use crate::volumes::named::{NamedVolumes, Volume, VolumesError};
 
 /// Bytes of a name that is made up.
@@ -23,7 +22,9 @@ pub fn volume(args: &Args, talk: Talk) -> Outcome {
     match &args.what {
         VolumeWhat::Create { label, name } => create(name.as_deref(), label),
         VolumeWhat::Ls { filter, format } => list(filter, format, talk),
-        VolumeWhat::Inspect { format, names } => inspect(names, format),
+        VolumeWhat::Inspect { format, names } => {
+            inspect::show(names.iter().map(|name| find(name).map(|volume| describe(&volume))), format)
+        }
         VolumeWhat::Rm { force, names } => each(names, |name| remove(name, *force).map(|()| name.to_owned())),
         VolumeWhat::Prune { all, .. } => prune(*all, talk),
     }
@@ -86,26 +87,6 @@ fn fits(volume: &Volume, filters: &[Filter]) -> bool {
         "label" => fits(filter),
         key => filters.iter().filter(|other| other.key == key).any(fits),
     })
-}
-
-/// Those that there are, even if others are not.
-fn inspect(names: &[String], format: &str) -> Outcome {
-    let wrong = |problem| Failure::with_code(1, anyhow!("--format: {problem}"));
-    let template = (format != "json").then(|| Template::parse(format)).transpose().map_err(wrong)?;
-    let (found, missing): (Vec<_>, Vec<_>) = names.iter().map(|name| find(name)).partition(Result::is_ok);
-    let found: Vec<Value> = found.into_iter().flatten().map(|volume| describe(&volume)).collect();
-    match template {
-        None => output::json(&found)?,
-        Some(template) => {
-            for value in &found {
-                output::print(&(template.render(value).map_err(wrong)? + "\n"))?;
-            }
-        }
-    }
-    match missing.into_iter().find_map(Result::err) {
-        Some(error) => Err(Failure::with_code(1, error)),
-        None => Ok(0),
-    }
 }
 
 fn find(name: &str) -> Result<Volume, VolumesError> {
