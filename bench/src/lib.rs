@@ -9,6 +9,7 @@
 //! | [`blk`] | a disk's random reads, beside fio |
 //! | [`net`] | TCP through a tap interface, beside the same without a device |
 //! | [`vsock`] | bytes through a vsock, each way, beside those from process to process |
+//! | [`neighbours`] | what a machine notices of others that take all they can get |
 //! | [`compare`] | one image's command as a process, in containers and in microVMs, side by side |
 //! | [`report`] | what that comes down to: estimates, differences, conditions, a page |
 //! | [`host`] | what a host is, as far as it bears on figures |
@@ -35,6 +36,7 @@ pub mod guest;
 pub mod host;
 pub mod machine;
 pub mod memory;
+pub mod neighbours;
 pub mod net;
 pub mod null;
 mod place;

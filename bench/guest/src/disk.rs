@@ -1,6 +1,6 @@
 //! Load for a virtio disk (virtio 1.3, 5.2): reads of 4 KiB at random places, so many at a time, looked for and not waited for.
 //!
-//! How many is in the disk's identity string: "DEPTH REQUESTS".
+//! How many is in the disk's identity string: "DEPTH REQUESTS". Or writes to such places, without end.
 
 use core::sync::atomic::{Ordering, fence};
 
@@ -17,6 +17,7 @@ const DISK: u32 = 2;
 const SECTORS: u64 = BLOCK as u64 / 512;
 const IDENTITY: usize = 20;
 const READ: u32 = 0;
+const WRITE_OUT: u32 = 1;
 const GET_ID: u32 = 8;
 /// Descriptor flags (2.7.5).
 const NEXT: u16 = 1;
@@ -142,7 +143,7 @@ impl Disk {
         let (mut asked, mut done) = (0, 0);
         for slot in 0..load.depth {
             if asked < load.requests {
-                self.read(slot)?;
+                self.ask_anywhere(slot, READ)?;
                 asked += 1;
             }
         }
@@ -153,7 +154,7 @@ impl Disk {
                 done += 1;
                 if asked < load.requests {
                     let slot = self.last();
-                    self.read(slot)?;
+                    self.ask_anywhere(slot, READ)?;
                     asked += 1;
                 }
             }
@@ -165,13 +166,32 @@ impl Disk {
         Some(())
     }
 
-    fn read(&mut self, slot: usize) -> Option<()> {
+    /// Writes as fast as the disk takes it, until a request fails.
+    pub fn flood(&mut self) -> Option<()> {
+        for slot in 0..MOST {
+            self.ask_anywhere(slot, WRITE_OUT)?;
+        }
+        self.kick();
+        loop {
+            let before = self.given;
+            while self.take()? {
+                let slot = self.last();
+                self.ask_anywhere(slot, WRITE_OUT)?;
+            }
+            if self.given != before {
+                self.kick();
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    fn ask_anywhere(&mut self, slot: usize, kind: u32) -> Option<()> {
         // xorshift64 (Marsaglia).
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         let block = (self.random >> 16).checked_rem(self.blocks)?;
-        self.ask(slot, READ, block * SECTORS, BLOCK);
+        self.ask(slot, kind, block * SECTORS, BLOCK);
         Some(())
     }
 
@@ -188,7 +208,8 @@ impl Disk {
             header.write_volatile(Header { kind, reserved: 0, sector });
             status.write_volatile(0xff);
             let data = &raw mut (*memory).data[slot];
-            let parts = [(header as u64, 16, NEXT), (data as u64, len as u32, NEXT | WRITE), (status as u64, 1, WRITE)];
+            let flags = if kind == WRITE_OUT { NEXT } else { NEXT | WRITE };
+            let parts = [(header as u64, 16, NEXT), (data as u64, len as u32, flags), (status as u64, 1, WRITE)];
             for (index, (address, len, flags)) in (head..).zip(parts) {
                 let descriptor = Descriptor { address, len, flags, next: index + 1 };
                 (&raw mut (*memory).table[usize::from(index)]).write_volatile(descriptor);
@@ -208,8 +229,13 @@ impl Disk {
             (&raw mut (*self.memory).used.flags).read_volatile()
         };
         if flags & QUIET == 0 {
-            self.device.set(register::QUEUE_NOTIFY, 0);
+            self.notify();
         }
+    }
+
+    /// Kicks it, whether there is something to do or not.
+    pub fn notify(&mut self) {
+        self.device.set(register::QUEUE_NOTIFY, 0);
     }
 
     /// Takes a request back; false if there is none. `None` if it failed.

@@ -46,14 +46,12 @@ pub struct Load {
 impl Load {
     /// From a command line.
     pub fn parse(line: &[u8]) -> Option<Self> {
-        line.split(|byte| *byte == b' ' || *byte == 0).find_map(|word| {
-            let word = word.strip_prefix(b"stream=")?;
-            let (way, digits) = match word.strip_prefix(b"in:") {
-                Some(digits) => (Way::In, digits),
-                None => (Way::Out, word.strip_prefix(b"out:")?),
-            };
-            Some(Load { way, bytes: crate::decimal(digits)? })
-        })
+        let word = crate::value(line, b"stream=")?;
+        let (way, digits) = match word.strip_prefix(b"in:") {
+            Some(digits) => (Way::In, digits),
+            None => (Way::Out, word.strip_prefix(b"out:")?),
+        };
+        Some(Load { way, bytes: crate::decimal(digits)? })
     }
 }
 

@@ -120,6 +120,25 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// What a microVM notices of its neighbours: one that answers questions, beside others that compute, flood their console, kick
+    /// devices or fill their disks without end
+    Neighbours {
+        /// How many rounds
+        #[arg(short = 'n', long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        rounds: u32,
+        /// How many neighbours; as many as there are processors, if not given
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+        neighbours: Option<u32>,
+        /// Without control groups, which share the processors out
+        #[arg(long)]
+        no_groups: bool,
+        /// Where their disks are: its file system is measured, too
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
     /// A disk: random reads of 4 KiB by a guest without an operating system, from the page cache; beside fio, where that is
     /// installed
     Blk {

@@ -4,14 +4,16 @@ use std::io;
 use std::num::NonZero;
 use std::path::Path;
 
-use bench::process::Monitor;
+use bench::process::{BenchError, Monitor};
 use bench::stats::Summary;
-use bench::{blk, clones, null, restore, run, snapshot, vsock};
+use bench::{blk, clones, neighbours, null, restore, run, snapshot, vsock};
 use serde::Serialize;
 
 use super::compare;
 use crate::args::{Bench, BenchWhat, Format, Talk};
+use crate::cgroup::{Group, Limits};
 use crate::failure::Outcome;
+use crate::rundir::RunDir;
 use crate::{monitor, net, output, paths, rundir};
 
 /// Measures, and prints the report.
@@ -41,11 +43,18 @@ pub fn bench(args: &Bench, talk: Talk) -> Outcome {
             show(*format, &report, print_snapshot)?;
         }
         &BenchWhat::Clones { number, memory, parallel, most, format } => {
-            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-            let parallel = parallel.map_or(processors, |parallel| parallel as usize);
+            let parallel = parallel.map_or_else(processors, |parallel| parallel as usize);
             let what = clones::What { number: number as usize, memory_mib: memory, parallel, most };
             let report = clones::run(monitor, what)?;
             show(format, &report, print_clones)?;
+        }
+        BenchWhat::Neighbours { rounds, neighbours, no_groups, dir, format } => {
+            let dir = dir.clone().unwrap_or_else(std::env::temp_dir);
+            let number = neighbours.map_or_else(processors, |number| number as usize);
+            let mut group = |pid| grouped(pid, !no_groups);
+            let what = neighbours::What { neighbours: number, processors: processors(), dir: &dir, group: &mut group };
+            let report = neighbours::run(monitor, what, *rounds as usize)?;
+            show(*format, &report, print_neighbours)?;
         }
         BenchWhat::Blk { runs, requests, depth, dir, format } => {
             let dir = dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -70,6 +79,24 @@ pub fn bench(args: &Bench, talk: Talk) -> Outcome {
         }
     }
     Ok(0)
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Puts a microVM's process into a control group, as all verbs do: it goes with a run directory of its own.
+fn grouped(pid: u32, wanted: bool) -> Result<neighbours::Hold, BenchError> {
+    let failed = |error: &dyn std::fmt::Display| BenchError::Machine(error.to_string());
+    if !wanted {
+        return Ok(Box::new(()));
+    }
+    let directory = RunDir::create(&paths::run(), None).map_err(|error| failed(&error))?;
+    let limits = Limits { vcpus: 1, memory_mib: neighbours::MEMORY_MIB, quota: None };
+    match Group::make(&directory.path(), pid, limits).missing() {
+        Some(missing) => Err(failed(&format!("this host gives no {missing}; --no-groups measures without"))),
+        None => Ok(Box::new(directory)),
+    }
 }
 
 fn show<T: Serialize>(format: Format, report: &T, print: fn(&T) -> io::Result<()>) -> io::Result<()> {
@@ -204,6 +231,20 @@ fn print_vsock(report: &vsock::Report) -> io::Result<()> {
     output::print(&format!(
         "medians of {runs} runs of {mib} MiB; floor, process to process: {:.1} Gbit/s\n",
         report.floor
+    ))
+}
+
+fn print_neighbours(report: &neighbours::Report) -> io::Result<()> {
+    let rows = report.rows.iter().map(|row| {
+        let ms = |times: &Summary| [times.p50_us, times.p99_us].map(|us| format!("{:.2}", us / 1e3));
+        let ([answer, late], [work, slow], [write, stuck]) = (ms(&row.answer), ms(&row.work), ms(&row.write));
+        [row.neighbours.to_owned(), answer, late, work, slow, format!("{:.2}", row.ratio), write, stuck]
+    });
+    let head = ["MS, NEIGHBOURS", "ANSWER", "P99", "WORK", "P99", "TIMES", "DURABLE WRITE", "P99"];
+    output::table(head, rows)?;
+    output::print(&format!(
+        "{} rounds; {} neighbours and {} processors: an even share makes work {:.2} times as long at most\n",
+        report.rounds, report.neighbours, report.processors, report.share
     ))
 }
 
