@@ -309,6 +309,24 @@ fn limit(version: Version, controller: Controller, dir: &Path, limits: Limits) -
         (Version::V1, Controller::Memory) => set(dir, "memory.limit_in_bytes", limits.memory_bytes()),
         (Version::V2, Controller::Memory) => set(dir, "memory.max", limits.memory_bytes()),
         (_, Controller::Pids) => set(dir, "pids.max", MOST_TASKS),
+        (version, Controller::Io) => {
+            share_disks(version, dir, vcpus);
+            Ok(())
+        }
+    }
+}
+
+/// The group's weight with schedulers of disks that know one: BFQ has another name and other bounds for it than io.cost. The others take
+/// requests of all as they come, whatever stands here.
+fn share_disks(version: Version, dir: &Path, vcpus: u64) {
+    const MOST_BFQ: u64 = 1000;
+    let weight = WEIGHT * vcpus;
+    let files: &[(&str, u64)] = match version {
+        Version::V1 => &[("blkio.bfq.weight", MOST_BFQ)],
+        Version::V2 => &[("io.weight", MOST_WEIGHT), ("io.bfq.weight", MOST_BFQ)],
+    };
+    for (file, most) in files {
+        let _ = set(dir, file, weight.min(*most));
     }
 }
 

@@ -29,20 +29,34 @@ pub enum Controller {
     Memory,
     /// Processes and threads.
     Pids,
+    /// Disks of the host, where their scheduler shares them out by groups.
+    Io,
 }
 
 impl Controller {
     /// Those that a microVM's group is to have.
     pub const WANTED: [Controller; 3] = [Controller::Cpu, Controller::Memory, Controller::Pids];
+    /// Those that it gets where they are.
+    const ALL: [Controller; 4] = [Controller::Cpu, Controller::Memory, Controller::Pids, Controller::Io];
 
-    /// As the kernel calls it.
+    fn is_wanted(self) -> bool {
+        Self::WANTED.contains(&self)
+    }
+
+    /// As the kernel calls it: with v1, that of disks is `blkio`.
     pub fn name(self) -> &'static str {
         match self {
             Controller::Cpu => "cpu",
             Controller::Memory => "memory",
             Controller::Pids => "pids",
+            Controller::Io => "io",
         }
     }
+}
+
+/// The name that a controller of v1 has in v2.
+fn modern(name: &str) -> &str {
+    if name == "blkio" { "io" } else { name }
 }
 
 /// The kernel's two interfaces.
@@ -122,7 +136,7 @@ impl Cgroups {
         let (mounts, own) = (self.mounts(), self.read("proc/self/cgroup"));
         let mut plan = Plan::default();
         let mut left = Vec::new();
-        for controller in Controller::WANTED {
+        for controller in Controller::ALL {
             let has = |mount: &&Mount| mount.controllers.iter().any(|name| name == controller.name());
             match mounts.iter().find(has) {
                 Some(mount) => plan.add_v1(controller, mount, &own),
@@ -133,6 +147,7 @@ impl Cgroups {
             let unified = mounts.iter().find(|mount| mount.version == Version::V2);
             plan.add_v2(&left, unified, &own);
         }
+        plan.lacking.retain(|(controller, _)| controller.is_wanted());
         plan
     }
 
@@ -169,7 +184,7 @@ impl Cgroups {
                 "cgroup2" => Version::V2,
                 _ => return None,
             };
-            let options = after.nth(1)?.split(',').map(str::to_owned);
+            let options = after.nth(1)?.split(',').map(|name| modern(name).to_owned());
             let controllers = if version == Version::V1 { options.collect() } else { Vec::new() };
             let point = self.root.join(point.trim_start_matches('/'));
             Some(Mount { version, root, point, controllers })
@@ -222,6 +237,7 @@ impl Plan {
 /// The nearest group, from `own` upwards, below which others can be made that have most of these.
 fn ancestor(mount: &Mount, own: &Path, wanted: &[Controller]) -> Option<Place> {
     let mut best: Option<Place> = None;
+    let number = |place: &Place| place.controllers.iter().filter(|one| one.is_wanted()).count();
     for dir in own.ancestors().take_while(|dir| dir.starts_with(&mount.point)) {
         let changeable = || ["", "cgroup.procs", "cgroup.subtree_control"].iter().all(|name| writable(&dir.join(name)));
         if (dir == own && !is_root_of_all(dir)) || !changeable() {
@@ -229,8 +245,9 @@ fn ancestor(mount: &Mount, own: &Path, wanted: &[Controller]) -> Option<Place> {
         }
         let offered = wanted_of(&words(dir, "cgroup.controllers"));
         let controllers: Vec<_> = wanted.iter().copied().filter(|controller| offered.contains(controller)).collect();
-        if controllers.len() > best.as_ref().map_or(0, |place| place.controllers.len()) {
-            best = Some(Place { version: Version::V2, dir: dir.to_owned(), controllers });
+        let place = Place { version: Version::V2, dir: dir.to_owned(), controllers };
+        if number(&place) > best.as_ref().map_or(0, number) {
+            best = Some(place);
         }
     }
     best
@@ -248,7 +265,7 @@ fn group(mount: &Mount, text: &str) -> Option<PathBuf> {
         let (names, path) = rest.split_once(':')?;
         let fits = match mount.version {
             Version::V1 => {
-                names.split(',').any(|name| !name.is_empty() && mount.controllers.iter().any(|own| own == name))
+                names.split(',').any(|name| !name.is_empty() && mount.controllers.iter().any(|own| own == modern(name)))
             }
             Version::V2 => number == "0" && names.is_empty(),
         };
@@ -261,7 +278,7 @@ fn group(mount: &Mount, text: &str) -> Option<PathBuf> {
 }
 
 fn wanted_of(names: &[String]) -> Vec<Controller> {
-    Controller::WANTED.into_iter().filter(|one| names.iter().any(|name| name == one.name())).collect()
+    Controller::ALL.into_iter().filter(|one| names.iter().any(|name| name == one.name())).collect()
 }
 
 /// The words of a group's file.

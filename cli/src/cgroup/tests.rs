@@ -6,6 +6,7 @@ const HYBRID: &str = "\
 31 1 0:28 / /sys/fs/cgroup/cpu rw,nosuid - cgroup cgroup rw,cpu,cpuacct
 32 1 0:29 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory
 33 1 0:30 / /sys/fs/cgroup/pids rw,nosuid - cgroup cgroup rw,pids
+37 1 0:34 / /sys/fs/cgroup/blkio rw,nosuid - cgroup cgroup rw,blkio
 34 1 0:31 / /sys/fs/cgroup/systemd rw,nosuid - cgroup cgroup rw,name=systemd
 35 1 0:32 / /sys/fs/cgroup/unified rw,nosuid shared:3 - cgroup2 cgroup2 rw
 36 1 0:33 / / rw - ext4 /dev/vda rw
@@ -82,8 +83,8 @@ const MEMORY: &str = "436207616";
 
 #[test]
 fn of_v1_each_controller_has_a_group_in_the_callers() {
-    let fake = Fake::new(HYBRID, "3:pids:/\n2:memory:/jobs/one\n1:cpu,cpuacct:/\n4:name=systemd:/x\n0::/\n");
-    for dir in ["cpu", "memory/jobs/one", "pids"] {
+    let fake = Fake::new(HYBRID, "5:blkio:/\n3:pids:/\n2:memory:/jobs/one\n1:cpu,cpuacct:/\n4:name=systemd:/x\n0::/\n");
+    for dir in ["cpu", "memory/jobs/one", "pids", "blkio"] {
         fs::create_dir_all(fake.path(&format!("sys/fs/cgroup/{dir}"))).unwrap();
     }
     let group = fake.make(limits(2, Some(1.5)));
@@ -93,11 +94,12 @@ fn of_v1_each_controller_has_a_group_in_the_callers() {
     assert_eq!(read("cpu/bulkhead-vm.7/cpu.shares"), "2048");
     assert_eq!(read("memory/jobs/one/bulkhead-vm.7/memory.limit_in_bytes"), MEMORY);
     assert_eq!(read("pids/bulkhead-vm.7/pids.max"), "512");
-    for dir in ["cpu", "memory/jobs/one", "pids"] {
+    assert_eq!(read("blkio/bulkhead-vm.7/blkio.bfq.weight"), "200");
+    for dir in ["cpu", "memory/jobs/one", "pids", "blkio"] {
         assert_eq!(read(&format!("{dir}/bulkhead-vm.7/cgroup.procs")), "7", "{dir}");
     }
     // Whoever finds the run directory finds them.
-    assert_eq!(fake.read("run/.vm.groups").lines().count(), 3);
+    assert_eq!(fake.read("run/.vm.groups").lines().count(), 4);
     // And whoever finds the process.
     fake.write(
         "proc/7/cgroup",
@@ -142,13 +144,14 @@ fn of_v2_it_is_the_nearest_group_above_that_offers_most() {
 #[test]
 fn of_v2_the_root_of_all_has_groups_and_processes() {
     let fake = Fake::new(UNIFIED, "0::/\n");
-    fake.root("cpu memory pids");
+    fake.root("cpu memory pids io");
     // Switched on by somebody else.
-    fake.write("sys/fs/cgroup/cgroup.subtree_control", "memory pids cpu");
+    fake.write("sys/fs/cgroup/cgroup.subtree_control", "memory pids cpu io");
     let group = fake.make(limits(1, Some(0.29)));
     assert_eq!(group.missing(), None);
     let read = |path: &str| fake.read(&format!("sys/fs/cgroup/{path}"));
-    assert_eq!(read("cgroup.subtree_control"), "memory pids cpu");
+    assert_eq!(read("cgroup.subtree_control"), "memory pids cpu io");
+    assert_eq!(read("bulkhead/vm.7/io.weight"), "100");
     assert_eq!(read("bulkhead/vm.7/cpu.max"), "29000 100000");
     assert_eq!(read("bulkhead/vm.7/cpu.weight"), "100");
     fake.write("proc/7/cgroup", "0::/bulkhead/vm.7\n");
