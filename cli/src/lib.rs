@@ -71,6 +71,7 @@ mod owner;
 mod paths;
 mod phases;
 mod plug;
+mod rates;
 mod restart;
 mod rotated;
 mod rundir;

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use guest_images::kernel;
 use guest_images::{Layer, LayerKey};
 use guest_protocol::{End, Layer as DiskLayer, LayerFs, Root, Seed, Start, Upper};
@@ -77,7 +77,10 @@ pub struct Life {
 /// What nothing works without, looked at before anything is made.
 pub fn check(flags: &Run) -> anyhow::Result<()> {
     drop(host::open()?);
-    net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
+    let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
+    if network.is_none() && !flags.rates.spares_network() {
+        bail!("a rate of the network, of which the container has none; add --network, or leave the rate out");
+    }
     Volumes::check(&flags.volume)?;
     check_size(flags)
 }
@@ -166,6 +169,7 @@ impl Running {
         }
         devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
         devices.insert(owner::BALLOON.into(), owner::balloon());
+        flags.rates.limit(&mut devices);
         let place = Place {
             session: &session,
             control: control.clone(),

@@ -267,7 +267,7 @@ fn a_container_reaches_out_and_is_reached_through_passt() {
 }
 
 /// The run directory of the one machine that there is, or is about to be.
-fn the_only_machine(lab: &Lab, patience: Duration) -> std::path::PathBuf {
+pub fn the_only_machine(lab: &Lab, patience: Duration) -> std::path::PathBuf {
     let deadline = Instant::now() + patience;
     loop {
         let entries = std::fs::read_dir(lab.run_dir()).into_iter().flatten().flatten();

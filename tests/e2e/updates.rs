@@ -1,12 +1,28 @@
 //! `update` of what a container may take of its host.
 
-use tests::Running;
+use std::time::Duration;
+
+use tests::control::Control;
+use tests::{Lab, Running};
 
 use crate::lab;
 use crate::lifecycle::{done, inspect, unique};
+use crate::net::the_only_machine;
 
 /// What it has, as `inspect` shows it: bytes, and billionths of a CPU.
 const SIZE: &str = "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}}";
+
+/// The same of its disks.
+const RATES: &str = "{{json .HostConfig.BlkioDeviceReadIOps}} {{json .HostConfig.BlkioDeviceWriteBps}} {{json .HostConfig.BlkioDeviceReadBps}}";
+
+/// How often a request of one of the one machine's disks had to wait for a limit.
+fn waited(lab: &Lab, patience: Duration) -> u64 {
+    let control = Control::at(the_only_machine(lab, patience).join("api"), patience);
+    let metrics = control.get("/bulkhead/v1/metrics");
+    let disks = metrics["devices"].as_array().into_iter().flatten().filter(|device| device["kind"] == "blk");
+    let queues = disks.flat_map(|disk| disk["queues"].as_array().into_iter().flatten());
+    queues.map(|queue| queue["throttled"].as_u64().unwrap()).sum()
+}
 
 /// While it runs, its guest's kernel has less memory and then what it began with, its process has less time, and it gets no more of either
 /// than it began with. When it has ended, whatever the host has.
@@ -17,20 +33,25 @@ fn a_container_gets_less_and_what_it_had() {
     // Pages that the balloon takes are none of the guest's any more.
     let script = "total() { read -r _ kib _ </proc/meminfo; }; total; began=$kib; echo up; \
                   while total; [ $kib -gt $((began - 60000)) ]; do sleep 0.1; done; echo less; \
-                  while total; [ $kib -lt $began ]; do sleep 0.1; done; echo whole; sleep 1000";
-    let line = ["run", "-d", "--name", &name, &image, "bash", "-c", script];
+                  while total; [ $kib -lt $began ]; do sleep 0.1; done; echo whole; \
+                  dd if=/dev/zero of=/f bs=4k count=2 oflag=direct status=none && echo written; sleep 1000";
+    let line = ["run", "-d", "--device-read-iops", "100000", "--name", &name, &image, "bash", "-c", script];
     done(Running::start(lab.keeping(line)).end(patience));
     let mut follower = Running::start(lab.bulkhead(["logs", "-f", &name]));
     follower.wait_for("up\n", patience);
     done(lab.run(["update", "-m", "192m", &name]));
     follower.wait_for("less\n", patience);
     assert_eq!(inspect(&lab, &name, SIZE), "201326592 1000000000");
-    done(lab.run(["update", "--memory", "256m", &name]));
-    follower.wait_for("whole\n", patience);
+    assert_eq!(waited(&lab, patience), 0);
+    done(lab.run(["update", "--memory", "256m", "--device-write-bps", "1k", &name]));
+    follower.wait_for("whole\nwritten\n", patience);
+    assert!(waited(&lab, patience) > 0);
+    assert_eq!(inspect(&lab, &name, RATES), "[{\"Path\":\"\",\"Rate\":100000}] [{\"Path\":\"\",\"Rate\":1024}] []");
     drop(follower);
 
     lab.run(["update", "-m", "257m", &name]).assert_failed(1, &["-m 257m", "256 MiB", "stop"]);
     lab.run(["update", "--cpus", "1.5", &name]).assert_failed(1, &["--cpus 1.5", "1 vCPU", "stop"]);
+    lab.run(["update", "--network-send-bps", "1m", &name]).assert_failed(1, &["no network"]);
     lab.run(["update", "--memory-swap", "1g", &name]).assert_failed(125, &["--memory-swap", "no swap"]);
     lab.run(["update", &name]).assert_failed(125, &["--cpus", "--memory", "--restart"]);
     let quota = || {

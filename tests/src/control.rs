@@ -28,6 +28,11 @@ impl Control {
             // The file appears a moment before somebody listens, and tells nobody of that.
             std::thread::sleep(Duration::from_millis(5));
         }
+        Control::at(path, patience)
+    }
+
+    /// The socket at `path`, which is served already.
+    pub fn at(path: PathBuf, patience: Duration) -> Self {
         Control { path, patience }
     }
 

@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use super::Format;
 use crate::clock;
 use crate::containers::record::now_ns;
+use crate::rates::Rates;
 use crate::restart::Policy;
 use crate::session::keys::Keys;
 use crate::signals;
@@ -181,6 +182,8 @@ pub struct Update {
     pub memory: Option<u64>,
     #[arg(long, value_name = "SIZE", hide = true, allow_hyphen_values = true, value_parser = size::no_swap)]
     pub memory_swap: Option<Refused>,
+    #[command(flatten)]
+    pub rates: Rates,
     /// Containers, by name or the beginning of the id
     #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub containers: Vec<String>,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::network::{self, Destination, Network, Publish};
 use super::settings::Settings;
 use crate::cgroup::Limits;
+use crate::rates::Rates;
 use crate::restart::Policy;
 use crate::session::keys::Keys;
 use crate::signals;
@@ -99,6 +100,8 @@ pub struct Run {
     pub settings: Settings,
     #[command(flatten)]
     pub machine: Machine,
+    #[command(flatten)]
+    pub rates: Rates,
     /// Boot this kernel instead of the one built for this kind of host
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::args::Run;
+use crate::rates::Rates;
 use crate::restart::Policy;
 use crate::size::Cpus;
 
@@ -77,6 +78,13 @@ pub struct Update {
     /// Its guest's memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
+    /// How fast its devices are.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rates: Rates,
+}
+
+fn is_default(rates: &Rates) -> bool {
+    *rates == Rates::default()
 }
 
 impl Update {
@@ -85,6 +93,7 @@ impl Update {
         flags.restart = self.restart.unwrap_or(flags.restart);
         flags.machine.cpus = self.cpus.or(flags.machine.cpus);
         flags.machine.memory = self.memory_mib.or(flags.machine.memory);
+        flags.rates = self.rates.or(flags.rates);
     }
 }
 
@@ -221,7 +230,11 @@ mod tests {
             Order::Rollback { to: "one".into() },
             Order::Pause {},
             Order::Update(Update { restart: Some(Policy::OnFailure(Some(3))), ..Update::default() }),
-            Order::Update(Update { cpus: Cpus::try_from(0.5).ok(), memory_mib: Some(64), restart: None }),
+            Order::Update(Update { cpus: Cpus::try_from(0.5).ok(), memory_mib: Some(64), ..Update::default() }),
+            Order::Update(Update {
+                rates: Rates { device_read_iops: Some(9), ..Rates::default() },
+                ..Update::default()
+            }),
             Order::Unpause {},
             Order::Attach(Attach { stdin: true, terminal: Some(Size { rows: 1, columns: 2 }) }),
             Order::Exec(Exec { args: vec!["true".into()], ..Exec::default() }),

@@ -153,6 +153,11 @@ fn limit(limit: &Limit) -> Value {
     json!({ "Name": settings::resource_name(limit.resource), "Soft": value(limit.soft), "Hard": value(limit.hard) })
 }
 
+/// A limit as docker has it, for whose device there is no name here.
+fn rate(rate: Option<u64>) -> Value {
+    rate.filter(|rate| *rate > 0).map_or_else(|| json!([]), |rate| json!([{ "Path": "", "Rate": rate }]))
+}
+
 /// A directory or file of this host that it has.
 fn mount(volume: &VolumeFlag) -> Value {
     // A volume may have been removed by hand.
@@ -179,7 +184,7 @@ fn describe(entry: &Entry) -> Value {
         .collect();
     // As docker: what waits to be started again counts as running.
     let running = state.is_live();
-    let wanted = &flags.settings;
+    let (wanted, rates) = (&flags.settings, &flags.rates);
     json!({
         "Id": id,
         "Created": clock::rfc3339(*created_ns),
@@ -200,6 +205,9 @@ fn describe(entry: &Entry) -> Value {
             "Binds": flags.volume.iter().map(|volume| volume.shown()).collect::<Vec<_>>(),
             "Memory": flags.machine.memory_mib() * MIB,
             "NanoCpus": u64::from(flags.machine.all_cpus().thousandths()) * 1_000_000,
+            "BlkioDeviceReadBps": rate(rates.device_read_bps), "BlkioDeviceWriteBps": rate(rates.device_write_bps),
+            "BlkioDeviceReadIOps": rate(rates.device_read_iops), "BlkioDeviceWriteIOps": rate(rates.device_write_iops),
+            "NetworkReceiveBps": rates.network_receive_bps.unwrap_or(0), "NetworkSendBps": rates.network_send_bps.unwrap_or(0),
             "NetworkMode": flags.network.as_ref().map_or("none".into(), ToString::to_string),
             "PortBindings": bindings,
             "ReadonlyRootfs": flags.read_only,

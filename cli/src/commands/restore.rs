@@ -16,6 +16,7 @@ use crate::failure::Outcome;
 use crate::net;
 use crate::owner::{BALLOON, Facts, History, Owner};
 use crate::paths;
+use crate::rates::{self, Rates};
 use crate::rundir::RunDir;
 use crate::session::{Io, Session};
 use crate::signals::Guard;
@@ -57,6 +58,7 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         (args.settings != Settings::default(), "what it has beside its files (--tmpfs to --init)"),
         (args.machine.memory.is_some(), "--memory"),
         (args.machine.cpus.is_some(), "--cpus"),
+        (args.rates != Rates::default(), "a rate of its disks or network"),
     ];
     if let Some((_, what)) = refused.iter().find(|(given, _)| *given) {
         return Err(anyhow!(
@@ -124,6 +126,7 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
     // What it has taken from its guest, it has in the clone as well.
     devices.extend(saved.config.devices.get(BALLOON).map(|balloon| (BALLOON.to_owned(), balloon.clone())));
     devices.extend(network.as_ref().map(|network| (net::SECTION.to_owned(), network.section.clone())));
+    rates::keep(&saved.config.devices, &mut devices);
     let place = Place {
         session: &session,
         control: directory.file("api"),

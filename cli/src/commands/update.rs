@@ -2,7 +2,7 @@
 
 use anyhow::{Context, anyhow};
 
-use super::containers::{each, record_word};
+use super::containers::each;
 use super::inspect::find;
 use crate::args::Update;
 use crate::attend::client::ask;
@@ -16,11 +16,12 @@ use crate::running;
 
 /// Changes them.
 pub fn update(args: &Update) -> Outcome {
-    let to = attend::Update { restart: args.restart, cpus: args.cpus, memory_mib: args.memory };
+    let to = attend::Update { restart: args.restart, cpus: args.cpus, memory_mib: args.memory, rates: args.rates };
     if to == attend::Update::default() {
-        return Err(
-            anyhow!("nothing to change: say --restart, --cpus or --memory; see 'bulkhead update --help'").into()
-        );
+        return Err(anyhow!(
+            "nothing to change: say --restart, --cpus, --memory or a rate; see 'bulkhead update --help'"
+        )
+        .into());
     }
     each(&args.containers, |word| change(word, to).map(|()| word.to_owned()))
 }
@@ -41,12 +42,11 @@ fn change(word: &str, to: attend::Update) -> anyhow::Result<()> {
         ask(&running::directory(&entry), &entry.name, &Order::Update(to), &mut |_| ())?;
         return Ok(());
     }
-    let (_, held, mut record) = Containers::of(&paths::store())?.take(record_word(&entry))?;
+    let (held, mut record) = Containers::of(&paths::store())?.visit(&entry.record.id)?;
     to.apply(&mut record.flags);
     // It would not start.
     let resized = to.cpus.is_some() || to.memory_mib.is_some();
     let sound = if resized { life::check_size(&record.flags) } else { Ok(()) };
     let written = sound.and_then(|()| Ok(record.write(&held.dir(), true)?));
-    held.stays();
     written.with_context(|| format!("cannot update container {word}"))
 }

@@ -9,6 +9,8 @@ use crate::attend::server::Waiting;
 use crate::cgroup;
 use crate::control::Control;
 use crate::failure::one_line;
+use crate::net;
+use crate::rates::Rates;
 use crate::size::Cpus;
 use crate::snapshots::What;
 use crate::usage;
@@ -36,7 +38,7 @@ impl Owner {
         let is_container = matches!(self.facts.what, What::Container { .. });
         let container = self.container.clone().filter(|_| is_container);
         let container = container.ok_or_else(|| anyhow!("microVM '{name}' is no container that is kept"))?;
-        if to.cpus.is_some() || to.memory_mib.is_some() {
+        if to != (Update { restart: to.restart, ..Update::default() }) {
             if !self.runs {
                 bail!("container {name} does not run yet");
             }
@@ -53,7 +55,20 @@ impl Owner {
         if let Some(memory_mib) = to.memory_mib {
             self.inflate(self.facts.memory_mib.saturating_sub(memory_mib))?;
         }
+        self.limit(to.rates)?;
         container.borrow_mut().update(to);
+        Ok(())
+    }
+
+    fn limit(&mut self, rates: Rates) -> anyhow::Result<()> {
+        if !rates.spares_network() && !self.succession.devices.contains_key(net::SECTION) {
+            bail!("its microVM has no network whose rate could be changed");
+        }
+        let control = Control::at(&self.control());
+        for (path, body) in rates.changes(&self.succession.devices) {
+            control.call("PATCH", &path, &body)?;
+        }
+        rates.limit(&mut self.succession.devices);
         Ok(())
     }
 
@@ -98,7 +113,7 @@ mod tests {
         let to = |cpus: f64, memory_mib| Update {
             cpus: Cpus::try_from(cpus).ok(),
             memory_mib: Some(memory_mib),
-            restart: None,
+            ..Update::default()
         };
         for sound in [to(2.0, 256), to(0.01, 1)] {
             assert!(fits(sound, 2, 256).is_ok(), "{sound:?}");
