@@ -1,5 +1,7 @@
 //! Containers that have a record: they live without their CLI, and the verbs look after them.
 
+use std::time::Instant;
+
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tests::{Ended, Lab, Running};
@@ -190,6 +192,27 @@ fn containers_that_do_not_start_or_are_not_there() {
     done(lab.run(["rm", &name]));
     for verb in ["start", "stop", "kill", "wait", "logs", "rm", "restart", "port"] {
         lab.run([verb, &name]).assert_failed(1, &["no such container", &name]);
+    }
+    lab.assert_clean();
+}
+
+/// A guest that boots takes its time: `rm -f` does not wait for it, and leaves nothing of it.
+#[test]
+fn one_that_is_being_started_can_be_removed() {
+    let lab = lab!("one_that_is_being_started_can_be_removed", on the machine);
+    let (patience, image) = (lab.patience(1), lab.debian());
+    for flags in [&["-d"][..], &[]] {
+        let name = unique("starting");
+        let starting =
+            Running::start(lab.keeping([&["run", "--cold", "--name", &name], flags, &[&image, "true"]].concat()));
+        let deadline = Instant::now() + patience;
+        while status(&lab, &name) != "Created\n" {
+            assert!(Instant::now() < deadline, "{name} is not there");
+        }
+        lab.run(["rm", &name]).assert_failed(1, &[&name, "being started"]);
+        done(lab.run(["rm", "-f", &name]));
+        assert_ne!(starting.end(patience).code, Some(0));
+        assert_eq!(status(&lab, &name), "");
     }
     lab.assert_clean();
 }

@@ -216,12 +216,34 @@ pub fn rm(args: &Rm) -> Outcome {
             }
             running.end()?;
         }
-        match Containers::of(&paths::store())?.remove(record_word(&entry)) {
-            // It was to go with its end.
-            Ok(_) | Err(ContainersError::NotFound(_)) => Ok(word.to_owned()),
-            Err(error) => Err(error.into()),
-        }
+        remove(&entry, args.force).map(|()| word.to_owned())
     })
+}
+
+/// Removes one that does not run. With `force`, one that is about to: it has ended then, as if it had been stopped by its verb's signal.
+fn remove(entry: &Entry, force: bool) -> anyhow::Result<()> {
+    let containers = Containers::of(&paths::store())?;
+    loop {
+        let busy = match containers.remove(record_word(entry)) {
+            // It was to go with its end.
+            Ok(_) | Err(ContainersError::NotFound(_)) => return Ok(()),
+            Err(error @ ContainersError::Busy(_)) if force => error,
+            Err(error) => return Err(error.into()),
+        };
+        let entry = match containers.find(record_word(entry)) {
+            Err(ContainersError::NotFound(_)) => return Ok(()),
+            other => other?,
+        };
+        let Some(owner) = containers.runner(&entry.record.id)? else {
+            // Somebody who only looks into it has no reason to end for this. Or it is free by now.
+            if containers.is_held(&entry.record.id)? {
+                return Err(busy.into());
+            }
+            continue;
+        };
+        let running = Running { entry, owner };
+        if running.entry.record.state.is_live() { running.end()? } else { running.stop_start()? }
+    }
 }
 
 /// Gives one another name.
@@ -291,6 +313,13 @@ impl Running {
             self.ends_within(Some(DEAF))?;
         }
         Ok(())
+    }
+
+    /// Has one that is about to run not do so.
+    fn stop_start(&self) -> anyhow::Result<()> {
+        let _ = rustix::process::pidfd_send_signal(&self.owner, rustix::process::Signal::TERM);
+        // From some moment on the signal is for the container's process: then it runs.
+        self.ends_within(Some(DEAF)).map(drop)
     }
 
     /// Kills its processes; its VM, if that does not help.

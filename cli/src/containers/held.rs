@@ -2,10 +2,12 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock, fstat};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Containers, ContainersError, Id, Record, io_error, names};
 use crate::events;
@@ -127,7 +129,18 @@ impl Containers {
         let mut held = Held { containers: self.clone(), id: id.clone(), lock, fate: Fate::Stays };
         let record = held.record()?;
         held.fate = Fate::of(&record);
+        held.mark()?;
         Ok((held, record))
+    }
+
+    /// The process that runs it, or is about to: readable when it has ended. None: there is none, whoever has it.
+    pub fn runner(&self, id: &Id) -> Result<Option<OwnedFd>, ContainersError> {
+        let said = || fs::read_to_string(self.mark_path(id)).ok()?.parse().ok().and_then(Pid::from_raw);
+        let Some(pid) = said() else { return Ok(None) };
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
+        // Its number may be another's by now, unless it still has the container.
+        let same = self.is_held(id)? && said() == Some(pid);
+        Ok(pidfd.filter(|_| same))
     }
 
     /// Whether somebody has it.
@@ -207,9 +220,10 @@ impl Held {
         record.map_err(|source| ContainersError::Record { id: self.id.clone(), source })
     }
 
+    /// Says that it runs, or is about to, and by which process.
     fn mark(&self) -> Result<(), ContainersError> {
         let path = self.containers.mark_path(&self.id);
-        File::create(&path).map(drop).map_err(io_error(&path))
+        fs::write(&path, std::process::id().to_string()).map_err(io_error(&path))
     }
 }
 

@@ -91,8 +91,10 @@ fn one_that_is_somebodys_cannot_be_taken_or_removed() {
     assert!(matches!(containers.remove("web"), Err(ContainersError::Busy(_))));
     containers.sweep().unwrap();
     drop(held);
+    assert!(containers.runner(&record.id).unwrap().is_none());
     let (name, held, taken) = containers.take(record.id.short()).unwrap();
     assert_eq!((name.as_str(), &taken), ("web", &record));
+    assert!(containers.runner(&record.id).unwrap().is_some());
     assert!(matches!(containers.remove("web"), Err(ContainersError::Busy(_))));
     drop(held);
     assert_eq!(containers.remove("web").unwrap(), "web");
@@ -111,8 +113,10 @@ fn a_lock_can_be_passed_on() {
     assert!(matches!(containers.take_over(&record.id, stranger), Err(ContainersError::Busy(_))));
     let other = File::open(dir.path()).unwrap();
     assert!(matches!(containers.take_over(&record.id, other), Err(ContainersError::Busy(_))));
+    fs::remove_file(containers.mark_path(&record.id)).unwrap();
     let (held, same) = containers.take_over(&record.id, shared).unwrap();
     assert_eq!(same, record);
+    assert!(containers.runner(&record.id).unwrap().is_some());
     drop(held);
     assert_eq!(all(dir.path()), EMPTY);
 }
