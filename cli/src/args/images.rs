@@ -76,6 +76,9 @@ pub struct Images {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    /// Only those of this name
+    #[arg(value_name = "NAME[:TAG]", value_parser = NonEmptyStringValueParser::new())]
+    pub name: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -109,8 +109,11 @@ fn save_to(store: &Store, images: &[String], path: &Path) -> anyhow::Result<()> 
 
 /// Prints the loaded images.
 pub fn images(args: &Images, talk: Talk) -> Outcome {
-    let images = Store::open(paths::store())?.list()?;
-    let warm = warm()?;
+    let is_wanted = |name: &str, tag: &str| args.name.as_ref().is_none_or(|wanted| is_called(wanted, name, tag));
+    let mut images = Store::open(paths::store())?.list()?;
+    images.retain(|image| is_wanted(&image.name, &image.tag));
+    let mut warm = warm()?;
+    warm.retain(|entry| is_wanted(entry.name.as_str(), ""));
     let short = |id: &str| id.chars().take(SHORT_ID).collect::<String>();
     if args.format == Format::Json {
         let warm = warm.iter().map(|Entry { name, record, bytes }| {
@@ -137,6 +140,13 @@ pub fn images(args: &Images, talk: Talk) -> Outcome {
         output::table(["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"], rows.chain(warm))?;
     }
     Ok(0)
+}
+
+/// Whether an image is meant by a name with a tag, or by one without, which means all of its tags.
+fn is_called(wanted: &str, name: &str, tag: &str) -> bool {
+    // A registry's port is no tag.
+    let with_tag = wanted.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+    wanted == name || with_tag.is_some_and(|(wanted, wanted_tag)| wanted == name && wanted_tag == tag)
 }
 
 /// Warm images, in the words of the others.
@@ -208,4 +218,24 @@ fn all_names(store: &Store, word: &str, force: bool) -> anyhow::Result<Vec<Strin
         ));
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_means_all_of_its_tags() {
+        for (wanted, is) in [
+            ("host:5000/a/b", true),
+            ("host:5000/a/b:1", true),
+            ("host:5000/a/b:2", false),
+            ("a/b", false),
+            ("host:5000/a", false),
+            ("host", false),
+        ] {
+            assert_eq!(is_called(wanted, "host:5000/a/b", "1"), is, "{wanted}");
+        }
+        assert!(is_called("x@warm", "x@warm", ""));
+    }
 }
