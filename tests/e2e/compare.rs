@@ -92,7 +92,12 @@ fn containers_and_microvms_are_compared() {
 
     // The result is good for more.
     let again = |words: &[&str]| Running::start(bench(&lab, words)).end(patience);
-    let good = again(&["report", "--assert", "vm-warm.start.p99 > 3*vm-warm.image-disk*0", out]);
+    let trace = lab.path("trace.json");
+    let shown =
+        ["report", "--trace", trace.to_str().unwrap(), "--assert", "vm-warm.start.p99 > 3*vm-warm.image-disk*0", out];
+    let good = again(&shown);
+    let events = read(&trace)["traceEvents"].as_array().unwrap().clone();
+    assert!(events.iter().filter(|event| event["ph"] == "X" && event["name"] == "command").count() >= 1, "{events:?}");
     assert!(good.code == Some(0) && good.text().contains("start to first output"), "{good:?}");
     let markdown = again(&["report", "--format", "markdown", out]);
     assert!(markdown.text().starts_with("| | ") && markdown.text().contains("KVM "), "{markdown:?}");

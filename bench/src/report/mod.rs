@@ -10,6 +10,7 @@
 //! | [`objective`] | what starts are to stay within |
 //! | [`assert`] | conditions on what was measured |
 //! | [`page`] | all of it as one page of HTML |
+//! | [`trace`] | the phases of each run, for viewers of traces |
 
 pub mod assert;
 pub mod diff;
@@ -17,6 +18,7 @@ pub mod estimate;
 pub mod metric;
 pub mod objective;
 pub mod page;
+pub mod trace;
 
 use std::fs::File;
 use std::io::Read;

@@ -253,6 +253,9 @@ pub struct Shown {
     /// Write the result to this file as one page of HTML with plots
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Write the phases of each run to this file as a trace (JSON), for ui.perfetto.dev or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// A condition, like 'vm-warm.start.p99 < 3*crun.start.p99': exit code 1 if it does not hold
     #[arg(long, value_name = "CONDITION")]
     pub assert: Vec<Assertion>,

@@ -10,6 +10,7 @@ use bench::report::Document;
 use bench::report::diff::{self, Verdict};
 use bench::report::metric::VARIANTS;
 use bench::report::page::{figure, page};
+use bench::report::trace::trace;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::measuring::{Wish, measure};
@@ -23,7 +24,7 @@ const NO: u8 = 1;
 
 /// Measures containers and microVMs, and shows the result.
 pub fn compare(args: &BenchCompare, talk: Talk) -> Outcome {
-    [&args.out, &args.shown.html].into_iter().flatten().try_for_each(|path| check_writable(path))?;
+    check_all_writable(args.out.as_deref(), &args.shown)?;
     let wish = Wish {
         scope: Scope::Arms,
         image_and_command: &args.image_and_command,
@@ -70,7 +71,7 @@ pub fn ablate(args: &BenchAblate, talk: Talk) -> Outcome {
 
 /// Counts how many instances there can be, and shows the result.
 pub fn density(args: &BenchDensity, talk: Talk) -> Outcome {
-    [&args.out, &args.shown.html].into_iter().flatten().try_for_each(|path| check_writable(path))?;
+    check_all_writable(args.out.as_deref(), &args.shown)?;
     let scope = Scope::Fleets(Fleet { objective: args.slo, most: args.most as usize });
     let once = Wish::once(scope, std::slice::from_ref(&args.image), &args.arms, args.timeout);
     let wish = Wish { memory_budget: args.memory_budget, ..once };
@@ -94,7 +95,7 @@ fn save(path: Option<&Path>, document: &Document) -> anyhow::Result<()> {
 
 /// Shows a result once more.
 pub fn report(args: &BenchReport) -> Outcome {
-    args.shown.html.iter().try_for_each(|path| check_writable(path))?;
+    check_all_writable(None, &args.shown)?;
     show(&Document::read(&args.result)?, &args.shown)
 }
 
@@ -124,6 +125,9 @@ fn show(document: &Document, shown: &Shown) -> Outcome {
     if let Some(path) = &shown.html {
         write(path, &page(document)?)?;
     }
+    if let Some(path) = &shown.trace {
+        write(path, &serde_json::to_string(&trace(document))?)?;
+    }
     match shown.format {
         ResultFormat::Json => output::json(&document.with_estimates()?)?,
         ResultFormat::Table => output::print(&results::table(document))?,
@@ -140,6 +144,11 @@ fn show(document: &Document, shown: &Shown) -> Outcome {
 }
 
 /// Better now than after some minutes of measuring.
+fn check_all_writable(out: Option<&Path>, shown: &Shown) -> anyhow::Result<()> {
+    let paths = [out, shown.html.as_deref(), shown.trace.as_deref()];
+    paths.into_iter().flatten().try_for_each(check_writable)
+}
+
 fn check_writable(path: &Path) -> anyhow::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
