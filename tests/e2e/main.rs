@@ -27,6 +27,7 @@
 //! | [`build`] | images from Dockerfiles: RUN in guests, and builds that end early |
 //! | [`compare`] | containers and microVMs side by side |
 //! | [`confined`] | what threads of a microVM's process may still do |
+//! | [`contained`] | Bulkhead inside a container of runc |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
 //! | [`disk`] | a writable disk: what the guest was promised, in the file on the host |
 //! | [`load`] | a guest under load, saved and restored again and again |
@@ -48,6 +49,7 @@ mod bare;
 mod build;
 mod compare;
 mod confined;
+mod contained;
 mod container;
 mod control;
 mod disk;
