@@ -162,7 +162,7 @@ impl Running {
         let mut devices = devices(self.layers.iter(), &uds)?;
         let upper = upper_of(&self.record, &tracked.borrow().dir);
         if let Some(drives) = devices.get_mut("drives").and_then(Value::as_array_mut) {
-            drives.extend(upper.as_deref().map(upper::drive).transpose()?);
+            drives.push(upper::drive(upper.as_deref())?);
         }
         if let Some(network) = &network {
             devices.insert(net::SECTION.into(), network.section.clone());

@@ -111,7 +111,7 @@ impl Succession {
         if let Some(upper) = &self.upper {
             let now = staged.rename(upper.parent().unwrap_or(Path::new("")), upper::FILE);
             upper::copy_saved(to.path(), &now)?;
-            devices["drives"][1] = upper::drive(&now)?;
+            devices["drives"][1] = upper::drive(Some(&now))?;
         }
         let (serial, console) = if self.container {
             let uds = self.directory.join(SOCKETS[self.next % SOCKETS.len()]);

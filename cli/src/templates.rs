@@ -13,7 +13,6 @@ use std::time::SystemTime;
 use guest_images::Digest;
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
-use serde_json::Value;
 use vmm::VmConfig;
 use vmm::config::{Paging, SnapshotSource};
 use vmm::cpuid::Model;
@@ -37,8 +36,6 @@ pub struct Ingredients<'a> {
     monitor: FileId,
     kernel: FileId,
     boot_args: &'a str,
-    /// How many disks the guest sees.
-    disks: usize,
     /// Kinds of devices: what each of them has of this host comes with the machine that goes on.
     devices: Vec<&'a str>,
     vcpus: u8,
@@ -81,7 +78,6 @@ impl<'a> Ingredients<'a> {
             monitor: FileId::of(&monitor::program()).ok()?,
             kernel: FileId::of(&source.kernel_image_path).ok()?,
             boot_args: &source.boot_args,
-            disks: config.devices.get("drives").and_then(Value::as_array).map_or(0, Vec::len),
             devices: config.devices.keys().map(String::as_str).collect(),
             vcpus: config.machine.vcpu_count,
             memory_mib: config.machine.mem_size_mib,

@@ -15,9 +15,9 @@ use vmm::snapshot::disks;
 pub const FILE: &str = "upper.ext4";
 /// The empty one, beside the containers. Another number for another content.
 const EMPTY: &str = ".upper-2.ext4";
-/// Its size, as guests see it: the same for all, so that a guest can have booted before it is known which one it gets. Each
+/// Its bytes, as guests see them: the same for all, so that a guest can have booted before it is known which one it gets. Each
 /// further 128 MiB is a group that a guest looks at when it mounts it.
-const SIZE: &str = "8G";
+const BYTES: u64 = 8 << 30;
 /// Size of the journal: what a crash leaves to do is done when it is started next.
 const JOURNAL_MB: u32 = 4;
 
@@ -72,7 +72,7 @@ fn make_empty(empty: &Path) -> anyhow::Result<()> {
     command
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
         .arg(&unfinished.0)
-        .arg(SIZE);
+        .arg(format!("{}k", BYTES >> 10));
     tool(command, "")?;
     let mut command = Command::new("debugfs");
     command.args(["-w", "-f", "-"]).arg(&unfinished.0);
@@ -109,11 +109,19 @@ impl Drop for Unfinished {
     }
 }
 
-/// The device, for a disk at `path`.
-pub fn drive(path: &Path) -> anyhow::Result<Value> {
-    let text =
-        path.to_str().ok_or_else(|| anyhow!("'{}': the path is not UTF-8; set BULKHEAD_STORE", path.display()))?;
-    Ok(json!({ "drive_id": "upper", "is_root_device": false, "is_read_only": false, "path_on_host": text }))
+/// The device, for a disk at `path`. Without one it is the place of such a disk: guests with and without one go on from the same
+/// template.
+pub fn drive(path: Option<&Path>) -> anyhow::Result<Value> {
+    let mut drive = json!({ "drive_id": "upper", "is_root_device": false, "is_read_only": false });
+    match path {
+        Some(path) => {
+            let text = path.to_str();
+            drive["path_on_host"] =
+                text.ok_or_else(|| anyhow!("'{}': the path is not UTF-8; set BULKHEAD_STORE", path.display()))?.into();
+        }
+        None => drive["capacity"] = BYTES.into(),
+    }
+    Ok(drive)
 }
 
 #[cfg(test)]
@@ -132,7 +140,7 @@ mod tests {
                 return;
             }
             let meta = fs::metadata(container.join(FILE)).unwrap();
-            assert_eq!(meta.len(), 8 << 30);
+            assert_eq!(meta.len(), BYTES);
             assert!(meta.blocks() * 512 < 4 << 20, "{} bytes", meta.blocks() * 512);
         }
         let names = fs::read_dir(dir.path()).unwrap().count();

@@ -135,7 +135,7 @@ impl Visit {
         let mut devices = devices(layers.layers.iter(), &uds)?;
         let upper = life::upper_of(&record, &held.dir());
         if let Some(drives) = devices.get_mut("drives").and_then(Value::as_array_mut) {
-            drives.extend(upper.as_deref().map(upper::drive).transpose()?);
+            drives.push(upper::drive(upper.as_deref())?);
         }
         devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
         // As a container's microVM has, so that both go on from one template.

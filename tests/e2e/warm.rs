@@ -73,7 +73,7 @@ fn assert_disk_untouched(lab: &Lab) {
 
 #[test]
 fn templates_are_made_replaced_when_damaged_and_pruned() {
-    let lab = lab!("templates_are_made_replaced_when_damaged_and_pruned");
+    let lab = lab!("templates_are_made_replaced_when_damaged_and_pruned", on hardware);
     let patience = lab.patience(2);
     // Those that other tests go on from, so that nothing boots for this one alone.
     let lab = lab.own_store_with(&["templates"]);
@@ -85,6 +85,10 @@ fn templates_are_made_replaced_when_damaged_and_pruned() {
     assert!(was_warm(&run(&[])));
     assert_disk_untouched(&lab);
     let count = templates(&lab);
+    // A container that keeps its files on a disk goes on from the same one.
+    let line = ["run", "--verbose", "--name", "keeps", &image, "/probe", "memory"];
+    assert!(was_warm(&Running::start(lab.keeping(line)).end(patience)));
+    assert_eq!((templates(&lab), lab.run(["rm", "keeps"]).code), (count, Some(0)));
     let entries = std::fs::read_dir(lab.store().join("templates")).unwrap().flatten();
     for state in entries.map(|entry| entry.path().join("state")).filter(|state| state.exists()) {
         let mut bytes = std::fs::read(&state).unwrap();
@@ -109,7 +113,7 @@ fn templates_are_made_replaced_when_damaged_and_pruned() {
 /// The benchmark runs a command both ways; its times are for an idle machine to judge.
 #[test]
 fn the_run_benchmark_measures() {
-    let lab = lab!("the_run_benchmark_measures", on the machine);
+    let lab = lab!("the_run_benchmark_measures", on hardware);
     let patience = lab.patience(3);
     let line = ["bench", "run", "-n", "1", "--format", "json", &lab.probe_image(), "/probe", "memory"];
     let ended = Running::start(lab.bulkhead(line)).end(patience);

@@ -68,7 +68,8 @@ struct Drive {
     /// Files that make up one read-only disk, instead of `path_on_host`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     extents: Vec<PathBuf>,
-    /// Bytes of the disk that `extents` (or none yet) are the beginning of; the rest is zeros.
+    /// Bytes of the disk that `extents` are the beginning of; the rest is zeros. Without extents it may be writable: then it is the
+    /// place of a disk to come, which keeps nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     capacity: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -190,7 +191,7 @@ fn check(drives: &[Drive]) -> Result<(), DeviceError> {
         if let Some(capacity) = drive.capacity.filter(|capacity| capacity % SECTOR != 0) {
             return Err(invalid(format!("drive '{id}': the capacity of {capacity} bytes is not whole sectors")));
         }
-        if has_extents && drive.is_read_only == Some(false) {
+        if !drive.extents.is_empty() && drive.is_read_only == Some(false) {
             return Err(invalid(format!("drive '{id}' has extents, so it cannot be writable")));
         }
     }
@@ -219,7 +220,7 @@ fn open(drive: &Drive) -> Result<Blk, DeviceError> {
             }
             (disk, read_only)
         }
-        None => (open_extents(drive)?, true),
+        None => (open_extents(drive)?, drive.is_read_only.unwrap_or(true)),
     };
     let options = Options {
         read_only,
@@ -324,7 +325,6 @@ mod tests {
             (json!([{ "drive_id": "a" }]), "either path_on_host or extents"),
             (json!([{ "drive_id": "a", "path_on_host": file, "extents": [file] }]), "either"),
             (json!([{ "drive_id": "a", "extents": [file], "is_read_only": false }]), "cannot be writable"),
-            (json!([{ "drive_id": "a", "capacity": 8192, "is_read_only": false }]), "cannot be writable"),
             (
                 json!([{ "drive_id": "a", "extents": [file, file], "capacity": 4096 }]),
                 "do not fit its capacity of 4096",

@@ -76,6 +76,11 @@ impl Disk {
         self.len
     }
 
+    /// There is no file: all of it is zeros, and nothing can be written.
+    pub fn is_blank(&self) -> bool {
+        self.extents.is_empty() && self.image.is_none()
+    }
+
     /// The image that has all of it, if there is one.
     pub fn image(&self) -> Option<&Arc<Image>> {
         self.image.as_ref()

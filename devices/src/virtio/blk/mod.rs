@@ -79,7 +79,8 @@ struct Blk {
     config: [u8; CONFIG_LEN],
     /// The driver does not flush, so each write is flushed for it (5.2.6.2).
     write_through: bool,
-    /// Who carries requests out, until there is the first one. Made with the disk: a guest that runs has it made no ring.
+    /// Who carries requests out, until there is the first one. Made with the disk, if that has files: a guest that runs has it made no
+    /// ring.
     engine: Option<Box<dyn Engine>>,
     /// Made with the first request that needs it.
     flight: Option<Flight>,
@@ -112,7 +113,7 @@ impl Blk {
         padded.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
         let done = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         Ok(Blk {
-            engine: Some(disk.engine(options.engine, done.clone())),
+            engine: (!disk.is_blank()).then(|| disk.engine(options.engine, done.clone())),
             config: space::config(sectors, &options),
             disk,
             options,
@@ -162,7 +163,7 @@ impl Blk {
         let (action, offset, len) = match request.operation {
             Operation::Read { offset } => (Action::Read, offset, request.length.into()),
             Operation::Write { offset } => (Action::Write, offset, request.length.into()),
-            Operation::Flush if self.options.read_only => return None,
+            Operation::Flush if self.options.read_only || self.disk.is_blank() => return None,
             Operation::Flush => return Some((Action::Sync, Place { file: 0, offset: 0 })),
             Operation::GetId => return None,
             Operation::Discard(segment) => (Action::Discard(segment.len), segment.offset, segment.len),
@@ -194,7 +195,7 @@ impl Blk {
         flight.take(&order);
     }
 
-    /// Carries out what needs no engine: reads where files meet, and what moves nothing.
+    /// Carries out what needs no engine: reads where files meet, what moves nothing, and what is asked of a disk without files.
     fn on_the_spot(&mut self, request: &Request, chain: &Chain) -> (Outcome, u32) {
         let (data, _) = chain.writable().split_at(request.length as usize);
         match request.operation {
@@ -206,7 +207,11 @@ impl Blk {
                 }
             },
             Operation::GetId => (Outcome::Ok, data.write(&self.id) as u32),
-            // Of no bytes, or on a disk that nobody writes to.
+            Operation::Write { .. } if request.length > 0 => {
+                self.failed(Action::Write, &io::ErrorKind::StorageFull.into());
+                (Outcome::IoError, 0)
+            }
+            // Of no bytes, or on a disk that nobody writes to; or zeros where nothing else is.
             _ => (Outcome::Ok, 0),
         }
     }

@@ -164,6 +164,33 @@ fn a_capacity_ends_a_disk_in_zeros() {
     assert_eq!(status(&read(&mut driver, 0, 512)), 1);
 }
 
+/// The place of a disk to come: nothing that is written there can be lost, since nothing is taken.
+#[test]
+fn a_writable_disk_without_files_is_zeros_and_keeps_nothing() {
+    const BYTES: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let blank = json!({ "drive_id": "d", "capacity": BYTES, "is_read_only": false });
+    let mut driver = drive(json!([blank]));
+    assert_eq!((driver.offered() & F_RO, u64::from(driver.get(0x100))), (0, BYTES / 512));
+    assert_eq!(status(&write(&mut driver, 0, &[1; 512])), 1);
+    assert_eq!(status(&write(&mut driver, BYTES / 512 - 1, &[1; 512])), 1);
+    assert_eq!((status(&write(&mut driver, 0, &[])), status(&flush(&mut driver))), (0, 0));
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(segment(&mut driver, kind, (0, 8), 0), 0);
+        assert_eq!(segment(&mut driver, kind, (BYTES / 512, 8), 0), 1);
+    }
+    assert_eq!(read(&mut driver, 0, 8192).data, [0; 8193]);
+    // A file of that size takes its place, in the machine or in one that goes on from it; for the guest it is the same disk.
+    let device = |section: Value| (KIND.build)(&json!([section])).unwrap().remove(0);
+    let image = file(&dir, "a", &vec![7; BYTES as usize]);
+    let real = json!({ "drive_id": "d", "path_on_host": image });
+    device(real.clone()).load(&device(blank.clone()).save().unwrap()).unwrap();
+    device(blank).load(&device(real.clone()).save().unwrap()).unwrap();
+    driver.lock().replace(device(real)).unwrap();
+    assert_eq!(status(&write(&mut driver, 1, &[9; 512])), 0);
+    assert_eq!(std::fs::read(&image).unwrap()[511..513], [7, 9]);
+}
+
 #[test]
 fn a_disk_of_the_same_capacity_takes_the_place_of_another() {
     let dir = tempfile::tempdir().unwrap();
