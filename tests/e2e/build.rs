@@ -116,6 +116,7 @@ fn a_second_build_takes_what_the_first_one_made() {
     done(&lab, &["system", "prune"]);
     let df: Value = serde_json::from_str(&done(&lab, &["system", "df", "--format", "json"])).unwrap();
     assert_eq!((&df["build_cache"]["count"], &df["images"]["blobs"]), (&0.into(), &0.into()), "{df}");
+    lab.share(&["templates"]);
     done(&lab, &["load", "-q", "-i", &archive]);
     assert!(before.contains(done(&lab, &["images", "-q"]).trim()));
     let script = "cat /once /shared/file; stat -c %a /shared; ls /etc/issue 2>&1 | wc -l; ls /etc/debian_version";

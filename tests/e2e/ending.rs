@@ -64,13 +64,14 @@ fn a_signal_while_the_guest_boots_ends_it_all() {
     }
 }
 
-/// SIGKILL at any moment leaves nothing that the next command does not clean.
+/// SIGKILL at any moment leaves nothing that the next command does not clean: of a guest that boots, and of one that goes on from
+/// a template.
 #[test]
 fn group_11_after_sigkill_the_next_command_cleans_up() {
     let lab = lab!("group_11_after_sigkill_the_next_command_cleans_up", on the machine);
     let boot = lab.patience(1);
     let lab = lab.own_store_with(&["layers", "merged"]);
-    for millis in [0, 5, 30, 100, 200, 400, 1000, 2000] {
+    let killed_after = |millis: u64| {
         let running = sleeper(&lab);
         std::thread::sleep(Duration::from_millis(millis));
         running.signal(Signal::KILL);
@@ -78,7 +79,10 @@ fn group_11_after_sigkill_the_next_command_cleans_up() {
         wait_for_the_orphan(&lab);
         assert_eq!(lab.run(["images", "-q"]).code, Some(0));
         lab.assert_clean();
-    }
+    };
+    [0, 30, 100, 400].into_iter().for_each(killed_after);
+    lab.share(&["templates"]);
+    [5, 30, 100, 200, 1000, 2000].into_iter().for_each(killed_after);
     // While the command runs.
     let mut running = sleeper(&lab);
     running.wait_for("ready", boot);

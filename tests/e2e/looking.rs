@@ -65,7 +65,7 @@ fn why(lab: &Lab, name: &str) -> Value {
 fn what_happens_is_told_and_why() {
     let lab = lab!("what_happens_is_told_and_why", on the machine);
     let patience = lab.patience(1);
-    let lab = lab.own_store_with(&["layers", "merged"]);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     let (name, other) = (unique("told"), unique("told-after"));
     let filter = format!("container={name}");
     let mut follower = Running::start(lab.bulkhead([

@@ -8,7 +8,8 @@ use crate::snapshots::can_poll;
 /// load, images, run by name, rmi.
 #[test]
 fn images_are_loaded_listed_run_and_removed() {
-    let lab = lab!("images_are_loaded_listed_run_and_removed", on the machine).own_store();
+    let lab = lab!("images_are_loaded_listed_run_and_removed", on the machine);
+    let lab = lab.own_store_with(&["templates"]);
     let archive = lab.images("debian-docker.tar").display().to_string();
     let loaded = lab.run(["load", &archive]);
     assert_eq!((loaded.code, loaded.text()), (Some(0), "Loaded image: debian:latest\n"), "{loaded:?}");

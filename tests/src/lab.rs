@@ -33,6 +33,8 @@ struct Site {
     memory_mib: u64,
 }
 
+/// Of the scratch directory: the image store that all tests share.
+const STORE: &str = "store";
 /// A first guest may take this long; all others are measured by it.
 const FIRST_GUEST: Duration = Duration::from_secs(300);
 
@@ -105,7 +107,7 @@ impl Lab {
             Ok(site) => {
                 fs::create_dir_all(&site.scratch).expect("scratch directory");
                 let dir = tempfile::Builder::new().prefix("t").tempdir_in(&site.scratch).expect("scratch directory");
-                Some(Lab { site, dir, store: site.scratch.join("store") })
+                Some(Lab { site, dir, store: site.scratch.join(STORE) })
             }
             Err(reason) if std::env::var_os("BULKHEAD_TEST_STRICT").is_some() => panic!("{reason}"),
             Err(reason) => {
@@ -158,15 +160,27 @@ impl Lab {
         self
     }
 
-    /// The same, but with these directories of the store that all share: files that nobody writes to.
+    /// The same, but with these directories of the store that all share.
+    pub fn own_store_with(self, directories: &[&str]) -> Self {
+        let lab = self.own_store();
+        lab.share(directories);
+        lab
+    }
+
+    /// Has in the lab's own store what is in these directories of the one that all share, its template among it: files that
+    /// nobody writes to.
     ///
     /// # Panics
     /// They cannot be linked to.
-    pub fn own_store_with(self, directories: &[&str]) -> Self {
-        let shared = self.store.clone();
-        let lab = self.own_store();
-        directories.iter().for_each(|name| link(&shared.join(name), &lab.store.join(name)).expect("links"));
-        lab
+    pub fn share(&self, directories: &[&str]) {
+        // Whose guest leaves the template behind.
+        self.patience(1);
+        let shared = self.shared_store();
+        directories.iter().for_each(|name| link(&shared.join(name), &self.store.join(name)).expect("links"));
+    }
+
+    fn shared_store(&self) -> PathBuf {
+        self.site.scratch.join(STORE)
     }
 
     /// The image store in use.
@@ -236,7 +250,8 @@ impl Lab {
     pub fn patience(&self, guests: u32) -> Duration {
         let measure = || {
             let began = Instant::now();
-            let command = self.bulkhead(["run", &self.debian(), "true"]);
+            let mut command = self.bulkhead(["run", &self.debian(), "true"]);
+            command.env("BULKHEAD_STORE", self.shared_store());
             let ended = Running::start(command).end(FIRST_GUEST);
             assert_eq!(ended.code, Some(0), "the first guest: {ended:?}");
             began.elapsed()
