@@ -279,13 +279,15 @@ fn output_that_comes_after_the_exit_is_waited_for() {
         let (mut guest, start) = Guest::begin(path);
         assert!(!start.process.stdin);
         guest.started();
-        guest.exited(ExitStatus::Signal(15));
         let mut stdout = guest.stream(StreamKind::Stdout);
+        guest.exited(ExitStatus::Signal(15));
+        // The other one never comes.
         stdout.write_all(b"late").unwrap();
-        drop(guest.stream(StreamKind::Stderr));
+        drop(stdout);
+        assert_eq!(guest.next(), None);
     });
     assert_eq!(seen.result.unwrap().exit_code, 143);
-    assert_eq!(seen.stdout, b"late");
+    assert_eq!((seen.stdout.as_slice(), seen.stderr.as_slice()), (&b"late"[..], &b""[..]));
 }
 
 #[test]

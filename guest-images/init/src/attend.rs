@@ -11,7 +11,7 @@ use crate::process::Defaults;
 use crate::relay::{Flow, Step};
 use crate::restless;
 use crate::running::Running;
-use crate::streams::{Opening, Streams, resize};
+use crate::streams::{Opening, Output, Streams, resize};
 use crate::sys::{Clock, clock_ns};
 use alloc::format;
 use alloc::string::String;
@@ -85,20 +85,20 @@ pub fn attend<M: Machine>(
             control.receive()?;
         }
         let Container { running, streams, .. } = container;
-        for (slot, _) in streams.flows.iter_mut().zip(ready.flows).filter(|(_, ready)| *ready) {
-            match slot.as_mut().map(Flow::step) {
-                Some(Step::Done) => *slot = None,
+        for (at, _) in ready.flows.into_iter().enumerate().filter(|(_, ready)| *ready) {
+            match streams.step(machine, at) {
+                Some(Step::Done) => streams.flows.get_mut(at).into_iter().for_each(|slot| *slot = None),
                 Some(Step::Typed(byte)) => interrupt(byte, running, streams.master.as_deref()),
                 Some(Step::More | Step::Idle) | None => {}
             }
         }
         running.look_again();
-        container.execs.step(&ready.execs, control)?;
+        container.execs.step(machine, &ready.execs, control)?;
         let Container { running, streams, .. } = container;
         if ready.process && ended.is_none() {
             ended = Some((running.wait(), clock_ns(Clock::Monotonic)));
             streams.process_ended();
-            container.execs.finish(control)?;
+            container.execs.finish(machine, control)?;
             take_back(control, container.freezer.as_mut(), || ENDED.into())?;
             if container.changes && matches!(ended, Some((ExitStatus::Code(0), _))) {
                 container.execs.tell_changes(machine, control, container.upper.as_fd())?;
@@ -215,8 +215,8 @@ fn take_back(control: &Control, freezer: Option<&mut Freezer>, why: impl FnOnce(
 /// connection means that this is a clone, whose host is another one: it introduces itself there and becomes what it is told.
 /// Nothing moves in the streams, but for what the process had written before: that is the original's to pass on.
 fn stand_still<M: Machine>(machine: &M, control: &mut Control, container: &mut Container) -> Result<(), HostGone> {
-    container.streams.drain();
-    container.execs.drain();
+    container.streams.drain(machine);
+    container.execs.drain(machine);
     // If the connection is lost already, the next turn finds that out.
     let _ = control.frozen();
     let mut noticed_ns = None;
@@ -268,7 +268,8 @@ fn become_itself<M: Machine>(machine: &M, container: &mut Container, identity: &
     container.execs.forget_host();
     let streams = &mut container.streams;
     let stdin = identity.stdin && streams.has_input();
-    let opening = Opening::begin(machine, MAIN_PROCESS, streams.master.is_some(), stdin).map_err(guest)?;
+    let opening =
+        Opening::begin(machine, MAIN_PROCESS, streams.master.is_some(), stdin, Output::Later).map_err(guest)?;
     container.own.rename(identity)?;
     streams.rejoin(machine, opening, stdin).map_err(guest)?;
     if let Some(master) = &streams.master {

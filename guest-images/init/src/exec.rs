@@ -15,7 +15,7 @@ use crate::helper;
 use crate::process::{self, Defaults};
 use crate::relay::Step;
 use crate::running::{Running, send, wait};
-use crate::streams::{Opening, Streams, resize};
+use crate::streams::{Opening, Output, Streams, resize};
 use crate::sys::{Child, Clock, PidNamespace, clock_ns, join_pid_namespace, leave_pid_namespace};
 use alloc::format;
 use alloc::vec::Vec;
@@ -117,7 +117,8 @@ impl Execs {
             exec.terminal = None;
         }
         let opening = match exec.attached {
-            true => Opening::begin(machine, id, exec.terminal.is_some(), exec.stdin).map_err(guest(STREAMS))?,
+            true => Opening::begin(machine, id, exec.terminal.is_some(), exec.stdin, Output::AtOnce)
+                .map_err(guest(STREAMS))?,
             false => Opening::none(id),
         };
         if !self.in_namespace {
@@ -170,7 +171,7 @@ impl Execs {
             leave_pid_namespace().map_err(guest("leaving the container"))?;
             self.in_namespace = false;
         }
-        let opening = Opening::begin(machine, id, false, true).map_err(guest(STREAMS))?;
+        let opening = Opening::begin(machine, id, false, true, Output::AtOnce).map_err(guest(STREAMS))?;
         let (streams, ends) = Streams::pipes(machine, opening).map_err(guest(STREAMS))?;
         let [stdin, stdout, stderr] = &ends[..] else { return Err(guest(STREAMS)(Errno::BADF)) };
         let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
@@ -196,17 +197,21 @@ impl Execs {
     ///
     /// # Errors
     /// The host is gone.
-    pub fn step(&mut self, ready: &[[bool; EVENTS]], control: &Control) -> Result<(), HostGone> {
+    pub fn step<M: Machine>(
+        &mut self,
+        machine: &M,
+        ready: &[[bool; EVENTS]],
+        control: &Control,
+    ) -> Result<(), HostGone> {
         for (joined, [ended, flows @ ..]) in self.joined.iter_mut().zip(ready) {
             for (at, _) in flows.iter().enumerate().filter(|(_, ready)| **ready) {
-                let step = joined.streams.flows.get_mut(at).and_then(Option::as_mut).map(|flow| flow.step());
-                if step == Some(Step::Done) {
+                if joined.streams.step(machine, at) == Some(Step::Done) {
                     joined.streams.done(at);
                 }
             }
             if *ended {
                 joined.ended = Some((wait(&joined.child), clock_ns(Clock::Monotonic)));
-                joined.streams.finish();
+                joined.streams.finish(machine);
             }
         }
         let mut over = Vec::new();
@@ -235,8 +240,8 @@ impl Execs {
     }
 
     /// Passes on what they have written, as far as the host takes it.
-    pub fn drain(&mut self) {
-        self.joined.iter_mut().for_each(|joined| joined.streams.drain());
+    pub fn drain<M: Machine>(&mut self, machine: &M) {
+        self.joined.iter_mut().for_each(|joined| joined.streams.drain(machine));
     }
 
     /// This is a clone: nobody here has asked for them.
@@ -252,13 +257,13 @@ impl Execs {
     ///
     /// # Errors
     /// The host is gone.
-    pub fn finish(&mut self, control: &Control) -> Result<(), HostGone> {
+    pub fn finish<M: Machine>(&mut self, machine: &M, control: &Control) -> Result<(), HostGone> {
         for exec in core::mem::take(&mut self.waiting) {
             let detail = "the container's process has ended".into();
             control.failed(exec.process, Failure::new(FailureKind::Guest, detail))?;
         }
         for Joined { id, child, mut streams, ended } in core::mem::take(&mut self.joined) {
-            streams.drain();
+            streams.drain(machine);
             drop(streams);
             let (status, exit_ns) = ended.unwrap_or_else(|| (wait(&child), clock_ns(Clock::Monotonic)));
             id.map_or(Ok(()), |id| control.exited(id, status, exit_ns))?;

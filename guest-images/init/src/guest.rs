@@ -23,7 +23,7 @@ use crate::running::Running;
 use crate::scarcity;
 use crate::settings;
 use crate::stage::Stage;
-use crate::streams::{Opening, Streams};
+use crate::streams::{Opening, Output, Streams};
 use crate::sys::{Clock, PidNamespace, clock_ns, freeze_file_system, reseed, set_wall_clock};
 use crate::volumes::Volumes;
 use alloc::boxed::Box;
@@ -157,8 +157,8 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     let own = Own::new(&start);
     let terminal = start.process.terminal;
     // While the root is made, the host answers.
-    let opening =
-        Opening::begin(machine, MAIN_PROCESS, terminal.is_some(), start.process.stdin).map_err(guest(STREAMS))?;
+    let opening = Opening::begin(machine, MAIN_PROCESS, terminal.is_some(), start.process.stdin, Output::Later)
+        .map_err(guest(STREAMS))?;
     if let Some(network) = &start.network {
         network::set_up(network)?;
     }

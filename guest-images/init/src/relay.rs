@@ -6,9 +6,10 @@
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
-use rustix::event::{PollFd, PollFlags};
+use guest_protocol::StreamHeader;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use rustix::io::{Errno, ioctl_fionread};
+use rustix::io::{self, Errno, ioctl_fionread};
 use rustix::pipe::{SpliceFlags, splice};
 
 /// Most bytes moved at once: what a pipe holds.
@@ -31,11 +32,19 @@ pub struct Flow {
     /// Which way it goes.
     pub direction: Direction,
     from: Rc<OwnedFd>,
-    to: Rc<OwnedFd>,
+    to: Sink,
     sink_is_full: bool,
     /// What the source has not brought by now is not waited for.
     ending: bool,
     buffer: Option<Box<Buffer>>,
+}
+
+/// Where a flow leads to.
+#[derive(Debug)]
+enum Sink {
+    There(Rc<OwnedFd>),
+    /// To a connection of this stream's, to be made once there is something to move.
+    Later(StreamHeader),
 }
 
 /// Bytes read and not yet written, where splice cannot be used.
@@ -45,6 +54,9 @@ struct Buffer {
     start: usize,
     end: usize,
 }
+
+/// Makes the connection of a stream.
+pub type Connect<'a> = &'a mut dyn FnMut(StreamHeader) -> io::Result<OwnedFd>;
 
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,24 +75,32 @@ impl Flow {
     /// A flow of which one end is a pipe: spliced. A sink that is a socket must not block.
     #[must_use]
     pub fn spliced(direction: Direction, from: OwnedFd, to: OwnedFd) -> Self {
-        Self { direction, from: Rc::new(from), to: Rc::new(to), sink_is_full: false, ending: false, buffer: None }
+        let to = Sink::There(Rc::new(to));
+        Self { direction, from: Rc::new(from), to, sink_is_full: false, ending: false, buffer: None }
+    }
+
+    /// A flow out of a pipe to a connection that is to be made once there is something to move. Most processes write nothing to
+    /// one of their streams, and a connection takes some packets each way.
+    #[must_use]
+    pub fn later(from: OwnedFd, stream: StreamHeader) -> Self {
+        let (from, to) = (Rc::new(from), Sink::Later(stream));
+        Self { direction: Direction::Out, from, to, sink_is_full: false, ending: false, buffer: None }
     }
 
     /// A flow from or to a terminal. Neither descriptor may block.
     #[must_use]
     pub fn copied(direction: Direction, from: Rc<OwnedFd>, to: Rc<OwnedFd>) -> Self {
         let buffer = Some(Box::new(Buffer { bytes: [0; TERMINAL_CHUNK], start: 0, end: 0 }));
-        Self { direction, from, to, sink_is_full: false, ending: false, buffer }
+        Self { direction, from, to: Sink::There(to), sink_is_full: false, ending: false, buffer }
     }
 
     /// What the flow waits for.
     #[must_use]
     pub fn interest(&self) -> PollFd<'_> {
-        // One that is ending finds out whether the source has more by trying.
-        if self.sink_is_full || self.ending {
-            PollFd::new(&*self.to, PollFlags::OUT)
-        } else {
-            PollFd::new(&*self.from, PollFlags::IN)
+        match &self.to {
+            // One that is ending finds out whether the source has more by trying.
+            Sink::There(to) if self.sink_is_full || self.ending => PollFd::new(&**to, PollFlags::OUT),
+            _ => PollFd::new(&*self.from, PollFlags::IN),
         }
     }
 
@@ -90,9 +110,9 @@ impl Flow {
     }
 
     /// Moves on until there is nothing to move or nowhere to, or until the end, which is false.
-    pub fn drain(&mut self) -> bool {
+    pub fn drain(&mut self, connect: Connect<'_>) -> bool {
         loop {
-            match self.step() {
+            match self.step(connect) {
                 Step::Done => return false,
                 Step::Idle => return true,
                 Step::More | Step::Typed(_) => {}
@@ -105,16 +125,36 @@ impl Flow {
     pub fn reconnect(&mut self, connection: Rc<OwnedFd>) {
         match self.direction {
             Direction::In => self.from = connection,
-            Direction::Out => self.to = connection,
+            Direction::Out => self.to = Sink::There(connection),
         }
         self.sink_is_full = self.buffer.as_ref().is_some_and(|buffer| buffer.start < buffer.end);
     }
 
+    /// Lets go of the connection to the host: there will be another one for `stream` once there is something to move. Of a flow out
+    /// of a pipe.
+    pub fn disconnect(&mut self, stream: StreamHeader) {
+        (self.to, self.sink_is_full) = (Sink::Later(stream), false);
+    }
+
     /// Moves what can be moved. To be called when [`Self::interest`] has something to tell.
-    pub fn step(&mut self) -> Step {
+    pub fn step(&mut self, connect: Connect<'_>) -> Step {
+        let to = match &self.to {
+            Sink::There(to) => to.clone(),
+            Sink::Later(stream) => {
+                let stream = *stream;
+                match self.look() {
+                    Step::More => {}
+                    step => return step,
+                }
+                let Ok(connection) = connect(stream) else { return Step::Done };
+                let connection = Rc::new(connection);
+                self.to = Sink::There(connection.clone());
+                connection
+            }
+        };
         match &mut self.buffer {
-            None => self.splice(),
-            Some(buffer) => match copy(buffer, &self.from, &self.to) {
+            None => self.splice(&to),
+            Some(buffer) => match copy(buffer, &self.from, &to) {
                 Ok(step) => {
                     self.sink_is_full = buffer.start < buffer.end;
                     // A terminal says that it has nothing only after all that was written to it has arrived.
@@ -126,8 +166,19 @@ impl Flow {
         }
     }
 
-    fn splice(&mut self) -> Step {
-        match splice(&*self.from, None, &*self.to, None, CHUNK, SpliceFlags::NONBLOCK) {
+    /// Whether there is something to move.
+    fn look(&self) -> Step {
+        let mut source = [PollFd::new(&*self.from, PollFlags::IN)];
+        match poll(&mut source, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Ok(0) if self.ending => Step::Done,
+            Ok(0) | Err(Errno::INTR) => Step::Idle,
+            Ok(_) if source.iter().any(|source| source.revents().contains(PollFlags::IN)) => Step::More,
+            Ok(_) | Err(_) => Step::Done,
+        }
+    }
+
+    fn splice(&mut self, to: &OwnedFd) -> Step {
+        match splice(&*self.from, None, to, None, CHUNK, SpliceFlags::NONBLOCK) {
             Ok(0) => Step::Done,
             Ok(_) => {
                 self.sink_is_full = false;
@@ -155,7 +206,7 @@ impl Flow {
 fn copy(buffer: &mut Buffer, from: &OwnedFd, to: &OwnedFd) -> Result<Step, Errno> {
     if buffer.start == buffer.end {
         buffer.start = 0;
-        buffer.end = match rustix::io::read(from, &mut buffer.bytes[..]) {
+        buffer.end = match io::read(from, &mut buffer.bytes[..]) {
             Ok(0) => return Err(Errno::PIPE),
             Ok(count) => count,
             Err(Errno::AGAIN) => 0,
@@ -166,7 +217,7 @@ fn copy(buffer: &mut Buffer, from: &OwnedFd, to: &OwnedFd) -> Result<Step, Errno
     if left.is_empty() {
         return Ok(Step::Idle);
     }
-    let count = match rustix::io::write(to, left) {
+    let count = match io::write(to, left) {
         Ok(count) => count,
         Err(Errno::AGAIN) => return Ok(Step::Idle),
         Err(error) => return Err(error),
@@ -179,6 +230,7 @@ fn copy(buffer: &mut Buffer, from: &OwnedFd, to: &OwnedFd) -> Result<Step, Errno
 #[cfg(test)]
 mod tests {
     use super::*;
+    use guest_protocol::StreamKind;
     use rustix::event::poll;
     use rustix::pipe::{PipeFlags, pipe_with};
     use std::io::{Read, Write};
@@ -190,11 +242,15 @@ mod tests {
         (reader.into(), writer.into())
     }
 
+    fn nobody(_: StreamHeader) -> io::Result<OwnedFd> {
+        Err(Errno::CONNREFUSED)
+    }
+
     /// Runs a flow to its end.
     fn run(mut flow: Flow) {
         loop {
             poll(&mut [flow.interest()], None).unwrap();
-            if flow.step() == Step::Done {
+            if flow.step(&mut nobody) == Step::Done {
                 return;
             }
         }
@@ -264,7 +320,7 @@ mod tests {
         while ioctl_fionread(&left) == Ok(0) {
             writer.write_all(&pattern(4096)).unwrap();
             sent += 4096;
-            assert!(flow.drain());
+            assert!(flow.drain(&mut nobody));
         }
         drop(left);
         flow.finish();
@@ -281,9 +337,45 @@ mod tests {
         let (to, _far) = UnixStream::pair().unwrap();
         from.set_nonblocking(true).unwrap();
         let mut flow = Flow::copied(Direction::Out, Rc::new(from.into()), Rc::new(to.into()));
-        assert_eq!(flow.step(), Step::Idle);
+        assert_eq!(flow.step(&mut nobody), Step::Idle);
         flow.finish();
-        assert_eq!(flow.step(), Step::Done);
+        assert_eq!(flow.step(&mut nobody), Step::Done);
+    }
+
+    #[test]
+    fn a_connection_is_made_once_there_is_something_to_move() {
+        let stream = StreamHeader { process: 1, kind: StreamKind::Stderr };
+        let (reader, mut writer) = pipe();
+        let mut flow = Flow::later(reader.into(), stream);
+        assert!(flow.drain(&mut nobody));
+        writer.write_all(b"abc").unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (mut ours, mut asked) = (Some(OwnedFd::from(ours)), Vec::new());
+        let mut connect = |stream| {
+            asked.push(stream);
+            ours.take().ok_or(Errno::CONNREFUSED)
+        };
+        assert!(flow.drain(&mut connect));
+        writer.write_all(b"def").unwrap();
+        assert!(flow.drain(&mut connect));
+        assert_eq!(asked, [stream]);
+        // As somebody else's it has nobody again, until there is more.
+        flow.disconnect(stream);
+        let mut received = Vec::new();
+        theirs.read_to_end(&mut received).unwrap();
+        assert_eq!(received, b"abcdef");
+        assert!(flow.drain(&mut nobody));
+        writer.write_all(b"x").unwrap();
+        assert!(!flow.drain(&mut nobody), "a host that cannot be reached");
+        // One that nothing ever came through, at its end, or given up.
+        let (reader, writer) = pipe();
+        let mut flow = Flow::later(reader.into(), stream);
+        drop(writer);
+        assert!(!flow.drain(&mut nobody));
+        let (reader, _writer) = pipe();
+        let mut flow = Flow::later(reader.into(), stream);
+        flow.finish();
+        assert!(!flow.drain(&mut nobody));
     }
 
     #[test]
@@ -294,7 +386,7 @@ mod tests {
         to.set_nonblocking(true).unwrap();
         let mut flow = Flow::copied(Direction::In, Rc::new(from.into()), Rc::new(to.into()));
         near.write_all(b"ab\x03c").unwrap();
-        assert_eq!(flow.step(), Step::Typed(3));
+        assert_eq!(flow.step(&mut nobody), Step::Typed(3));
         let sent = pattern(2_000_000);
         std::thread::scope(|scope| {
             let bytes = &sent;

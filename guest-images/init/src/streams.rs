@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::guest::Machine;
-use crate::relay::{Direction, Flow};
+use crate::relay::{Direction, Flow, Step};
 use crate::sys::is_standard;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -20,10 +20,21 @@ use rustix::termios::{Winsize, tcsetwinsize};
 /// How often a connection is tried that the host did not answer in the time the kernel gives it.
 const ATTEMPTS: usize = 30;
 
+/// When output gets its connections to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// With the process: whoever is at the other end waits for them.
+    AtOnce,
+    /// Each once there is some. That there was none, the host knows when the process has ended.
+    Later,
+}
+
 /// Connections to the host that have been begun, all at once: each answer is some way away.
 #[derive(Debug)]
 pub struct Opening {
     process: ProcessId,
+    /// There is somebody for output to go to.
+    attached: bool,
     connections: [Option<(StreamKind, OwnedFd)>; 3],
 }
 
@@ -31,20 +42,27 @@ impl Opening {
     /// None: nobody is to be at the streams of `process`.
     #[must_use]
     pub fn none(process: ProcessId) -> Self {
-        Self { process, connections: [None, None, None] }
+        Self { process, attached: false, connections: [None, None, None] }
     }
 
     /// Begins what `process` needs: a terminal, or output and errors and, if it has one, input.
     ///
     /// # Errors
     /// As [`Machine::begin_connect`].
-    pub fn begin<M: Machine>(machine: &M, process: ProcessId, terminal: bool, stdin: bool) -> io::Result<Self> {
-        let kinds = match (terminal, stdin) {
-            (true, _) => [Some(StreamKind::Terminal), None, None],
-            (false, true) => [Some(StreamKind::Stdin), Some(StreamKind::Stdout), Some(StreamKind::Stderr)],
-            (false, false) => [None, Some(StreamKind::Stdout), Some(StreamKind::Stderr)],
+    pub fn begin<M: Machine>(
+        machine: &M,
+        process: ProcessId,
+        terminal: bool,
+        stdin: bool,
+        output: Output,
+    ) -> io::Result<Self> {
+        let kinds = if terminal {
+            [Some(StreamKind::Terminal), None, None]
+        } else {
+            let at_once = |kind| (output == Output::AtOnce).then_some(kind);
+            [stdin.then_some(StreamKind::Stdin), at_once(StreamKind::Stdout), at_once(StreamKind::Stderr)]
         };
-        let mut opening = Self::none(process);
+        let mut opening = Self { attached: true, ..Self::none(process) };
         for (slot, kind) in opening.connections.iter_mut().zip(kinds) {
             *slot = kind.map(|kind| machine.begin_connect(STREAM_PORT).map(|fd| (kind, fd))).transpose()?;
         }
@@ -53,30 +71,53 @@ impl Opening {
 
     /// The connection begun at `index`, once it is there and has its header.
     fn take<M: Machine>(&mut self, machine: &M, index: usize) -> io::Result<Option<OwnedFd>> {
-        let Some((kind, mut connection)) = self.connections.get_mut(index).and_then(Option::take) else {
+        let Some((kind, connection)) = self.connections.get_mut(index).and_then(Option::take) else {
             return Ok(None);
         };
-        let header = StreamHeader { process: self.process, kind }.to_bytes();
-        for _ in 0..ATTEMPTS {
-            match send(&connection, &header, SendFlags::NOSIGNAL) {
-                // A new connection has room for these few bytes.
-                Ok(StreamHeader::LEN) => return Ok(Some(connection)),
-                Ok(_) => return Err(Errno::IO),
-                Err(Errno::NOTCONN | Errno::AGAIN) => {}
-                Err(error) => return Err(error),
-            }
-            match poll(&mut [PollFd::new(&connection, PollFlags::OUT)], None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
-            }
-            match socket_error(&connection)? {
-                Ok(()) => {}
-                Err(Errno::TIMEDOUT) => connection = machine.begin_connect(STREAM_PORT)?,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(Errno::TIMEDOUT)
+        introduce(machine, connection, StreamHeader { process: self.process, kind }).map(Some)
     }
+
+    /// Where the output at `index` goes that has no connection yet.
+    fn later(&self, index: usize) -> Option<StreamHeader> {
+        let kind = match index {
+            1 => StreamKind::Stdout,
+            2 => StreamKind::Stderr,
+            _ => return None,
+        };
+        self.attached.then_some(StreamHeader { process: self.process, kind })
+    }
+}
+
+/// A connection for a stream.
+///
+/// # Errors
+/// As [`Machine::begin_connect`], and that the host does not take it.
+pub fn dial<M: Machine>(machine: &M, stream: StreamHeader) -> io::Result<OwnedFd> {
+    introduce(machine, machine.begin_connect(STREAM_PORT)?, stream)
+}
+
+/// Has a connection that was begun say which stream it is, once it is there.
+fn introduce<M: Machine>(machine: &M, mut connection: OwnedFd, stream: StreamHeader) -> io::Result<OwnedFd> {
+    let header = stream.to_bytes();
+    for _ in 0..ATTEMPTS {
+        match send(&connection, &header, SendFlags::NOSIGNAL) {
+            // A new connection has room for these few bytes.
+            Ok(StreamHeader::LEN) => return Ok(connection),
+            Ok(_) => return Err(Errno::IO),
+            Err(Errno::NOTCONN | Errno::AGAIN) => {}
+            Err(error) => return Err(error),
+        }
+        match poll(&mut [PollFd::new(&connection, PollFlags::OUT)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        match socket_error(&connection)? {
+            Ok(()) => {}
+            Err(Errno::TIMEDOUT) => connection = machine.begin_connect(STREAM_PORT)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Errno::TIMEDOUT)
 }
 
 /// The streams of the process, seen from here.
@@ -105,14 +146,17 @@ impl Streams {
         let mut ends = Vec::with_capacity(3);
         let mut flows = [None, None, None];
         for (index, slot) in flows.iter_mut().enumerate() {
-            let Some(connection) = opening.take(machine, index)? else {
+            let (connection, later) = (opening.take(machine, index)?, opening.later(index));
+            if connection.is_none() && later.is_none() {
                 ends.push(above_standard(open_null(if index == 0 { OFlags::RDONLY } else { OFlags::WRONLY })?)?);
                 continue;
-            };
+            }
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            let (flow, end) = match index {
-                0 => (Flow::spliced(Direction::In, connection, writer), reader),
-                _ => (Flow::spliced(Direction::Out, reader, connection), writer),
+            let (flow, end) = match (connection, later) {
+                (Some(connection), None) => (Flow::spliced(Direction::In, connection, writer), reader),
+                (Some(connection), Some(_)) => (Flow::spliced(Direction::Out, reader, connection), writer),
+                (None, Some(stream)) => (Flow::later(reader, stream), writer),
+                (None, None) => return Err(Errno::BADF),
             };
             *slot = Some(flow);
             ends.push(above_standard(end)?);
@@ -154,15 +198,22 @@ impl Streams {
         self.master.is_some() || self.flows.iter().flatten().any(|flow| flow.direction == Direction::In)
     }
 
+    /// Takes the flow at `at` one step further, if there is one.
+    pub fn step<M: Machine>(&mut self, machine: &M, at: usize) -> Option<Step> {
+        let flow = self.flows.get_mut(at).and_then(Option::as_mut)?;
+        Some(flow.step(&mut |stream| dial(machine, stream)))
+    }
+
     /// Passes on what the process has written, as far as the host takes it.
-    pub fn drain(&mut self) {
+    pub fn drain<M: Machine>(&mut self, machine: &M) {
         for slot in &mut self.flows {
-            slot.take_if(|flow| flow.direction == Direction::Out && !flow.drain());
+            let drain = |flow: &mut Flow| flow.drain(&mut |stream| dial(machine, stream));
+            slot.take_if(|flow| flow.direction == Direction::Out && !drain(flow));
         }
     }
 
-    /// Joins the process, which goes on in another machine, to that one's host: `opening` was begun with all its streams, of
-    /// which stdin may be left out. What the host sent before and the process had not received was not meant for this one.
+    /// Joins the process, which goes on in another machine, to that one's host: `opening` was begun with all its streams but what is
+    /// for later, of which stdin may be left out. What the host sent before and the process had not received was not meant for this one.
     ///
     /// # Errors
     /// As the system call that failed.
@@ -178,14 +229,12 @@ impl Streams {
             return Ok(());
         }
         for (index, slot) in self.flows.iter_mut().enumerate() {
+            let (connection, later) = (opening.take(machine, index)?, opening.later(index));
             // Where the process has closed its end, the connection ends here.
-            match opening.take(machine, index)? {
-                Some(connection) => {
-                    if let Some(flow) = slot {
-                        flow.reconnect(Rc::new(connection));
-                    }
-                }
-                None => *slot = None,
+            match (slot.as_mut(), connection, later) {
+                (Some(flow), Some(connection), _) => flow.reconnect(Rc::new(connection)),
+                (Some(flow), None, Some(stream)) => flow.disconnect(stream),
+                _ => *slot = None,
             }
         }
         Ok(())
@@ -201,14 +250,10 @@ impl Streams {
     }
 
     /// The process is gone, but others may have its streams: what has been written is still to be passed on, and nothing more.
-    pub fn finish(&mut self) {
+    pub fn finish<M: Machine>(&mut self, machine: &M) {
         self.process_ended();
-        for slot in &mut self.flows {
-            slot.take_if(|flow| {
-                flow.finish();
-                !flow.drain()
-            });
-        }
+        self.flows.iter_mut().flatten().for_each(Flow::finish);
+        self.drain(machine);
     }
 
     /// One of the flows is done. Whoever was at a terminal is gone with it, and it is hung up: the process is told by SIGHUP.

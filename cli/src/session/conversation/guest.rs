@@ -118,7 +118,8 @@ impl Conversation<'_> {
                 self.times.exited = placed(exit_ns, guest_now);
                 self.state = State::Draining(status);
                 self.raw = None;
-                Ok(())
+                // It opens one when there is something to be said there, and has said all.
+                self.no_more_streams()
             }
             (State::Running, GuestMessage::OutOfMemory { detail }) => {
                 attendant.out_of_memory(&line(&detail));

@@ -61,9 +61,8 @@ impl Host {
     pub fn joinable(host: Option<Self>, main: Start) -> Option<(Self, UnixStream)> {
         let mut host = host?;
         host.send(&HostMessage::Start(Box::new(main)));
-        let mut stdout = host.stream(StreamKind::Stdout);
-        host.stream(StreamKind::Stderr);
         host.started();
+        let mut stdout = host.stream(StreamKind::Stdout);
         let mut line = [0; 6];
         stdout.read_exact(&mut line).unwrap();
         assert_eq!(&line, b"ready\n");

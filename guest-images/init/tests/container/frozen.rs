@@ -41,12 +41,22 @@ fn read_until(stream: &mut UnixStream, bytes: &mut Vec<u8>, enough: impl Fn(&[u8
 }
 
 impl Host {
-    /// Has a process started.
-    fn run(&mut self, order: Start) -> Vec<UnixStream> {
-        let kinds = kinds(&order.process);
+    /// Has a process started; the streams that come at once.
+    fn start(&mut self, order: Start) -> Vec<UnixStream> {
+        let kind = first_stream(&order.process);
         self.send(&HostMessage::Start(Box::new(order)));
-        let streams = kinds.iter().map(|&kind| self.stream(kind)).collect();
+        let streams = kind.into_iter().map(|kind| self.stream(kind)).collect();
         self.started();
+        streams
+    }
+
+    /// Has a process started that says something. Its streams, but for those of errors.
+    fn run(&mut self, order: Start) -> Vec<UnixStream> {
+        let terminal = order.process.terminal.is_some();
+        let mut streams = self.start(order);
+        if !terminal {
+            streams.push(self.stream(StreamKind::Stdout));
+        }
         streams
     }
 
@@ -60,23 +70,23 @@ impl Host {
         assert!(events.contains("frozen 1\n"), "{events}");
     }
 
-    /// Breaks the connections of a frozen guest, and makes it another one.
+    /// Breaks the connections of a frozen guest, and makes it another one. The streams that come at once.
     pub(super) fn become_clone(&mut self, process: &Process, identity: Box<Identity>) -> Vec<UnixStream> {
         self.control.shutdown(std::net::Shutdown::Both).unwrap();
         self.accept_clone(Phase::Frozen { terminal: process.terminal.is_some() });
         let process = Process { stdin: identity.stdin && process.stdin, ..process.clone() };
         self.send(&HostMessage::Thaw(Some(identity)));
-        let streams = kinds(&process).iter().map(|&kind| self.stream(kind)).collect();
+        let streams = first_stream(&process).into_iter().map(|kind| self.stream(kind)).collect();
         self.started();
         streams
     }
 }
 
-fn kinds(process: &Process) -> &'static [StreamKind] {
-    match (process.terminal, process.stdin) {
-        (Some(_), _) => &[StreamKind::Terminal],
-        (None, true) => &[StreamKind::Stdin, StreamKind::Stdout, StreamKind::Stderr],
-        (None, false) => &[StreamKind::Stdout, StreamKind::Stderr],
+/// The stream that comes with the process, and not once there is something to be said.
+fn first_stream(process: &Process) -> Option<StreamKind> {
+    match process.terminal {
+        Some(_) => Some(StreamKind::Terminal),
+        None => process.stdin.then_some(StreamKind::Stdin),
     }
 }
 
@@ -125,10 +135,9 @@ fn what_nobody_has_taken_is_passed_on_once_by_the_original_and_by_a_clone() {
         streams[0].read_exact(&mut seen).unwrap();
         host.freeze();
         if clone {
-            let new = host.become_clone(&process, identity(false));
-            for mut old in std::mem::replace(&mut streams, new) {
-                old.read_to_end(&mut seen).unwrap();
-            }
+            assert!(host.become_clone(&process, identity(false)).is_empty());
+            let new = host.stream(StreamKind::Stdout);
+            std::mem::replace(&mut streams[0], new).read_to_end(&mut seen).unwrap();
         } else {
             host.send(&HostMessage::Thaw(None));
         }
@@ -167,10 +176,9 @@ fn a_clone_is_told_who_it_is_before_its_process_goes_on() {
         host.freeze();
         let mut streams = host.become_clone(&process, identity(true));
         streams[0].write_all(b"go\n").unwrap();
-        let (mut text, mut errors) = (String::new(), String::new());
-        streams[1].read_to_string(&mut text).unwrap();
-        streams[2].read_to_string(&mut errors).unwrap();
-        assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{errors}");
+        let mut text = String::new();
+        host.stream(StreamKind::Stdout).read_to_string(&mut text).unwrap();
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected);
         assert_eq!(host.exit_status(), ExitStatus::Code(0));
     }
 }
@@ -222,23 +230,26 @@ fn a_clone_is_somebody_else_on_its_network() {
     let mut streams = host.run(order);
     let mut seen = Vec::new();
     read_until(&mut streams[1], &mut seen, |seen| seen.ends_with(b"ready\n"));
-    let ask = |streams: &mut Vec<UnixStream>| {
+    let ask = |host: &mut Host, streams: &mut Vec<UnixStream>| {
         streams[0].write_all(b"\n").unwrap();
+        if streams.len() == 1 {
+            streams.push(host.stream(StreamKind::Stdout));
+        }
         let mut seen = Vec::new();
         read_until(&mut streams[1], &mut seen, |seen| seen.ends_with(b"end\n"));
         String::from_utf8(seen).unwrap()
     };
     let original = "on\non\n02:00:00:00:00:01\n10.8.1.2\nconnected\nnameserver 10.9.9.9\nend\n";
-    assert_eq!(ask(&mut streams), original);
+    assert_eq!(ask(&mut host, &mut streams), original);
     host.freeze();
     host.send(&HostMessage::Thaw(None));
-    assert_eq!(ask(&mut streams), original);
+    assert_eq!(ask(&mut host, &mut streams), original);
     host.freeze();
     let resolv_conf = Some("nameserver 10.9.9.1\n".into());
     let mut streams =
         host.become_clone(&process, Box::new(Identity { network: network(7), resolv_conf, ..*identity(true) }));
     let clone = "on\ngone: reset\n02:00:00:00:00:07\n10.8.7.2\nconnected\nnameserver 10.9.9.1\nend\n";
-    assert_eq!(ask(&mut streams), clone);
+    assert_eq!(ask(&mut host, &mut streams), clone);
     drop(streams.remove(0));
     assert_eq!(host.exit_status(), ExitStatus::Code(0));
 }
@@ -250,9 +261,9 @@ fn a_clone_without_input_finds_its_end() {
     let mut old = host.run(start(process.clone()));
     read_until(&mut old[1], &mut Vec::new(), |seen| seen == b"ready\n");
     host.freeze();
-    let mut streams = host.become_clone(&process, identity(false));
+    host.become_clone(&process, identity(false));
     let mut text = String::new();
-    streams[0].read_to_string(&mut text).unwrap();
+    host.stream(StreamKind::Stdout).read_to_string(&mut text).unwrap();
     assert_eq!((text.as_str(), host.exit_status()), ("end\n", ExitStatus::Code(0)));
 }
 
@@ -290,13 +301,12 @@ fn a_clone_of_a_clone_has_the_terminal() {
 fn a_freeze_that_cannot_be_says_why() {
     // A kernel without cgroups.
     let Some(mut host) = Host::new() else { return };
-    let streams = host.run(start(shell("sleep 1000")));
+    host.start(start(shell("sleep 1000")));
     host.send(&HostMessage::Freeze);
     let detail = "its kernel has no cgroup v2".to_string();
     assert_eq!(host.next(), Some(GuestMessage::NotFrozen { detail }));
     host.signal(9);
     assert_eq!(host.exit_status(), ExitStatus::Signal(9));
-    drop(streams);
 
     // A process that is about to end: one or the other, and all its output in any case.
     let Some(mut host) = Host::freezable() else { return };
@@ -336,7 +346,7 @@ fn nobody_goes_on_as_somebody_else() {
     }
     // A frozen guest whose host is gone ends.
     let Some(mut host) = Host::freezable() else { return };
-    let _streams = host.run(start(shell("sleep 1000")));
+    host.start(start(shell("sleep 1000")));
     host.freeze();
     host.end();
 }

@@ -262,9 +262,8 @@ fn what_a_process_has_changed_is_said_after_its_end_and_nothing_ends_before_it_i
         let Some(mut host) = Host::new() else { return };
         host.send(&HostMessage::Start(Box::new(main)));
         let mut stdin = host.stream(StreamKind::Stdin);
-        let mut stdout = host.stream(StreamKind::Stdout);
-        host.stream(StreamKind::Stderr);
         host.started();
+        let mut stdout = host.stream(StreamKind::Stdout);
         stdout.read_exact(&mut [0; 6]).unwrap();
         if joined {
             assert_eq!(host.shell("cat /tmp/file"), "new\n");
@@ -312,9 +311,8 @@ fn a_helper_can_be_all_that_runs() {
             let mut stdin = host.stream(StreamKind::Stdin);
             told.iter().for_each(|message| stdin.write_all(&encode(message, MAX_FILE_FRAME).unwrap()).unwrap());
         }
-        let output = host.stream(StreamKind::Stdout);
-        host.stream(StreamKind::Stderr);
         host.started();
+        let output = host.stream(StreamKind::Stdout);
         let messages = heard(output, |_| false);
         Some(Said { messages, status: host.exit_status() })
     };

@@ -257,6 +257,13 @@ impl Host {
 
     /// The next stream the guest opens must be this one.
     fn stream(&mut self, kind: StreamKind) -> UnixStream {
+        let (found, stream) = self.next_stream();
+        assert_eq!(found, kind);
+        stream
+    }
+
+    /// The next stream of the main process.
+    fn next_stream(&mut self) -> (StreamKind, UnixStream) {
         let (mut stream, _) = self.streams.accept().unwrap();
         // Nothing here takes long: what does not come is missed.
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -268,9 +275,18 @@ impl Host {
         }
         let mut header = [0; StreamHeader::LEN];
         stream.read_exact(&mut header).unwrap();
-        let header = StreamHeader::from_bytes(header).unwrap();
-        assert_eq!(header, StreamHeader { process: MAIN_PROCESS, kind });
-        stream
+        let StreamHeader { process, kind } = StreamHeader::from_bytes(header).unwrap();
+        assert_eq!(process, MAIN_PROCESS);
+        (kind, stream)
+    }
+
+    /// The next stream of the main process, or none if the guest has something to say first: there is no stream of which nothing
+    /// comes.
+    fn next_stream_before_word(&mut self) -> Option<(StreamKind, UnixStream)> {
+        let mut fds = [PollFd::new(&self.streams, PollFlags::IN), PollFd::new(&self.control, PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        let comes = !fds[0].revents().is_empty();
+        comes.then(|| self.next_stream())
     }
 
     fn signal(&mut self, signal: u8) {
@@ -356,18 +372,20 @@ fn run(start: Start) -> Option<(String, String, ExitStatus)> {
 
 fn run_on(mut host: Host, start: Start) -> (String, String, ExitStatus) {
     host.send(&HostMessage::Start(Box::new(start)));
-    let read = |mut stream: UnixStream| {
-        thread::spawn(move || {
+    host.started();
+    let (mut stdout, mut stderr) = (None, None);
+    while let Some((kind, mut stream)) = host.next_stream_before_word() {
+        let read = thread::spawn(move || {
             let mut bytes = Vec::new();
             stream.read_to_end(&mut bytes).unwrap();
             String::from_utf8(bytes).unwrap()
-        })
-    };
-    let stdout = read(host.stream(StreamKind::Stdout));
-    let stderr = read(host.stream(StreamKind::Stderr));
-    host.started();
-    let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
-    (stdout, stderr, host.exit_status())
+        });
+        let slot = if kind == StreamKind::Stdout { &mut stdout } else { &mut stderr };
+        assert!(slot.replace(read).is_none(), "{kind:?} twice");
+    }
+    let [stdout, stderr] =
+        [stdout, stderr].map(|read| read.map(|read| read.join().unwrap()).inspect(|text| assert_ne!(text, "")));
+    (stdout.unwrap_or_default(), stderr.unwrap_or_default(), host.exit_status())
 }
 
 fn volume(name: &str, target: &str, read_only: bool) -> Volume {
@@ -571,8 +589,6 @@ fn input_arrives_byte_for_byte_and_ends() {
     let process = Process { stdin: true, ..process(&["cat"]) };
     host.send(&HostMessage::Start(Box::new(start(process))));
     let mut stdin = host.stream(StreamKind::Stdin);
-    let mut stdout = host.stream(StreamKind::Stdout);
-    let _stderr = host.stream(StreamKind::Stderr);
     host.started();
     let sent: Vec<u8> = (0..5_000_000u32).map(|at| (at * 31 % 251) as u8).collect();
     let expected = sent.clone();
@@ -581,7 +597,7 @@ fn input_arrives_byte_for_byte_and_ends() {
         stdin.shutdown(std::net::Shutdown::Write).unwrap();
     });
     let mut received = Vec::new();
-    stdout.read_to_end(&mut received).unwrap();
+    host.stream(StreamKind::Stdout).read_to_end(&mut received).unwrap();
     writer.join().unwrap();
     assert!(received == expected);
     assert_eq!(host.exit_status(), ExitStatus::Code(0));
@@ -645,9 +661,8 @@ fn what_does_not_start_says_why() {
 fn ready(script: &str) -> Option<(Host, UnixStream)> {
     let mut host = Host::new()?;
     host.send(&HostMessage::Start(Box::new(start(shell(script)))));
-    let mut stdout = host.stream(StreamKind::Stdout);
-    host.stream(StreamKind::Stderr);
     host.started();
+    let mut stdout = host.stream(StreamKind::Stdout);
     let mut line = [0; 6];
     stdout.read_exact(&mut line).unwrap();
     assert_eq!(&line, b"ready\n");
@@ -689,8 +704,8 @@ const BLOCKING: &str = "use POSIX; $| = 1; my ($set, $old) = map { POSIX::SigSet
 fn a_signal_that_is_blocked_for_a_moment_ends_the_process_all_the_same() {
     let Some(mut host) = Host::new() else { return };
     host.send(&HostMessage::Start(Box::new(start(process(&["perl", "-e", BLOCKING, "15"])))));
-    let [mut stdout, _stderr] = [StreamKind::Stdout, StreamKind::Stderr].map(|kind| host.stream(kind));
     host.started();
+    let mut stdout = host.stream(StreamKind::Stdout);
     expect(&mut stdout, "ready");
     host.signal(15);
     assert_eq!(host.exit_status(), ExitStatus::Signal(15));
