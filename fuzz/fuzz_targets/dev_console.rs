@@ -6,9 +6,8 @@ mod device;
 
 use std::cell::RefCell;
 
-use device::{Input, machine, recovers};
-use devices::BusDevice;
-use devices::virtio::testing::{Driver, INDIRECT, NEXT, Part, WRITE};
+use device::{Input, machine, odd_step, recovers};
+use devices::virtio::testing::{Driver, Part};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
@@ -39,17 +38,7 @@ fuzz_target!(|data: &[u8]| {
                     driver.descriptor(table, 0, (address, len), 0, 0);
                     driver.offer(queue, 0);
                 }
-                3 => {
-                    let (table, ..) = driver.parts(queue);
-                    let flags = [0, NEXT, WRITE, NEXT | WRITE, INDIRECT][usize::from(input.byte()) % 5];
-                    let (index, next) = (u16::from(input.byte() % 64), u16::from(input.byte() % 65));
-                    driver.descriptor(table, index, (input.u32().into(), input.u32() % (2 << 20)), flags, next);
-                    driver.offer(queue, index);
-                }
-                4 => driver.lock().write(0, 0x100 + u64::from(input.byte() % 16), input.bytes(4)),
-                5 => drop(driver.lock().save().expect("a state")),
-                6 => drop(driver.used(queue)),
-                _ => driver.kick(queue),
+                what => odd_step(driver, &mut input, queue, what - 3),
             }
             driver.kick(queue);
             assert!(driver.settle(), "endless work");

@@ -8,6 +8,7 @@
 //! | [`container`] | what a command finds inside, and what comes out |
 //! | [`ending`] | signals, ^C and SIGKILL at any moment; nothing stays behind |
 //! | [`exec`] | other commands in a container that runs |
+//! | [`filesystem`] | a file system that a guest makes, and a share under a test program |
 //! | [`files`] | files in and out of containers, and images of them |
 //! | [`frozen`] | clones of a container that is busy |
 //! | [`images`] | the store of images without any guest: names, history, archives |
@@ -56,6 +57,7 @@ mod disk;
 mod ending;
 mod exec;
 mod files;
+mod filesystem;
 mod frozen;
 mod images;
 mod interactive;

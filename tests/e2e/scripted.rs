@@ -20,14 +20,14 @@ const PROLOGUE: &str = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin\ntrap 'echo FA
     mount -t proc proc /proc\nmount -t sysfs sysfs /sys\nmount -t tmpfs tmpfs /run\n";
 
 /// A guest whose first process is a shell.
-struct Guest {
+pub(crate) struct Guest {
     process: Running,
     patience: Duration,
 }
 
 impl Guest {
     /// Starts one with these words for its kernel. The script is the last of its drives; all that it does takes less than `patience`.
-    fn start(
+    pub(crate) fn start(
         lab: &Lab,
         patience: Duration,
         words: &str,
@@ -53,7 +53,7 @@ impl Guest {
     }
 
     /// Its output up to the line that begins with `word`, which the script says when it has come that far.
-    fn until(&mut self, word: &str) -> Vec<String> {
+    pub(crate) fn until(&mut self, word: &str) -> Vec<String> {
         let mut said = Vec::new();
         loop {
             let line = self.process.line(self.patience).trim_end().to_owned();
@@ -66,11 +66,20 @@ impl Guest {
         }
     }
 
-    fn go_on(&mut self) {
+    pub(crate) fn go_on(&mut self) {
         self.process.say("\n");
     }
 
-    fn end(mut self) -> Vec<String> {
+    /// Kills its monitor. The whole lines of all its output.
+    pub(crate) fn kill(self) -> Vec<String> {
+        self.process.signal(Signal::KILL);
+        let ended = self.process.end(self.patience);
+        let text = String::from_utf8_lossy(&ended.stdout);
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| line.trim_end().to_owned()).collect()
+    }
+
+    pub(crate) fn end(mut self) -> Vec<String> {
         let said = self.until("over");
         self.process.signal(Signal::TERM);
         assert_eq!(self.process.end(self.patience).code, Some(143));
@@ -79,7 +88,7 @@ impl Guest {
 }
 
 /// Debian as the root of a guest, on a disk.
-fn root(layer: &Path) -> Value {
+pub(crate) fn root(layer: &Path) -> Value {
     json!({ "drive_id": "root", "path_on_host": layer, "is_read_only": true, "is_root_device": true })
 }
 

@@ -1,0 +1,125 @@
+//! A file system that a guest makes on its disk and uses, and a directory of the host's under a test program of others'.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::bare::base_layer;
+use crate::lab;
+use crate::scripted::{Guest, root};
+
+/// Bytes of the disk, and of what is copied to it until it is full.
+const DISK: u64 = 16 << 20;
+const PIECE: u64 = 3 << 20;
+/// A moment between two writes of a guest, somewhere in so many.
+const MOMENTS: Duration = Duration::from_millis(100);
+
+/// Makes it, fills it, looks at it again, gives back what is not in use, and has it checked.
+const USE: &str = r#"
+    mkfs.ext4 -q /dev/vdb
+    echo made; read go
+    mount /dev/vdb /mnt
+    n=0
+    while cp /dev/vdc /mnt/$n 2>/run/full; do n=$((n + 1)); done
+    grep -q 'No space left' /run/full
+    umount /mnt
+    echo filled $n; read go
+    mount /dev/vdb /mnt
+    for copy in $(seq 0 $((n - 1))); do cmp /dev/vdc /mnt/$copy; done
+    rm /mnt/[0-9]*
+    seq 200 >/run/numbers
+    while read number; do echo $number >/mnt/small$number; done </run/numbers
+    sync
+    fstrim /mnt
+    echo trimmed; read go
+    umount /mnt
+    fsck.ext4 -f -n /dev/vdb
+    mount /dev/vdb /mnt
+    cat /mnt/small* | sort -n | cmp - /run/numbers
+    umount /mnt
+"#;
+
+/// Tells what is there, has it checked, and counts on, in a file that is replaced by the next one, until the end.
+const COUNT: &str = r#"
+    mount /dev/vdb /mnt
+    n=$(cat /mnt/count 2>/run/none || echo 0)
+    umount /mnt
+    fsck.ext4 -f -n /dev/vdb
+    echo found $n; read go
+    mount /dev/vdb /mnt
+    while :; do
+        n=$((n + 1)); echo $n >/mnt/new; sync /mnt/new; mv /mnt/new /mnt/count; sync /mnt
+        echo durable $n
+    done
+"#;
+
+/// The number behind a word.
+fn number(line: &str) -> u64 {
+    let number = line.split_once(' ').and_then(|(_, number)| number.parse().ok());
+    number.unwrap_or_else(|| panic!("no number: '{line}'"))
+}
+
+/// Nobody's choice.
+fn some_moment() -> Duration {
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    MOMENTS.mul_f64(f64::from(nanos % 1_000_003) / 1_000_003.0)
+}
+
+/// What a file has of the host's disk.
+fn taken(file: &Path) -> u64 {
+    fs::metadata(file).unwrap().blocks() * 512
+}
+
+/// What is written is what is read, in the guest and from outside; what is trimmed is the host's again; fsck finds nothing to mend;
+/// and what has been synced is there whenever the monitor is killed. BULKHEAD_TEST_ROUNDS says how often it is.
+#[test]
+fn group_12_a_file_system_is_filled_verified_trimmed_and_checked() {
+    let lab = lab!("group_12_a_file_system_is_filled_verified_trimmed_and_checked", on hardware);
+    let (patience, disk, piece) = (lab.patience(10), lab.path("disk"), lab.path("piece"));
+    let layer = base_layer(&lab);
+    fs::write(&disk, vec![0xff; DISK as usize]).unwrap();
+    // No block of it is like another.
+    let bytes: Vec<u8> = (0..PIECE as u32 / 4).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    fs::write(&piece, &bytes).unwrap();
+    let start = |script: &str| {
+        let piece = json!({ "drive_id": "piece", "path_on_host": piece, "is_read_only": true });
+        let drives = vec![root(&layer), json!({ "drive_id": "d", "path_on_host": disk }), piece];
+        Guest::start(&lab, patience, "", (drives, Value::Null), script)
+    };
+
+    let mut guest = start(USE);
+    guest.until("made");
+    assert!(taken(&disk) < DISK / 4, "{} bytes with nothing in it", taken(&disk));
+    guest.go_on();
+    let copies = number(guest.until("filled").last().unwrap());
+    assert!(copies >= 3 && taken(&disk) > copies * PIECE, "{copies} copies in {} bytes", taken(&disk));
+    for copy in 0..copies {
+        let seen = Command::new("debugfs").args(["-R", &format!("cat /{copy}")]).arg(&disk).output().unwrap();
+        assert!(seen.stdout == bytes, "copy {copy} is another: {}", String::from_utf8_lossy(&seen.stderr));
+    }
+    guest.go_on();
+    guest.until("trimmed");
+    assert!(taken(&disk) < DISK / 4, "{} bytes with little in it", taken(&disk));
+    guest.go_on();
+    guest.end();
+
+    let rounds = std::env::var("BULKHEAD_TEST_ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number"));
+    let mut promised = 0;
+    for round in 0..=rounds {
+        let mut guest = start(COUNT);
+        let found = number(guest.until("found").last().unwrap());
+        assert!(found >= promised, "round {round}: {found}, and {promised} was promised");
+        if round < rounds {
+            guest.go_on();
+            guest.until("durable");
+            std::thread::sleep(some_moment());
+            let said = guest.kill();
+            promised = said.iter().filter(|line| line.starts_with("durable ")).map(|line| number(line)).max().unwrap();
+        }
+    }
+    lab.assert_clean();
+}
