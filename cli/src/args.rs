@@ -32,7 +32,7 @@ pub use self::containers::{
 pub use self::exec::Exec;
 pub use self::files::{Copy, Diff, Stats, Top};
 pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
-pub use self::network::{Destination, Network, Publish};
+pub use self::network::{Destination, Network, Publish, network};
 #[cfg(test)]
 pub use self::network::{egress, publish};
 pub use self::run::{Machine, Run};

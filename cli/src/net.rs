@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use vmm::config::add_device;
 use vmm::user_network as user;
 
-use crate::args::{Destination, Network, Publish};
+use crate::args::{self, Destination, Network, Publish};
 use crate::{egress, plug};
 
 /// Key of the section in a machine's configuration.
@@ -21,6 +21,8 @@ const OWN_RANGE: u32 = 198 << 24 | 18 << 16;
 const OWN_RANGE_MASK: u32 = u32::MAX << 17;
 /// Length of their prefixes: two addresses each.
 const OWN_PREFIX: u8 = 30;
+/// What [`usual`] is, as `--network` says it.
+const USUAL_VARIABLE: &str = "BULKHEAD_NETWORK";
 /// How often to look for a free one.
 const TRIES: usize = 100;
 
@@ -48,6 +50,26 @@ pub struct Connection {
     pub guest: guest_protocol::Network,
     /// Content of its /etc/resolv.conf; `None` leaves the image's own.
     pub resolv_conf: Option<String>,
+}
+
+/// The network of a container of which `--network` says nothing: through passt if `-p` or `--egress` ask for one; else what
+/// `BULKHEAD_NETWORK` says; else through passt where that leads anywhere, and none where it does not.
+pub fn usual(publish: &[Publish], egress: &[Destination]) -> anyhow::Result<Network> {
+    if !publish.is_empty() || !egress.is_empty() {
+        return Ok(Network::User);
+    }
+    match std::env::var(USUAL_VARIABLE).ok().filter(|word| !word.is_empty()) {
+        Some(word) => args::network(&word).map_err(|reason| anyhow!("{USUAL_VARIABLE}='{word}': {reason}")),
+        None if user_leads_somewhere() => Ok(Network::User),
+        None => Ok(Network::None),
+    }
+}
+
+/// passt is installed, and this host has a way out that it can give to a guest.
+fn user_leads_somewhere() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).any(|directory| directory.join("passt").is_file());
+    installed && std::fs::read_to_string("/proc/net/route").is_ok_and(|routes| has_default(&routes))
 }
 
 /// What `run --network`, `-p` and `--egress` ask for. The last two ask for a network where the first does not say.
@@ -271,6 +293,15 @@ fn interfaces_networks(routes: &str) -> impl Iterator<Item = (&str, u32, u32)> {
     })
 }
 
+/// Whether the same table has a default route.
+fn has_default(routes: &str) -> bool {
+    routes.lines().skip(1).any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let zero = |at: usize| words.get(at).is_some_and(|word| u32::from_str_radix(word, 16) == Ok(0));
+        zero(1) && zero(7)
+    })
+}
+
 /// This host's own address in a network: where it would send from. Nothing is sent.
 fn host_address(network: Ipv4Addr) -> Option<Ipv4Addr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
@@ -327,6 +358,16 @@ mod tests {
         assert_eq!(section[2]["guest_mac"], "02:00:00:00:00:09");
         let error = add(&["bridge".into()], &mut devices).unwrap_err().to_string();
         assert!(error.starts_with("--net: 'bridge'"), "{error}");
+    }
+
+    #[test]
+    fn a_default_route_leads_everywhere() {
+        let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let own = "eth0\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        let half = "tun0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000080\t0\t0\t0\n";
+        let default = "eth0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
+        assert!(!has_default(head) && !has_default(&[head, own, half].concat()) && !has_default(""));
+        assert!(has_default(&[head, own, default].concat()));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use tests::Running;
 
 use crate::bare::base_layer;
 use crate::lab;
@@ -40,7 +41,7 @@ const USE: &str = r#"
     fsck.ext4 -f -n /dev/vdb
     mount /dev/vdb /mnt
     cat /mnt/small* | sort -n | cmp - /run/numbers
-    umount /mnt
+    umount /mnt; rm /run/full
 "#;
 
 /// Tells what is there, has it checked, and counts on, in a file that is replaced by the next one, until the end.
@@ -91,7 +92,7 @@ fn group_12_a_file_system_is_filled_verified_trimmed_and_checked() {
         Guest::start(&lab, patience, "", (drives, Value::Null), script)
     };
 
-    let mut guest = start(USE);
+    let mut guest = start(&format!("{USE}{COUNT}"));
     guest.until("made");
     assert!(taken(&disk) < DISK / 4, "{} bytes with nothing in it", taken(&disk));
     guest.go_on();
@@ -105,21 +106,43 @@ fn group_12_a_file_system_is_filled_verified_trimmed_and_checked() {
     guest.until("trimmed");
     assert!(taken(&disk) < DISK / 4, "{} bytes with little in it", taken(&disk));
     guest.go_on();
-    guest.end();
 
     let rounds = std::env::var("BULKHEAD_TEST_ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number"));
     let mut promised = 0;
     for round in 0..=rounds {
-        let mut guest = start(COUNT);
         let found = number(guest.until("found").last().unwrap());
         assert!(found >= promised, "round {round}: {found}, and {promised} was promised");
-        if round < rounds {
-            guest.go_on();
-            guest.until("durable");
-            std::thread::sleep(some_moment());
-            let said = guest.kill();
-            promised = said.iter().filter(|line| line.starts_with("durable ")).map(|line| number(line)).max().unwrap();
+        if round == rounds {
+            break;
         }
+        guest.go_on();
+        guest.until("durable");
+        std::thread::sleep(some_moment());
+        let said = guest.kill();
+        promised = said.iter().filter(|line| line.starts_with("durable ")).map(|line| number(line)).max().unwrap();
+        guest = start(COUNT);
     }
+    drop(guest);
+    lab.assert_clean();
+}
+
+/// A program that others wrote to test or load file systems finds no fault in a directory of the host's: what is in
+/// BULKHEAD_TEST_PROGRAMS is /programs in the container, and its `run` is done with the directory as /share (docs/volumes.md).
+#[test]
+fn group_13_a_share_passes_a_test_program() {
+    const NAME: &str = "group_13_a_share_passes_a_test_program";
+    let lab = lab!(NAME, on hardware);
+    let Some(programs) = std::env::var_os("BULKHEAD_TEST_PROGRAMS").filter(|path| !path.is_empty()) else {
+        return tests::lab::skip(NAME, "BULKHEAD_TEST_PROGRAMS is not set");
+    };
+    let (patience, share) = (lab.patience(30), lab.path("share"));
+    fs::create_dir(&share).unwrap();
+    let [programs, share] = [(Path::new(&programs), "/programs:ro"), (&share, "/share")]
+        .map(|(from, to)| format!("{}:{to}", from.display()));
+    let image = lab.debian();
+    let words = ["run", "-m", "1g", "-v", &programs, "-v", &share, &image, "sh", "/programs/run"];
+    let ended = Running::start(lab.bulkhead(words)).end(patience);
+    print!("{}", ended.text());
+    assert_eq!(ended.code, Some(0), "{ended:?}");
     lab.assert_clean();
 }

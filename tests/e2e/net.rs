@@ -264,6 +264,13 @@ fn a_container_reaches_out_and_is_reached_through_passt() {
         let ended = running.end(patience);
         assert_eq!(ended.code, Some(0), "{ended:?}");
     }
+    // So does one that nobody said anything of networks for, as this host has all that it takes.
+    let server = serve(&listener, bytes(&lab));
+    let mut usual = lab.bulkhead(["run", &lab.probe_image(), "/probe", "fetch", &address, &count]);
+    usual.env_remove("BULKHEAD_NETWORK");
+    let ended = Running::start(usual).end(patience);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(server.join().unwrap());
 }
 
 /// The run directory of the one machine that there is, or is about to be.

@@ -237,6 +237,8 @@ impl Lab {
     pub fn keeping<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.site.bin);
         command.args(arguments).env("BULKHEAD_RUN", self.run_dir()).env("BULKHEAD_STORE", &self.store);
+        // Most tests have no use for one, and a guest has it sooner without.
+        command.env("BULKHEAD_NETWORK", "none");
         command.env_remove("BULKHEAD_LOG").stdin(std::process::Stdio::null());
         command
     }

@@ -43,7 +43,8 @@ impl Vm {
 
     fn verb(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(words).env_remove("BULKHEAD_LOG");
+        // Containers have none beside it.
+        command.args(words).env_remove("BULKHEAD_LOG").env("BULKHEAD_NETWORK", "none");
         command
     }
 

@@ -38,7 +38,7 @@ pub struct Build {
     /// How to tell what happens; both are lines of text
     #[arg(long, value_enum, default_value_t)]
     pub progress: ProgressKind,
-    /// The network of RUN: `none` (the default), `user`, or a tap interface, as with `run`
+    /// The network of RUN: `user`, `none`, or a tap interface, as with `run`, also by default
     #[arg(long, value_name = "none|user|tap[=NAME]", value_parser = network::network)]
     pub network: Option<Network>,
     /// A line of /etc/hosts for RUN, as with `run`

@@ -85,8 +85,8 @@ pub struct Run {
     /// The container sees its root file system read-only
     #[arg(long)]
     pub read_only: bool,
-    /// What the container's network is: `none` (the default), `user` (through passt, without privileges), or a tap interface: the
-    /// host's `NAME`, or one of its own
+    /// What the container's network is: `user` (through passt, without privileges; the default where passt is installed), `none`, or
+    /// a tap interface: the host's `NAME`, or one of its own
     #[arg(long, value_name = "none|user|tap[=NAME]", value_parser = network::network)]
     pub network: Option<Network>,
     /// Have a port of the host lead to one of the container; on 127.0.0.1 if there is no IP. Implies `--network user`

@@ -31,7 +31,7 @@ pub struct Command {
     /// Its variables beside those of the image, `KEY=value`.
     pub env: Vec<String>,
     /// What it is connected to.
-    pub network: Option<Network>,
+    pub network: Network,
 }
 
 impl Builder<'_> {
@@ -45,7 +45,7 @@ impl Builder<'_> {
             for_layer: true,
             entrypoint: Some(String::new()),
             env: command.env,
-            network: command.network,
+            network: Some(command.network),
             settings: Settings { add_host: self.args.add_host.clone(), ..Settings::default() },
             machine: self.args.machine,
             cold: self.args.cold,

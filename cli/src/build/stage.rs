@@ -18,6 +18,7 @@ use super::progress::Step;
 use super::run;
 use super::words::{LookUp, expand, split};
 use crate::args::Network;
+use crate::net;
 
 /// What a build's environment may give to each RUN without an ARG, as with docker: proxies change no image.
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
@@ -342,11 +343,14 @@ impl Stage<'_, '_> {
     }
 
     fn run(&mut self, instruction: &RunInstruction<'_>, line: &str, title: &str) -> anyhow::Result<()> {
-        let mut network = self.builder.args.network.clone();
+        let mut network = match &self.builder.args.network {
+            Some(network) => network.clone(),
+            None => net::usual(&[], &[])?,
+        };
         for (name, value) in flags(&instruction.options) {
             match (name.as_str(), self.expand(&value)?.as_str()) {
                 ("network", "default") => {}
-                ("network", "none") => network = Some(Network::None),
+                ("network", "none") => network = Network::None,
                 ("network", other) => bail!("--network={other}: of RUN it is default or none"),
                 ("mount", _) => {
                     bail!("RUN --mount is not supported: COPY what is needed, and remove it in the same RUN")
@@ -372,7 +376,7 @@ impl Stage<'_, '_> {
         };
         let config = Config::of(&mut self.draft.config);
         let of = json!({ "v": 1, "run": list, "args": visible, "env": config.env(), "user": config.0["User"],
-                         "dir": config.0["WorkingDir"], "hosts": self.builder.args.add_host, "network": network.as_ref().unwrap_or(&Network::None).to_string() });
+                         "dir": config.0["WorkingDir"], "hosts": self.builder.args.add_host, "network": network.to_string() });
         let proxies = self.builder.given.iter().filter(|(name, _)| is_proxy(name));
         let proxies = proxies.map(|(name, value)| format!("{name}={value}"));
         let env: Vec<String> = proxies.chain(visible).collect();

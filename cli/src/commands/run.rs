@@ -19,6 +19,7 @@ use crate::env;
 use crate::failure::Outcome;
 use crate::life::{self, Kept, Life};
 use crate::logs::writer::Writer;
+use crate::net;
 use crate::output::{self, Progress};
 use crate::owner::Attached;
 use crate::paths;
@@ -44,6 +45,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     }
     let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
     let io = if args.detach { None } else { Some(Io::inherit(args.interactive, args.tty)?) };
+    decide_network(&mut args)?;
     life::check(&args)?;
     let (image, store, volumes) = prepare(&args, talk)?;
     let image_ready = monotonic_ns();
@@ -72,7 +74,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
 }
 
 /// Makes a container that does not run yet, and prints its id.
-pub fn create(args: Run, talk: Talk) -> Outcome {
+pub fn create(mut args: Run, talk: Talk) -> Outcome {
     if args.image_and_command[0].ends_with(WARM) {
         return Err(anyhow!("'{}' is a warm image: it can only be run", args.image_and_command[0]).into());
     }
@@ -80,6 +82,7 @@ pub fn create(args: Run, talk: Talk) -> Outcome {
         return Err(anyhow!("-d: what is created does not run yet; leave it out").into());
     }
     let guard: Guard<()> = Guard::new().context("cannot wait for signals")?;
+    decide_network(&mut args)?;
     life::check(&args)?;
     let (image, store, volumes) = prepare(&args, talk)?;
     let holding = guard.hold();
@@ -88,6 +91,14 @@ pub fn create(args: Run, talk: Talk) -> Outcome {
     drop(holding);
     output::print(&format!("{}\n", record.id))?;
     Ok(0)
+}
+
+/// A container keeps the network that it was made with, whatever this host has later.
+fn decide_network(args: &mut Run) -> anyhow::Result<()> {
+    if args.network.is_none() {
+        args.network = Some(net::usual(&args.publish, &args.egress)?);
+    }
+    Ok(())
 }
 
 fn prepare(args: &Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store, Option<Locked>)> {
