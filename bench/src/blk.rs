@@ -2,7 +2,8 @@
 //!
 //! The guest (package `bench-guest`) keeps so many requests under way and looks for their ends, so what is measured is the device
 //! and what is behind it. The file is in the page cache. What the machine's threads but the vCPU's use of the processor is the
-//! device's cost. fio, where it is installed, does the same by io_uring on the host, half of its depth at a time.
+//! device's cost. fio, where it is installed, does the same by io_uring on the host, half of its depth at a time. System calls are
+//! counted in a run of their own, which is slower for it.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -15,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use vmm::Console;
 
+use crate::calls::Counting;
 use crate::guest;
 use crate::machine::{Bell, with_machine};
 use crate::place::Place;
@@ -60,6 +62,10 @@ pub struct Row {
     pub guest: f64,
     /// Processor time of the monitor for a request, without the vCPU's, nanoseconds.
     pub monitor_ns: f64,
+    /// Kicks for a request, each of which takes the vCPU out of the guest.
+    pub kicks: f64,
+    /// System calls of the monitor for a request; none where perf cannot count them.
+    pub calls: Option<f64>,
     /// Requests a second, of fio; none where it is not installed.
     pub fio: Option<f64>,
     /// Processor time of fio for a request, nanoseconds.
@@ -77,16 +83,21 @@ pub fn run(what: What<'_>, runs: usize) -> Result<Report, BenchError> {
     let (kernel, disk) = (place.path().join("guest"), place.path().join("disk"));
     fs::write(&kernel, guest::ANSWER).map_err(io_error("guest"))?;
     fill(&disk).map_err(io_error("file for the disk"))?;
-    let mut series: Vec<_> =
-        what.depths.iter().map(|depth| Series { depth: *depth, guest: Vec::new(), fio: Vec::new() }).collect();
+    let mut series: Vec<_> = what
+        .depths
+        .iter()
+        .map(|depth| Series { depth: *depth, guest: Vec::new(), calls: None, fio: Vec::new() })
+        .collect();
     // The first of each pays for cold caches, once.
     for round in 0..=runs {
         for series in &mut series {
-            let guest = sample(&kernel, &disk, series.depth, what.requests)?;
+            let guest = sample(&kernel, &disk, series.depth, what.requests, round == 0)?;
             let fio = fio(&disk, series.depth, what.requests)?;
             if round > 0 {
                 series.guest.push(guest);
                 series.fio.extend(fio);
+            } else {
+                series.calls = guest.calls;
             }
         }
     }
@@ -98,6 +109,8 @@ pub fn run(what: What<'_>, runs: usize) -> Result<Report, BenchError> {
 struct Series {
     depth: usize,
     guest: Vec<Sample>,
+    /// System calls for a request.
+    calls: Option<f64>,
     fio: Vec<Sample>,
 }
 
@@ -107,6 +120,10 @@ struct Sample {
     rate: f64,
     /// Processor time of a request, nanoseconds.
     cost: f64,
+    /// Kicks for a request.
+    kicks: f64,
+    /// System calls for a request, if they were counted.
+    calls: Option<f64>,
 }
 
 impl Series {
@@ -117,6 +134,8 @@ impl Series {
             depth: self.depth,
             guest,
             monitor_ns: of(&self.guest, |s| s.cost)?,
+            kicks: of(&self.guest, |s| s.kicks)?,
+            calls: self.calls,
             fio,
             fio_ns: of(&self.fio, |s| s.cost),
             ratio: fio.map(|fio| guest / fio),
@@ -132,8 +151,8 @@ fn fill(path: &Path) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// A run of a guest. The time of its vCPU is not counted.
-fn sample(kernel: &Path, disk: &Path, depth: usize, requests: u64) -> Result<Sample, BenchError> {
+/// A run of a guest, in which system calls are counted or not. The time of its vCPU is not counted.
+fn sample(kernel: &Path, disk: &Path, depth: usize, requests: u64, count: bool) -> Result<Sample, BenchError> {
     let config = json!({
         "boot-source": { "kernel_image_path": kernel },
         "machine-config": { "vcpu_count": 1, "mem_size_mib": 16 },
@@ -141,13 +160,25 @@ fn sample(kernel: &Path, disk: &Path, depth: usize, requests: u64) -> Result<Sam
         "drives": [{ "drive_id": format!("{depth} {requests}"), "path_on_host": disk }],
     });
     let (bell, output) = Bell::new();
-    with_machine(&config, Console { input: None, output }, |_| {
+    with_machine(&config, Console { input: None, output }, |handle| {
+        // Of the disk's queues: kicks, and requests that are done.
+        let queues = || handle.devices().into_iter().flat_map(|device| device.reading.queues);
+        let numbers = || queues().fold((0, 0), |sum, queue| (sum.0 + queue.kicks, sum.1 + queue.operations));
         bell.wait()?;
-        let (began, before) = (Instant::now(), threads::time(THREADS)?);
+        let counting = if count { Counting::start(THREADS) } else { None };
+        let (began, before, counted) = (Instant::now(), threads::time(THREADS)?, numbers());
         bell.wait()?;
         let (took, used) = (began.elapsed(), threads::time(THREADS)?.saturating_sub(before));
+        let calls = counting.and_then(Counting::end);
+        // Those that were done while perf was started are nobody's.
+        let (kicks, done) = (numbers().0 - counted.0, (numbers().1 - counted.1).max(1) as f64);
         let requests = requests as f64;
-        Ok(Sample { rate: requests / took.as_secs_f64(), cost: used.as_nanos() as f64 / requests })
+        Ok(Sample {
+            rate: requests / took.as_secs_f64(),
+            cost: used.as_nanos() as f64 / requests,
+            kicks: kicks as f64 / done,
+            calls: calls.map(|calls| calls as f64 / done),
+        })
     })
 }
 
@@ -171,7 +202,12 @@ fn fio(disk: &Path, depth: usize, requests: u64) -> Result<Option<Sample>, Bench
     let job = &report["jobs"][0];
     let number = |value: &Value| value.as_f64().ok_or_else(broken);
     let (percent, ms) = (number(&job["usr_cpu"])? + number(&job["sys_cpu"])?, number(&job["job_runtime"])?);
-    Ok(Some(Sample { rate: number(&job["read"]["iops"])?, cost: percent / 100.0 * ms * 1e6 / requests as f64 }))
+    Ok(Some(Sample {
+        rate: number(&job["read"]["iops"])?,
+        cost: percent / 100.0 * ms * 1e6 / requests as f64,
+        kicks: 0.0,
+        calls: None,
+    }))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | [`clones`] | many machines from one snapshot, all running at once |
 //! | [`snapshot`] | taking a snapshot, beside a plain write of the same bytes |
 //! | [`blk`] | a disk's random reads, beside fio |
+//! | [`layers`] | a layer of an image as a disk, and as memory that all machines share |
 //! | [`net`] | TCP through a tap interface, beside the same without a device |
 //! | [`vsock`] | bytes through a vsock, each way, beside those from process to process |
 //! | [`neighbours`] | what a machine notices of others that take all they can get |
@@ -14,6 +15,7 @@
 //! | [`report`] | what that comes down to: estimates, differences, conditions, a page |
 //! | [`host`] | what a host is, as far as it bears on figures |
 //! | [`run`] | `bulkhead run`, booting and from a template |
+//! | `calls` | how many system calls those make, by perf |
 //! | `threads` | what this process's own threads have used |
 //! | `place` | a directory for files that does not outlive it for long |
 //! | [`process`] | monitor processes, started and timed |
@@ -29,11 +31,13 @@
 
 pub mod answer;
 pub mod blk;
+mod calls;
 pub mod clones;
 pub mod compare;
 pub mod container;
 pub mod guest;
 pub mod host;
+pub mod layers;
 pub mod machine;
 pub mod memory;
 pub mod neighbours;

@@ -1,6 +1,7 @@
 //! What threads of this process have used so far, by what their names begin with.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::process::{BenchError, io_error};
@@ -18,16 +19,25 @@ pub(crate) fn calls(names: &[&str]) -> Result<u64, BenchError> {
     sum(names, "io", |text| text.lines().filter_map(number).sum())
 }
 
+/// What the kernel calls them.
+pub(crate) fn ids(names: &[&str]) -> Result<Vec<u32>, BenchError> {
+    let id = |task: PathBuf| task.file_name()?.to_str()?.parse().ok();
+    Ok(tasks(names)?.filter_map(id).collect())
+}
+
 fn sum(names: &[&str], file: &str, number: impl Fn(&str) -> u64) -> Result<u64, BenchError> {
-    let mut sum = 0;
-    for task in fs::read_dir("/proc/self/task").map_err(io_error("own threads"))?.flatten() {
-        // One that ends meanwhile has no files any more.
-        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        if names.iter().any(|wanted| name.starts_with(wanted)) {
-            sum += number(&fs::read_to_string(task.path().join(file)).unwrap_or_default());
-        }
-    }
-    Ok(sum)
+    // One that ends meanwhile has no files any more.
+    Ok(tasks(names)?.map(|task| number(&fs::read_to_string(task.join(file)).unwrap_or_default())).sum())
+}
+
+/// Their directories in /proc.
+fn tasks(names: &[&str]) -> Result<impl Iterator<Item = PathBuf>, BenchError> {
+    let tasks = fs::read_dir("/proc/self/task").map_err(io_error("own threads"))?.flatten().map(|task| task.path());
+    let called = |task: &PathBuf| {
+        let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
+        names.iter().any(|wanted| name.starts_with(wanted))
+    };
+    Ok(tasks.filter(called))
 }
 
 #[cfg(test)]

@@ -139,6 +139,19 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// The largest layer of an image as the root of a guest, as a disk and as memory that microVMs share (pmem): the guest's start, and
+    /// reading /usr/bin, with what memory each takes
+    Layers {
+        /// How many runs of each
+        #[arg(short = 'n', long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        runs: u32,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+        /// An image with a shell and programs in that layer
+        #[arg(value_name = "IMAGE")]
+        image: String,
+    },
     /// A disk: random reads of 4 KiB by a guest without an operating system, from the page cache; beside fio, where that is
     /// installed
     Blk {

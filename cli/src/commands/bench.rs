@@ -4,15 +4,20 @@ use std::io;
 use std::num::NonZero;
 use std::path::Path;
 
+use anyhow::anyhow;
 use bench::process::{BenchError, Monitor};
 use bench::stats::Summary;
-use bench::{blk, clones, neighbours, null, restore, run, snapshot, vsock};
+use bench::{blk, clones, layers, neighbours, null, restore, run, snapshot, vsock};
+use guest_images::{Layer, Store, kernel};
 use serde::Serialize;
+use vmm::host;
 
 use super::compare;
 use crate::args::{Bench, BenchWhat, Format, Talk};
 use crate::cgroup::{Group, Limits};
 use crate::failure::Outcome;
+use crate::life::kernel_kind;
+use crate::output::Progress;
 use crate::rundir::RunDir;
 use crate::{monitor, net, output, paths, rundir};
 
@@ -72,6 +77,10 @@ pub fn bench(args: &Bench, talk: Talk) -> Outcome {
             let report = vsock::run(size, runs as usize)?;
             show(format, &report, print_vsock)?;
         }
+        BenchWhat::Layers { runs, format, image } => {
+            let report = layers_of(image, *runs as usize, talk)?;
+            show(*format, &report, print_layers)?;
+        }
         BenchWhat::Run { runs, format, image_and_command } => {
             let what = run::What { bulkhead: Path::new("/proc/self/exe"), arguments: image_and_command };
             let report = run::run(what, *runs as usize)?;
@@ -97,6 +106,16 @@ fn grouped(pid: u32, wanted: bool) -> Result<neighbours::Hold, BenchError> {
         Some(missing) => Err(failed(&format!("this host gives no {missing}; --no-groups measures without"))),
         None => Ok(Box::new(directory)),
     }
+}
+
+/// Measures the largest layer of an image, which keeps it meanwhile.
+fn layers_of(image: &str, runs: usize, talk: Talk) -> anyhow::Result<layers::Report> {
+    let reference = image.parse().map_err(guest_images::ImageError::from)?;
+    let image = Store::open(paths::store())?.prepare(&reference, &mut Progress::new(talk))?;
+    let bytes = |layer: &&Layer| std::fs::metadata(&layer.path).map_or(0, |meta| meta.len());
+    let layer = image.layers.iter().max_by_key(bytes).ok_or_else(|| anyhow!("the image has no layers"))?;
+    let kernel = kernel::find(kernel_kind(host::kind()))?;
+    Ok(layers::run(layers::What { kernel: &kernel.path, words: &kernel.cmdline, layer: &layer.path }, runs)?)
 }
 
 fn show<T: Serialize>(format: Format, report: &T, print: fn(&T) -> io::Result<()>) -> io::Result<()> {
@@ -186,11 +205,27 @@ fn print_blk(report: &blk::Report) -> io::Result<()> {
         |value: Option<f64>, digits| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
     let rows = report.rows.iter().map(|row| {
         let [guest, monitor] = [row.guest, row.monitor_ns].map(|value| format!("{value:.0}"));
-        [row.depth.to_string(), guest, or_none(row.fio, 0), or_none(row.ratio, 2), monitor, or_none(row.fio_ns, 0)]
+        let (kicks, calls) = (format!("{:.3}", row.kicks), or_none(row.calls, 3));
+        let beside = [or_none(row.fio, 0), or_none(row.ratio, 2), monitor, or_none(row.fio_ns, 0)];
+        let [fio, ratio, monitor, fio_ns] = beside;
+        [row.depth.to_string(), guest, fio, ratio, monitor, fio_ns, kicks, calls]
     });
-    output::table(["AT A TIME", "GUEST/S", "FIO/S", "RATIO", "MONITOR NS EACH", "FIO NS EACH"], rows)?;
+    let head = ["AT A TIME", "GUEST/S", "FIO/S", "RATIO", "MONITOR NS EACH", "FIO NS EACH", "KICKS", "CALLS"];
+    output::table(head, rows)?;
     let beside = if report.rows.iter().any(|row| row.fio.is_none()) { "; fio is not installed" } else { "" };
     output::print(&format!("medians of {} runs of {} requests{beside}\n", report.runs, report.requests))
+}
+
+fn print_layers(report: &layers::Report) -> io::Result<()> {
+    let rows = report.rows.iter().map(|row| {
+        let [start, read, again] = [row.start_ms, row.read_ms, row.again_ms].map(|ms| format!("{ms:.0}"));
+        let [begins, has_read] = [row.start_kib, row.read_kib].map(|kib| format!("{:.1}", kib / 1024.0));
+        [row.way.to_owned(), start, begins, read, has_read, again]
+    });
+    let head = ["LAYER AS", "START MS", "MIB THEN", "READ MS", "MIB THEN", "AGAIN MS"];
+    output::table(head, rows)?;
+    let mib = report.bytes as f64 / f64::from(1 << 20);
+    output::print(&format!("medians of {} runs; the layer has {mib:.0} MiB\n", report.runs))
 }
 
 fn print_net(report: &bench::net::Report) -> io::Result<()> {
