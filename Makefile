@@ -5,8 +5,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BULKHEAD := $(TARGET)/release/bulkhead
 # Seconds for each fuzz target.
 FUZZ_SECONDS := 60
+# Packages with `unsafe`.
+SANITIZED := --package devices --package vmm
 
-.PHONY: run test build install kernel image bench fuzz clean
+.PHONY: run test build install kernel image bench fuzz fuzz-long sanitize deny clean
 
 # Install what is missing, build everything, make a Debian image, run a command of it in a microVM of its own.
 run: build kernel image
@@ -46,6 +48,21 @@ fuzz:
 	    echo "== $$target"; mkdir -p "fuzz/corpus/$$target"; seeds=$$(ls -d "fuzz/seeds/$$target" || true); \
 	    cargo +nightly fuzz run "$$target" "fuzz/corpus/$$target" $$seeds -- -max_total_time=$(FUZZ_SECONDS); \
 	done
+
+# The same by night: an hour each, from what earlier nights have found, which is then made as small as it can be and kept.
+fuzz-long: FUZZ_SECONDS := 3600
+fuzz-long: fuzz
+	set -e; for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz cmin "$$target" "fuzz/corpus/$$target"; done
+
+# The unit tests of what has `unsafe` in it with every access to memory checked (AddressSanitizer; by a stable toolchain, which calls
+# that unstable).
+sanitize:
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --target x86_64-unknown-linux-gnu --target-dir $(TARGET)/sanitize \
+	    --locked --lib $(SANITIZED)
+
+# Dependencies: known holes, licences, where they come from (deny.toml). Needs cargo-deny (`cargo install cargo-deny`).
+deny:
+	cargo deny --locked check
 
 # Build products; not the caches of kernels and images.
 clean:
