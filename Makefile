@@ -41,13 +41,9 @@ bench: build kernel image
 	$(BULKHEAD) bench restore -n 200
 	$(BULKHEAD) bench compare --out $(TARGET)/bench.json --html $(TARGET)/bench.html oci-archive:$(IMAGE_DIR)/debian.tar
 
-# Each fuzz target for FUZZ_SECONDS. Needs a nightly toolchain and cargo-fuzz (`cargo install cargo-fuzz`).
+# Each fuzz target for FUZZ_SECONDS.
 fuzz:
-	cargo +nightly fuzz --version
-	set -e; for target in $$(cargo +nightly fuzz list); do \
-	    echo "== $$target"; mkdir -p "fuzz/corpus/$$target"; seeds=$$(ls -d "fuzz/seeds/$$target" || true); \
-	    cargo +nightly fuzz run "$$target" "fuzz/corpus/$$target" $$seeds -- -max_total_time=$(FUZZ_SECONDS); \
-	done
+	fuzz/run $(FUZZ_SECONDS)
 
 # The same by night: an hour each, from what earlier nights have found, which is then made as small as it can be and kept.
 fuzz-long: FUZZ_SECONDS := 3600

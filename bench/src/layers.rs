@@ -1,7 +1,7 @@
 //! A layer of an image as a disk, and as memory that all machines share: what a guest pays for each.
 //!
 //! The guest is Linux with the layer as its root, and its first process the layer's shell, which does what a script on another disk
-//! says: it tells that it is there, reads all programs of /usr/bin, and reads them once more. Pages that it reads from a disk it keeps in
+//! says: it tells that it is there, reads some programs of /usr/bin, and reads them once more. Pages that it reads from a disk it keeps in
 //! its own memory; those of pmem it uses where the host has them, and keeps 64 bytes about each page of the layer instead.
 
 use std::fs;
@@ -31,8 +31,8 @@ const MARK: &str = "layers:";
 /// A line is awaited after each step.
 const SCRIPT: &str = "PATH=/usr/bin:/bin\n\
     echo layers:there; read go\n\
-    cat /usr/bin/* >/dev/null; echo layers:read; read go\n\
-    cat /usr/bin/* >/dev/null; echo layers:again; read go\n";
+    cat /usr/bin/[a-d]* >/dev/null; echo layers:read; read go\n\
+    cat /usr/bin/[a-d]* >/dev/null; echo layers:again; read go\n";
 
 /// What to measure.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,7 @@ pub struct Row {
     pub start_ms: f64,
     /// Memory that the guest has for itself by then, KiB.
     pub start_kib: f64,
-    /// Reading all programs for the first time, ms.
+    /// Reading those programs for the first time, ms.
     pub read_ms: f64,
     /// Memory that the guest has for itself by then, KiB.
     pub read_kib: f64,

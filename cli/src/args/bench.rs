@@ -140,7 +140,7 @@ pub enum BenchWhat {
         format: Format,
     },
     /// The largest layer of an image as the root of a guest, as a disk and as memory that microVMs share (pmem): the guest's start, and
-    /// reading /usr/bin, with what memory each takes
+    /// reading some of /usr/bin, with what memory each takes
     Layers {
         /// How many runs of each
         #[arg(short = 'n', long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
