@@ -1,10 +1,12 @@
 //! How many system calls threads of this process make, as perf(1) counts them, where that is installed and may.
 
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::os::fd::AsRawFd;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::threads;
@@ -15,14 +17,15 @@ const EVENT: &str = "raw_syscalls:sys_enter";
 /// A count that goes on. It costs each call some hundred nanoseconds.
 pub(crate) struct Counting {
     perf: Child,
-    _control: PipeWriter,
+    control: File,
 }
 
 impl Counting {
     /// Begins with all threads whose names begin with one of these. None: there is no perf, or it may not.
     pub(crate) fn start(names: &[&str]) -> Option<Self> {
         let ids: Vec<String> = threads::ids(names).ok()?.iter().map(u32::to_string).collect();
-        let ((its_control, mut control), (mut answers, its_answers)) = (pipe().ok()?, pipe().ok()?);
+        let [(its_control, control), (answers, its_answers)] = [pipe()?, pipe()?];
+        let (control, mut answers) = (File::from(control), File::from(answers));
         fcntl_setfd(&its_control, FdFlags::empty()).and_then(|()| fcntl_setfd(&its_answers, FdFlags::empty())).ok()?;
         let mut command = Command::new("perf");
         command.args(["stat", "-x", ",", "-e", EVENT, "-t", &ids.join(","), "-D", "-1", "--control"]);
@@ -30,8 +33,8 @@ impl Counting {
         let perf = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
         // Where it ends at once, so do its ends of these.
         drop((its_control, its_answers));
-        let mut counting = Counting { perf, _control: control.try_clone().ok()? };
-        let enabled = enable(&mut control, &mut answers);
+        let mut counting = Counting { perf, control };
+        let enabled = enable(&mut counting.control, &mut answers);
         if enabled.is_none() {
             let _ = counting.perf.kill();
             let _ = counting.perf.wait();
@@ -48,7 +51,12 @@ impl Counting {
     }
 }
 
-fn enable(control: &mut PipeWriter, answers: &mut PipeReader) -> Option<()> {
+/// Nobody else's who is started meanwhile.
+fn pipe() -> Option<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC).ok()
+}
+
+fn enable(control: &mut File, answers: &mut File) -> Option<()> {
     control.write_all(b"enable\n").ok()?;
     answers.read_exact(&mut [0; "ack\n".len()]).ok()
 }

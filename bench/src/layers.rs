@@ -4,12 +4,13 @@
 //! says: it tells that it is there, reads some programs of /usr/bin, and reads them once more. Pages that it reads from a disk it keeps in
 //! its own memory; those of pmem it uses where the host has them, and keeps 64 bytes about each page of the layer instead.
 
-use std::fs;
-use std::io::{self, PipeWriter, Write, pipe};
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Serialize;
 use serde_json::json;
 use vmm::Console;
@@ -143,10 +144,10 @@ fn config(what: What<'_>, script: &Path, way: Way) -> serde_json::Value {
 }
 
 fn sample(what: What<'_>, script: &Path, way: Way) -> Result<Sample, BenchError> {
-    let (input, told) = pipe().map_err(io_error("pipe"))?;
-    let (lines, output) = Lines::new();
-    let mut guest = Guest { told, lines, began: Instant::now() };
-    let console = Console { input: Some(input.into()), output };
+    let (input, told) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| io_error("pipe")(error.into()))?;
+    let (lines, output) = lines();
+    let mut guest = Guest { told: told.into(), lines, began: Instant::now() };
+    let console = Console { input: Some(input), output };
     with_machine(&config(what, script, way), console, |_| {
         let (start, start_kib) = (guest.step("there", false)?, own_kib()?);
         let (read, read_kib) = (guest.step("read", true)?, own_kib()?);
@@ -162,7 +163,7 @@ fn own_kib() -> Result<f64, BenchError> {
 
 /// What is said to the guest, and what it says.
 struct Guest {
-    told: PipeWriter,
+    told: File,
     lines: Receiver<String>,
     began: Instant,
 }
@@ -192,11 +193,10 @@ struct Lines {
     lines: Sender<String>,
 }
 
-impl Lines {
-    fn new() -> (Receiver<String>, Box<dyn Write + Send>) {
-        let (lines, receiver) = channel();
-        (receiver, Box::new(Lines { begun: Vec::new(), lines }))
-    }
+/// Where they come out, and where they go in.
+fn lines() -> (Receiver<String>, Box<dyn Write + Send>) {
+    let (lines, receiver) = channel();
+    (receiver, Box::new(Lines { begun: Vec::new(), lines }))
 }
 
 impl Write for Lines {
@@ -232,9 +232,9 @@ mod tests {
 
     #[test]
     fn a_step_is_over_with_its_word_and_a_panic_is_told() {
-        let (lines, mut output) = Lines::new();
-        let (_hears, told) = pipe().unwrap();
-        let mut guest = Guest { told, lines, began: Instant::now() };
+        let (lines, mut output) = lines();
+        let (_hears, told) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let mut guest = Guest { told: told.into(), lines, began: Instant::now() };
         output.write_all(b"[    0.1] up\nlayers:th").unwrap();
         output.write_all(b"ere\r\nlayers:again\n").unwrap();
         guest.step("there", false).unwrap();
