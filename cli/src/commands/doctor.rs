@@ -10,10 +10,11 @@ use rustix::fs::{Access, CWD, accessat};
 use serde::Serialize;
 use vmm::host::{self, HostReport};
 
-use crate::args::{Doctor, Format};
+use crate::args::{Doctor, Format, Network};
 use crate::cgroup::{self, Cgroups, Plan};
 use crate::failure::{FAILED, Failure, Outcome};
 use crate::life::kernel_kind;
+use crate::net;
 use crate::output;
 use crate::paths;
 
@@ -123,6 +124,7 @@ fn report(host: &Host, kvm: HostReport) -> Report {
     checks.push(directory("run directory", &paths::run(), "BULKHEAD_RUN"));
     checks.extend(features(host));
     checks.push(own_user());
+    checks.push(network());
     Report { can_run: checks.iter().all(|check| check.status != Status::Missing), kvm, checks }
 }
 
@@ -191,6 +193,17 @@ fn own_user() -> Check {
     };
     let fix = "keep the store and the run directory on ext4, xfs or btrfs, or on tmpfs with Linux 6.3 or later";
     check("own user", present, detail, fix)
+}
+
+/// What containers are connected to that are told nothing of networks.
+fn network() -> Check {
+    let usual = net::usual(&[], &[]);
+    let detail = match &usual {
+        Ok(network) => format!("{network}, unless a container is told otherwise"),
+        Err(error) => error.to_string(),
+    };
+    let fix = "apt install passt; the host needs a default route for IPv4, too";
+    check("network", usual.is_ok_and(|network| network != Network::None), detail, fix)
 }
 
 /// What the host's kernel has besides KVM.
