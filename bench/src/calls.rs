@@ -82,7 +82,9 @@ mod tests {
         let (asked, told) = std::sync::mpsc::channel();
         let work = move || {
             for _ in told {
-                (0..100).for_each(|_| assert!(rustix::process::getppid().is_some()));
+                for _ in 0..100 {
+                    let _ = rustix::process::getpid();
+                }
             }
         };
         let thread = std::thread::Builder::new().name("calls-test".into()).spawn(work).unwrap();
