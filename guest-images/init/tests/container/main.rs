@@ -7,7 +7,7 @@ mod helper;
 
 use guest_init::guest::{self, Machine};
 use guest_protocol::*;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, fcntl_setfl, makedev, mknodat, openat, setxattr};
 use rustix::io::Errno;
@@ -145,6 +145,8 @@ struct Host {
     listener: UnixListener,
     control: UnixStream,
     received: FrameBuffer,
+    /// What came with something before it, and has not been asked for yet.
+    word: Option<GuestMessage>,
     streams: UnixListener,
     cgroup: Option<Cgroup>,
     _directory: tempfile::TempDir,
@@ -207,7 +209,7 @@ impl Host {
             .unwrap();
         let (control, _) = listener.accept().unwrap();
         let received = FrameBuffer::new(MAX_GUEST_FRAME);
-        let mut host = Self { guest, listener, control, received, streams, cgroup, _directory: directory };
+        let mut host = Self { guest, listener, control, received, word: None, streams, cgroup, _directory: directory };
         let hello = host.next();
         assert!(matches!(hello, Some(GuestMessage::Hello { version: VERSION, phase: Phase::Booted, init_ns: 7, .. })));
         host.send(&HostMessage::Hello { version: VERSION });
@@ -244,6 +246,9 @@ impl Host {
     }
 
     fn next(&mut self) -> Option<GuestMessage> {
+        if self.word.is_some() {
+            return self.word.take();
+        }
         loop {
             if let Some(message) = self.received.take().unwrap() {
                 return Some(message);
@@ -283,8 +288,11 @@ impl Host {
     /// The next stream of the main process, or none if the guest has something to say first: there is no stream of which nothing
     /// comes.
     fn next_stream_before_word(&mut self) -> Option<(StreamKind, UnixStream)> {
+        // Two words can come at once: then nothing more is to be read for the second.
+        self.word = self.word.take().or_else(|| self.received.take().unwrap());
+        let patience = self.word.is_some().then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         let mut fds = [PollFd::new(&self.streams, PollFlags::IN), PollFd::new(&self.control, PollFlags::IN)];
-        poll(&mut fds, None).unwrap();
+        poll(&mut fds, patience.as_ref()).unwrap();
         let comes = !fds[0].revents().is_empty();
         comes.then(|| self.next_stream())
     }
