@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Each is a microVM's process as users have it, in a control group of its own, which whoever calls this makes. All are alike and have
-//! one vCPU, so each is entitled to an equal share of the processors, and to no more than one: what takes a time t alone may take t by that
-//! share. The guests run in ring 3 (package `bench-guest`), so that no emulation of a kernel is measured.
+//! one vCPU, so each is entitled to an equal share of the processors, and to no more than one: what wants a time t of a processor may take t
+//! by that share. How much of a processor work has had is asked of the host's scheduler, since processors are slower when others are
+//! busy, which is no matter of shares. The guests run in ring 3 (package `bench-guest`), so that no emulation of a kernel is measured.
 //!
 //! What is written durably goes by way of the host's own file system, which has no shares unless its scheduler knows groups: that
 //! is measured, too, by a process of the host.
@@ -29,7 +30,7 @@ use crate::guest;
 use crate::machine::failed;
 use crate::place::Place;
 use crate::process::{BenchError, Monitor, io_error, start, words};
-use crate::stats::{Summary, summarise};
+use crate::stats::{Summary, median, summarise};
 
 /// What neighbours do, and what their guest calls it; nothing: they wait for what never comes.
 const KINDS: [(&str, Option<&str>); 6] = [
@@ -77,7 +78,7 @@ pub struct Report {
     pub neighbours: usize,
     /// Processors of the host.
     pub processors: usize,
-    /// How many times as long work may take at most, by the measured one's share of the processors.
+    /// The most that [`Row::ratio`] may be, by the measured one's share of the processors.
     pub share: f64,
     /// One for each kind of neighbours; the first is of none.
     pub rows: Vec<Row>,
@@ -94,7 +95,7 @@ pub struct Row {
     pub work: Summary,
     /// A durable write by a process of the host.
     pub write: Summary,
-    /// Median work by that of none.
+    /// How many times as long work took as the processor was at it, median.
     pub ratio: f64,
 }
 
@@ -132,15 +133,16 @@ fn share(neighbours: usize, processors: usize) -> f64 {
 struct Times {
     answers: Vec<Duration>,
     works: Vec<Duration>,
+    /// Of each work, its time by that which a processor was at it.
+    ratios: Vec<f64>,
     writes: Vec<Duration>,
 }
 
 fn report(times: &[Times]) -> Option<Vec<Row>> {
-    let alone = summarise(&times.first()?.works)?.p50_us;
     let row = |((neighbours, _), times): (&(&'static str, _), &Times)| {
         let work = summarise(&times.works)?;
         let (answer, write) = (summarise(&times.answers)?, summarise(&times.writes)?);
-        Some(Row { neighbours, answer, work, write, ratio: work.p50_us / alone })
+        Some(Row { neighbours, answer, work, write, ratio: median(&times.ratios)? })
     };
     KINDS.iter().zip(times).map(row).collect()
 }
@@ -202,7 +204,7 @@ impl Drop for Process {
 struct Measured {
     stream: UnixStream,
     file: File,
-    _process: Process,
+    process: Process,
 }
 
 impl Measured {
@@ -222,7 +224,7 @@ impl Measured {
         });
         let process = Process::start(monitor, &config, group)?;
         let stream = host.accept(Some(&pidfd(&process.child)?))?;
-        Ok(Measured { stream, file, _process: process })
+        Ok(Measured { stream, file, process })
     }
 
     /// How many steps take as long as [`WORK`].
@@ -245,6 +247,14 @@ impl Measured {
         Ok(began.elapsed())
     }
 
+    /// How long its vCPU, which is the process's first thread, has had a processor.
+    fn ran(&self) -> Result<Duration, BenchError> {
+        let path = format!("/proc/{}/schedstat", self.process.child.id());
+        let text = fs::read_to_string(path).map_err(io_error("processor time of a microVM"))?;
+        let ns = text.split(' ').next().and_then(|word| word.parse().ok());
+        ns.map(Duration::from_nanos).ok_or_else(|| failed("this host does not tell the processor time of threads"))
+    }
+
     fn write(&self) -> Result<Duration, BenchError> {
         let began = Instant::now();
         self.file
@@ -259,7 +269,10 @@ impl Measured {
             times.answers.push(self.work(0)?);
         }
         for _ in 0..WORKS {
-            times.works.push(self.work(steps)?);
+            let before = self.ran()?;
+            let took = self.work(steps)?;
+            times.ratios.push(took.as_secs_f64() / self.ran()?.saturating_sub(before).as_secs_f64().max(1e-9));
+            times.works.push(took);
         }
         for _ in 0..WRITES {
             times.writes.push(self.write()?);
@@ -333,13 +346,18 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_beside_none() {
+    fn there_is_a_row_for_each_kind() {
         let ms = Duration::from_millis;
-        let times = |work| Times { answers: vec![ms(1)], works: vec![work; 3], writes: vec![ms(2)] };
-        let all: Vec<_> = (0..KINDS.len() as u64).map(|kind| times(ms(10 + kind))).collect();
+        let times = |ratio| Times {
+            answers: vec![ms(1)],
+            works: vec![ms(10)],
+            ratios: vec![ratio, 1.0, 9.0],
+            writes: vec![ms(2)],
+        };
+        let all: Vec<_> = (0..KINDS.len()).map(|kind| times(1.0 + kind as f64 / 10.0)).collect();
         let rows = report(&all).unwrap();
         assert_eq!((rows[0].neighbours, rows[0].ratio, rows.len()), ("none", 1.0, KINDS.len()));
         assert_eq!((rows[5].ratio, rows[5].answer.p50_us), (1.5, 1000.0));
-        assert!(report(&[]).is_none());
+        assert!(report(&[Times::default()]).is_none());
     }
 }

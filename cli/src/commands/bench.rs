@@ -278,7 +278,7 @@ fn print_neighbours(report: &neighbours::Report) -> io::Result<()> {
     let head = ["MS, NEIGHBOURS", "ANSWER", "P99", "WORK", "P99", "TIMES", "DURABLE WRITE", "P99"];
     output::table(head, rows)?;
     output::print(&format!(
-        "{} rounds; {} neighbours and {} processors: an even share makes work {:.2} times as long at most\n",
+        "{} rounds; {} neighbours and {} processors; \"times\" is by how much longer work took than a processor was at it: {:.2} by an even share\n",
         report.rounds, report.neighbours, report.processors, report.share
     ))
 }
