@@ -167,6 +167,29 @@ fn the_vsock_benchmark_measures() {
     lab.assert_clean();
 }
 
+/// The neighbours' benchmark works: each kind is there as long as it is measured, and gone afterwards; its times are for an idle machine to
+/// judge.
+#[test]
+fn the_neighbours_benchmark_measures() {
+    let lab = lab!("the_neighbours_benchmark_measures", on the machine);
+    let dir = lab.path("").display().to_string();
+    let words = ["bench", "neighbours", "-n", "1", "--neighbours", "1", "--dir", &dir, "--format", "json"];
+    let without = lab.no_control_group().map(|_| "--no-groups");
+    let ended = lab.run(words.into_iter().chain(without));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let kinds: Vec<_> = rows.iter().map(|row| row["neighbours"].as_str().unwrap()).collect();
+    let all = ["none", "idle", "computing", "writing to the console", "kicking a device", "writing to a disk"];
+    assert_eq!(kinds, all);
+    for row in rows {
+        let counts = ["answer", "work", "write"].map(|what| row[what]["samples"].as_u64().unwrap());
+        assert_eq!(counts, [100, 20, 20], "{report}");
+        assert!(row["ratio"].as_f64().unwrap() > 0.5, "{report}");
+    }
+    lab.assert_clean();
+}
+
 /// The restore benchmark works, and each size has its snapshot; its times are for an idle machine to judge.
 #[test]
 fn the_restore_benchmark_measures() {
