@@ -47,6 +47,8 @@ pub const MEMORY_MIB: u64 = 16;
 const DISK: u64 = 1 << 30;
 /// How long the measured work takes alone: some time slices of a host's scheduler.
 const WORK: Duration = Duration::from_millis(10);
+/// The guest that waits for what never comes.
+const IDLE: &str = "idle";
 /// Of each round, and beside neighbours of each kind.
 const QUESTIONS: usize = 100;
 const WORKS: usize = 20;
@@ -107,6 +109,7 @@ pub fn run(monitor: Monitor<'_>, what: What<'_>, rounds: usize) -> Result<Report
     let place = Place::within(what.dir)?;
     let kernel = place.path().join("guest");
     fs::write(&kernel, guest::ANSWER).map_err(io_error("guest"))?;
+    fs::write(place.path().join(IDLE), guest::elf(guest::HALT)).map_err(io_error("guest"))?;
     let mut measured = Measured::start(monitor, &kernel, place.path(), what.group)?;
     let steps = measured.calibrate()?;
     let mut times: [Times; KINDS.len()] = Default::default();
@@ -298,13 +301,11 @@ impl Neighbour {
     ) -> Result<Self, BenchError> {
         let [disk, log] = ["disk", "log"].map(|name| dir.join(format!("{name}{index}")));
         File::create(&disk).and_then(|file| file.set_len(DISK)).map_err(io_error("disk"))?;
-        let idle = dir.join("idle");
-        fs::write(&idle, guest::elf(guest::HALT)).map_err(io_error("guest"))?;
         let source = match flood {
             Some(flood) => {
                 serde_json::json!({ "kernel_image_path": kernel, "boot_args": format!("flood={flood}") })
             }
-            None => serde_json::json!({ "kernel_image_path": idle }),
+            None => serde_json::json!({ "kernel_image_path": dir.join(IDLE) }),
         };
         let config = serde_json::json!({
             "boot-source": source,

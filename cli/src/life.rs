@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use guest_images::kernel;
 use guest_images::{Layer, LayerKey};
 use guest_protocol::{End, Layer as DiskLayer, LayerFs, Root, Seed, Start, Upper};
@@ -78,9 +78,7 @@ pub struct Life {
 pub fn check(flags: &Run) -> anyhow::Result<()> {
     drop(host::open()?);
     let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
-    if network.is_none() && !flags.rates.spares_network() {
-        bail!("a rate of the network, of which the container has none; add --network, or leave the rate out");
-    }
+    flags.rates.check(network.is_some())?;
     Volumes::check(&flags.volume)?;
     check_size(flags)
 }

@@ -1,6 +1,7 @@
 //! How fast a container may read, write, send and receive: token buckets of its microVM's devices, the same for all that reach the
 //! guest's disks and network, whatever the host's own schedulers can do.
 
+use anyhow::bail;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -77,9 +78,18 @@ impl Rates {
         }
     }
 
-    /// Nothing is said of the network.
-    pub fn spares_network(self) -> bool {
-        self.network_receive_bps.is_none() && self.network_send_bps.is_none()
+    /// That a container has what is to be limited.
+    ///
+    /// # Errors
+    /// It has no network.
+    pub fn check(self, network: bool) -> anyhow::Result<()> {
+        let wanted = self.network_receive_bps.or(self.network_send_bps).is_some();
+        if wanted && !network {
+            bail!(
+                "a rate of the network, but the container has no network; give it one (--network), or leave the rate out"
+            );
+        }
+        Ok(())
     }
 
     /// Limits the devices of a machine that is to be.
@@ -207,6 +217,7 @@ mod tests {
         let old = Rates { device_read_bps: Some(1), device_write_iops: Some(2), ..Rates::default() };
         let new = Rates { device_read_bps: Some(0), ..Rates::default() };
         assert_eq!(new.or(old), Rates { device_read_bps: Some(0), device_write_iops: Some(2), ..Rates::default() });
-        assert!(old.spares_network() && !Rates { network_send_bps: Some(1), ..old }.spares_network());
+        let sends = Rates { network_send_bps: Some(1), ..old };
+        assert!(old.check(false).is_ok() && sends.check(true).is_ok() && sends.check(false).is_err());
     }
 }

@@ -75,6 +75,7 @@ fn a_container_gets_less_and_what_it_had() {
     assert_eq!(inspect(&lab, &name, SIZE), shown);
     let too_much = format!("{}m", lab.memory_mib() + 1);
     lab.run(["update", "-m", &too_much, &name]).assert_failed(1, &[&name, "memory"]);
+    lab.run(["update", "--network-send-bps", "1m", &name]).assert_failed(1, &[&name, "no network"]);
     assert_eq!(inspect(&lab, &name, SIZE), shown);
     done(lab.run(["rm", &name]));
     lab.assert_clean();

@@ -126,6 +126,11 @@ impl Run {
     pub fn on_disk(&self) -> bool {
         !self.rm || self.for_layer
     }
+
+    /// Whether it is connected to anything, by what it was made with.
+    pub fn has_network(&self) -> bool {
+        !matches!(self.network, None | Some(Network::None)) || !self.publish.is_empty() || !self.egress.is_empty()
+    }
 }
 
 /// Flags that say how big a microVM is.

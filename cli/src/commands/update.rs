@@ -47,6 +47,7 @@ fn change(word: &str, to: attend::Update) -> anyhow::Result<()> {
     // It would not start.
     let resized = to.cpus.is_some() || to.memory_mib.is_some();
     let sound = if resized { life::check_size(&record.flags) } else { Ok(()) };
+    let sound = sound.and_then(|()| record.flags.rates.check(record.flags.has_network()));
     let written = sound.and_then(|()| Ok(record.write(&held.dir(), true)?));
     written.with_context(|| format!("cannot update container {word}"))
 }

@@ -46,6 +46,7 @@ impl Owner {
                 bail!("the microVM is being snapshotted or rolled back; try again when that is done");
             }
             fits(to, self.facts.vcpus, self.facts.memory_mib)?;
+            to.rates.check(self.succession.devices.contains_key(net::SECTION))?;
         }
         // What has been done is in the record, also if the next is not.
         if let Some(cpus) = to.cpus {
@@ -54,6 +55,7 @@ impl Owner {
         }
         if let Some(memory_mib) = to.memory_mib {
             self.inflate(self.facts.memory_mib.saturating_sub(memory_mib))?;
+            container.borrow_mut().update(Update { memory_mib: Some(memory_mib), ..Update::default() });
         }
         self.limit(to.rates)?;
         container.borrow_mut().update(to);
@@ -61,9 +63,6 @@ impl Owner {
     }
 
     fn limit(&mut self, rates: Rates) -> anyhow::Result<()> {
-        if !rates.spares_network() && !self.succession.devices.contains_key(net::SECTION) {
-            bail!("its microVM has no network whose rate could be changed");
-        }
         let control = Control::at(&self.control());
         for (path, body) in rates.changes(&self.succession.devices) {
             control.call("PATCH", &path, &body)?;
