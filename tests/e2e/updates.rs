@@ -51,6 +51,9 @@ fn a_container_gets_less_and_what_it_had() {
 
     lab.run(["update", "-m", "257m", &name]).assert_failed(1, &["-m 257m", "256 MiB", "stop"]);
     lab.run(["update", "--cpus", "1.5", &name]).assert_failed(1, &["--cpus 1.5", "1 vCPU", "stop"]);
+    // What still waits does so no longer.
+    done(lab.run(["update", "--device-write-bps", "0", &name]));
+    assert_eq!(inspect(&lab, &name, "{{json .HostConfig.BlkioDeviceWriteBps}}"), "[]");
     lab.run(["update", "--network-send-bps", "1m", &name]).assert_failed(1, &["no network"]);
     lab.run(["update", "--memory-swap", "1g", &name]).assert_failed(125, &["--memory-swap", "no swap"]);
     lab.run(["update", &name]).assert_failed(125, &["--cpus", "--memory", "--restart"]);
