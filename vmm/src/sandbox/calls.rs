@@ -1,7 +1,5 @@
 //! Which system calls each thread of a machine makes. Those of devices and workers are in their own files.
 
-use std::collections::BTreeSet;
-
 use devices::virtio::DEVICES;
 use devices::worker::Work;
 use kvm_bindings::{
@@ -194,20 +192,25 @@ pub static REQUESTS: Work = Work {
 /// What a thread may do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Calls {
-    numbers: BTreeSet<c_long>,
-    ioctls: BTreeSet<u32>,
+    /// In order, and so are the others: each once.
+    numbers: Vec<c_long>,
+    ioctls: Vec<u32>,
     starts: bool,
 }
 
 impl Calls {
-    fn of(numbers: &[c_long], ioctls: &[u32]) -> Self {
-        let numbers = ANY.iter().chain(numbers).copied().collect();
-        Calls { numbers, ioctls: ioctls.iter().copied().collect(), starts: false }
+    /// These and what any thread does.
+    pub(super) fn of(numbers: &[c_long], ioctls: &[u32]) -> Self {
+        Calls { numbers: ANY.to_vec(), ioctls: Vec::new(), starts: false }.and(numbers, ioctls)
     }
 
     fn and(mut self, numbers: &[c_long], ioctls: &[u32]) -> Self {
         self.numbers.extend(numbers);
+        self.numbers.sort_unstable();
+        self.numbers.dedup();
         self.ioctls.extend(ioctls);
+        self.ioctls.sort_unstable();
+        self.ioctls.dedup();
         self
     }
 
@@ -223,7 +226,7 @@ impl Calls {
     }
 
     /// Requests of prctl(2).
-    pub fn prctls(&self) -> &'static [u64] {
+    pub fn prctls(&self) -> &'static [u32] {
         if self.starts { STARTING_PRCTLS } else { USUAL_PRCTLS }
     }
 
@@ -262,11 +265,6 @@ pub fn worker(work: &Work) -> Calls {
 
 /// The thread that starts workers: it may do what they may, since what it may not, they may not either.
 pub fn nursery(workers: &[&Work]) -> Calls {
-    let mut calls = Calls::of(STARTING, &[]).and(CONFINING, &[]);
-    calls.starts = true;
-    for own in workers.iter().map(|work| worker(work)) {
-        calls.numbers.extend(own.numbers);
-        calls.ioctls.extend(own.ioctls);
-    }
-    calls
+    let calls = Calls { starts: true, ..Calls::of(STARTING, &[]).and(CONFINING, &[]) };
+    workers.iter().map(|work| worker(work)).fold(calls, |calls, own| calls.and(&own.numbers, &own.ioctls))
 }

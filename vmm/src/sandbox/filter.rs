@@ -1,10 +1,12 @@
 //! From lists of system calls to what the kernel runs (seccomp(2), SECCOMP_SET_MODE_FILTER).
+//!
+//! A filter costs most when a thread takes it: the kernel checks it, translates it twice, and goes through it once for each call that
+//! it has (`seccomp_cache_prepare_bitmap`), all of which the guest's first instruction waits for. So it is short, and the way to
+//! each answer is: numbers are halved until a few are left, and those are compared one by one. The library's filters, which
+//! the tests compare these with, compare all numbers one by one, and have three times as many instructions.
 
 use libc::c_long;
-use seccompiler::{
-    BackendError, BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, sock_filter,
-};
+use seccompiler::{BpfProgram, sock_filter};
 
 use super::{Calls, Mode};
 
@@ -12,111 +14,205 @@ use super::{Calls, Mode};
 /// looked at, and a disk does with threads, since what a ring carries out no filter sees (docs/sandbox.md).
 const ABSENT: [c_long; 2] = [libc::SYS_clone3, libc::SYS_io_uring_setup];
 /// `prctl(PR_SET_VMA, ...)`: the C library names memory. libc has no name for it.
-const PR_SET_VMA: u64 = 0x5356_4d41;
+const PR_SET_VMA: u32 = 0x5356_4d41;
 
-/// Calls that a part of a filter is about. The kernel goes through a filter once for each call that it has when it takes it
-/// (`seccomp_cache_prepare_bitmap`), 230 us for one list of sixty, and at each call with arguments to be looked at.
-const PART: usize = 8;
+/// Numbers that are compared one by one.
+const ROW: usize = 4;
 
-/// A filter that lets a thread do what is in `calls`: the way to the part for a call's number, and the parts, which are the library's.
-pub fn compile(calls: &Calls, mode: Mode) -> Result<BpfProgram, Error> {
-    let other = match mode {
-        Mode::Enforce => SeccompAction::KillProcess,
-        Mode::Log => SeccompAction::Log,
+/// A filter that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// Jumps of a filter go 255 instructions far.
+    #[error("more requests of one call than a filter can tell apart")]
+    TooLong,
+    /// The kernel refuses it.
+    #[error(transparent)]
+    Refused(#[from] seccompiler::Error),
+}
+
+/// A filter that lets a thread do what is in `calls`.
+///
+/// # Errors
+/// [`FilterError::TooLong`].
+pub fn compile(calls: &Calls, mode: Mode) -> Result<BpfProgram, FilterError> {
+    let (other, absent) = match mode {
+        Mode::Enforce => (libc::SECCOMP_RET_KILL_PROCESS, &ABSENT[..]),
+        Mode::Log => (libc::SECCOMP_RET_LOG, &[][..]),
     };
-    let numbers: Vec<_> = calls.numbers().collect();
-    let mut parts = Vec::new();
-    for part in numbers.chunks(PART) {
-        let rules = part.iter().map(|&number| Ok((number, rules(number, calls)?)));
-        let rules = rules.collect::<Result<_, BackendError>>()?;
-        let filter = SeccompFilter::new(rules, other.clone(), SeccompAction::Allow, TargetArch::x86_64)?;
-        parts.push((part[0], BpfProgram::try_from(filter)?));
-    }
-    let absent = if mode == Mode::Enforce { &ABSENT[..] } else { &[] };
-    Ok(join(&parts, absent))
+    let mut numbers: Vec<_> = calls.numbers().chain(absent.iter().copied()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let cases: Vec<_> = numbers.into_iter().map(|number| (number as u32, answer(number, calls, absent))).collect();
+    let mut filter = Filter { other, program: Vec::with_capacity(4 * cases.len() + 64) };
+    // Numbers mean something else to programs of another kind.
+    filter.push(load(ARCHITECTURE));
+    filter.push(jump(libc::BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0));
+    filter.push(give(libc::SECCOMP_RET_KILL_PROCESS));
+    filter.push(load(NUMBER));
+    filter.search(&cases)?;
+    Ok(filter.program)
 }
 
-/// The parts, the first of which is for all numbers below its own, behind the way to them. What is `absent` fails with ENOSYS.
-fn join(parts: &[(c_long, BpfProgram)], absent: &[c_long]) -> BpfProgram {
-    let mut way = Vec::new();
-    // Numbers mean something else to programs of another kind: to find that out is the first thing that each part does.
-    way.push(statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, NUMBER));
-    for &number in absent {
-        way.push(jump(libc::BPF_JEQ, number as u32, 0, 3));
-        way.push(statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, ARCHITECTURE));
-        way.push(jump(libc::BPF_JEQ, AUDIT_ARCH_X86_64, 0, 1));
-        way.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32));
-    }
-    // Two instructions for each part but the first, the last one first, and one for that.
-    let mut left = 2 * parts.len().saturating_sub(1) + 1;
-    let starts: Vec<_> = parts.iter().scan(0, |at, (_, part)| Some(std::mem::replace(at, *at + part.len()))).collect();
-    for ((first, _), start) in parts.iter().zip(&starts).skip(1).rev() {
-        way.push(jump(libc::BPF_JGE, *first as u32, 0, 1));
-        left -= 2;
-        way.push(statement(libc::BPF_JMP | libc::BPF_JA, (left + start) as u32));
-    }
-    way.push(statement(libc::BPF_JMP | libc::BPF_JA, 0));
-    way.extend(parts.iter().flat_map(|(_, part)| part.iter().cloned()));
-    way
+/// What a call is answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    /// It is carried out.
+    Allowed,
+    /// As by a kernel that does not have it.
+    Absent,
+    /// It is carried out if the bits of `mask`, of the low half of this argument, are one of these. The kernel looks at no others
+    /// where this is used.
+    If { argument: u32, mask: u32, one_of: Vec<u32> },
 }
 
-/// Where a filter finds what it is asked about (`struct seccomp_data`, seccomp(2)).
+impl Answer {
+    /// Instructions that it takes.
+    fn len(&self) -> usize {
+        match self {
+            Answer::Allowed | Answer::Absent => 1,
+            Answer::If { mask, one_of, .. } => 3 + usize::from(*mask != u32::MAX) + one_of.len(),
+        }
+    }
+}
+
+/// Instructions that it takes to find one of these, and to answer it.
+fn len(cases: &[(u32, Answer)]) -> usize {
+    if cases.len() <= ROW {
+        return cases.iter().map(|(_, answer)| 1 + answer.len()).sum::<usize>() + 1;
+    }
+    let (below, above) = cases.split_at(cases.len() / 2);
+    1 + usize::from(len(below) > FAR) + len(below) + len(above)
+}
+
+/// How many instructions a jump that compares can leave out.
+const FAR: usize = u8::MAX as usize;
+
+/// A filter that is being written.
+struct Filter {
+    /// What all that is on no list is answered with.
+    other: u32,
+    program: BpfProgram,
+}
+
+impl Filter {
+    fn push(&mut self, instruction: sock_filter) {
+        self.program.push(instruction);
+    }
+
+    /// Answers the call whose number is loaded; the cases are in order.
+    fn search(&mut self, cases: &[(u32, Answer)]) -> Result<(), FilterError> {
+        if cases.len() <= ROW {
+            return self.row(cases);
+        }
+        let (below, above) = cases.split_at(cases.len() / 2);
+        match u8::try_from(len(below)) {
+            Ok(left_out) => self.push(jump(libc::BPF_JGE, above[0].0, left_out, 0)),
+            Err(_) => {
+                self.push(jump(libc::BPF_JGE, above[0].0, 0, 1));
+                self.push(statement(libc::BPF_JMP | libc::BPF_JA, len(below) as u32));
+            }
+        }
+        self.search(below)?;
+        self.search(above)
+    }
+
+    fn row(&mut self, cases: &[(u32, Answer)]) -> Result<(), FilterError> {
+        // Long answers come last, where no jump has to leave them out.
+        let mut order: Vec<_> = cases.iter().collect();
+        order.sort_by_key(|(_, answer)| answer.len());
+        let mut behind = 0;
+        for (at, (number, answer)) in order.iter().enumerate() {
+            // What is left of the comparisons, and the answer to none of them.
+            let left_out = order.len() - at - 1 + 1 + behind;
+            self.push(jump(libc::BPF_JEQ, *number, near(left_out)?, 0));
+            behind += answer.len();
+        }
+        self.push(give(self.other));
+        order.into_iter().try_for_each(|(_, answer)| self.answer(answer))
+    }
+
+    fn answer(&mut self, answer: &Answer) -> Result<(), FilterError> {
+        match answer {
+            Answer::Allowed => self.push(give(libc::SECCOMP_RET_ALLOW)),
+            Answer::Absent => self.push(give(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32)),
+            Answer::If { argument, mask, one_of } => {
+                self.push(load(ARGUMENTS + 8 * argument));
+                if *mask != u32::MAX {
+                    self.push(statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, *mask));
+                }
+                for (at, value) in one_of.iter().enumerate() {
+                    self.push(jump(libc::BPF_JEQ, *value, near(one_of.len() - at)?, 0));
+                }
+                self.push(give(self.other));
+                self.push(give(libc::SECCOMP_RET_ALLOW));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn near(left_out: usize) -> Result<u8, FilterError> {
+    u8::try_from(left_out).map_err(|_| FilterError::TooLong)
+}
+
+/// Where a filter finds what it is asked about (`struct seccomp_data`, seccomp(2)): of each argument, the low half first.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
+const ARGUMENTS: u32 = 16;
 /// A program of x86-64 (linux/audit.h): EM_X86_64, 64 bits, little-endian.
 const AUDIT_ARCH_X86_64: u32 = 62 | 0x8000_0000 | 0x4000_0000;
+
+fn load(from: u32) -> sock_filter {
+    statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, from)
+}
+
+fn give(what: u32) -> sock_filter {
+    statement(libc::BPF_RET | libc::BPF_K, what)
+}
 
 fn statement(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
-/// Goes on behind as many instructions if the comparison is true, or not.
+/// Leaves out as many instructions if the comparison is true, or not.
 fn jump(comparison: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code: (libc::BPF_JMP | comparison | libc::BPF_K) as u16, jt, jf, k }
 }
 
-/// What a call's arguments must be: as one of these says. None: anything.
-fn rules(number: c_long, calls: &Calls) -> Result<Vec<SeccompRule>, BackendError> {
-    let one_of = |argument, values: &[u64]| {
-        values.iter().map(|&value| SeccompRule::new(vec![equal(argument, value)?])).collect::<Result<Vec<_>, _>>()
-    };
+/// What a call is answered with that is on a list, or `absent`.
+fn answer(number: c_long, calls: &Calls, absent: &[c_long]) -> Answer {
+    let one_of = |argument, one_of: Vec<u32>| Answer::If { argument, mask: u32::MAX, one_of };
     match number {
-        libc::SYS_ioctl => one_of(1, &calls.ioctls().map(u64::from).collect::<Vec<_>>()),
+        absentee if absent.contains(&absentee) => Answer::Absent,
+        libc::SYS_ioctl => one_of(1, calls.ioctls().collect()),
         // No memory that can be run is made.
-        libc::SYS_mmap | libc::SYS_mprotect => only(masked(2, libc::PROT_EXEC as u64, 0)?),
+        libc::SYS_mmap | libc::SYS_mprotect => {
+            Answer::If { argument: 2, mask: libc::PROT_EXEC as u32, one_of: vec![0] }
+        }
         // Threads of this process, and no processes.
         libc::SYS_clone => {
-            let flags = (libc::CLONE_THREAD | libc::CLONE_VM) as u64;
-            only(masked(0, flags, flags)?)
+            let flags = (libc::CLONE_THREAD | libc::CLONE_VM) as u32;
+            Answer::If { argument: 0, mask: flags, one_of: vec![flags] }
         }
-        libc::SYS_socket => one_of(0, &[libc::AF_UNIX as u64]),
+        libc::SYS_socket => one_of(0, vec![libc::AF_UNIX as u32]),
         // Signals only to this process's own threads.
-        libc::SYS_tgkill => one_of(0, &[std::process::id().into()]),
-        libc::SYS_prctl => one_of(0, calls.prctls()),
+        libc::SYS_tgkill => one_of(0, vec![std::process::id()]),
+        libc::SYS_prctl => one_of(0, calls.prctls().to_vec()),
         libc::SYS_fcntl => one_of(
             1,
-            &[libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC].map(|c| c as u64),
+            [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC]
+                .map(|c| c as u32)
+                .into(),
         ),
-        _ => Ok(Vec::new()),
+        _ => Answer::Allowed,
     }
 }
 
-fn only(condition: SeccompCondition) -> Result<Vec<SeccompRule>, BackendError> {
-    Ok(vec![SeccompRule::new(vec![condition])?])
-}
-
-/// The low half of an argument is this, which is all that the kernel looks at where these are used.
-fn equal(argument: u8, value: u64) -> Result<SeccompCondition, BackendError> {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
-}
-
-/// These bits of an argument are that.
-fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompCondition, BackendError> {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), value)
-}
-
 /// The requests of prctl(2) of any thread: its name, and that of memory.
-pub const USUAL_PRCTLS: &[u64] = &[libc::PR_SET_NAME as u64, PR_SET_VMA];
+pub const USUAL_PRCTLS: &[u32] = &[libc::PR_SET_NAME as u32, PR_SET_VMA];
 /// And those of a thread that starts others, which are confined when they start.
-pub const STARTING_PRCTLS: &[u64] =
-    &[libc::PR_SET_NAME as u64, PR_SET_VMA, libc::PR_SET_NO_NEW_PRIVS as u64, libc::PR_CAPBSET_DROP as u64];
+pub const STARTING_PRCTLS: &[u32] =
+    &[libc::PR_SET_NAME as u32, PR_SET_VMA, libc::PR_SET_NO_NEW_PRIVS as u32, libc::PR_CAPBSET_DROP as u32];
+
+#[cfg(test)]
+mod tests;

@@ -38,6 +38,7 @@ use devices::worker::{self, Work};
 
 use ::landlock::RulesetStatus;
 pub use calls::{Calls, REQUESTS};
+pub use filter::FilterError;
 use privileges::Keep;
 use reached::Reached;
 
@@ -83,7 +84,7 @@ pub enum SandboxError {
         /// Whose.
         thread: &'static str,
         /// Why.
-        source: seccompiler::Error,
+        source: FilterError,
     },
     /// The kernel refuses something.
     #[error("{what}: {source}; --sandbox off runs a microVM without")]
@@ -299,8 +300,8 @@ pub fn prepare(mode: Mode) {
 }
 
 fn enter(mode: Mode, thread: &'static str, calls: &Calls) -> Result<(), SandboxError> {
-    let failed = |source| SandboxError::Filter { thread, source };
-    seccompiler::apply_filter(&filter::compile(calls, mode).map_err(failed)?).map_err(failed)
+    let entered = filter::compile(calls, mode).and_then(|filter| Ok(seccompiler::apply_filter(&filter)?));
+    entered.map_err(|source| SandboxError::Filter { thread, source })
 }
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
