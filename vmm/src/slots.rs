@@ -16,7 +16,7 @@ use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::memory::{MemoryError, Ram};
-use crate::snapshot::memory::{PAGE, Source, has_data};
+use crate::snapshot::memory::{PAGE, Source, next_data};
 
 /// RAM gets its first slots in pieces of this size, in bytes.
 const CHUNK: u64 = 64 << 20;
@@ -44,14 +44,17 @@ pub fn register(vm: &VmFd, ram: &Ram, first: u32) -> Result<(), MemoryError> {
 /// is not atomic.
 pub fn register_used(vm: &VmFd, ram: &Ram, first: u32, sources: &[Source]) -> Result<Rest, MemoryError> {
     let (mut used, mut rest) = (Vec::new(), Vec::new());
+    // Where something is that has no slot yet: asked for once on the way there, not for each piece.
+    let mut next = next_used(sources, 0);
     for (region, offset) in regions(ram) {
         let mut at = 0;
         while at < region.len {
             let len = CHUNK.min(region.len - at);
             let piece = Piece { start: region.start + at, host: region.host + at, len };
-            // One that cannot be asked holds something.
-            let holds = sources.iter().any(|source| has_data(source, offset + at, len).unwrap_or(true));
-            append(if holds { &mut used } else { &mut rest }, piece);
+            if next < offset + at {
+                next = next_used(sources, offset + at);
+            }
+            append(if next < offset + at + len { &mut used } else { &mut rest }, piece);
             at += len;
         }
     }
@@ -62,6 +65,13 @@ pub fn register_used(vm: &VmFd, ram: &Ram, first: u32, sources: &[Source]) -> Re
         ram: ram.guest().clone(),
         done: Arc::default(),
     })
+}
+
+/// The first place at or behind `offset` that some source holds something for; past all RAM if there is none.
+fn next_used(sources: &[Source], offset: u64) -> u64 {
+    // One that cannot be asked holds something.
+    let places = sources.iter().filter_map(|source| next_data(source, offset).unwrap_or(Some(offset)));
+    places.min().unwrap_or(u64::MAX)
 }
 
 /// The regions of RAM, with their places among all of it.

@@ -48,22 +48,21 @@ pub fn become_one(user: u32) -> io::Result<()> {
 
 /// A user namespace in which what is root's is that user's, and what is another's is that other's.
 ///
+/// A namespace is had from a process in it, and outlives that in the descriptor. The process shares this one's memory: copying that, and then each page
+/// that this one writes to, takes longer than all else here.
+///
 /// # Errors
 /// The host does not let it be made.
 pub fn mapping(user: u32) -> io::Result<OwnedFd> {
     let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
-    let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
-    // SAFETY: without a stack it is fork(2) into a namespace. The child makes system calls, with numbers and a byte of its own stack, and
-    // ends by one: with this process, if not before, as it has the only other end of the pipe.
+    let ends = [theirs.as_raw_fd(), ours.as_raw_fd()];
+    let mut stack = vec![0u128; STACK / size_of::<u128>()];
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::SIGCHLD;
+    // SAFETY: the stack is its own, aligned, and there until it has ended, as is what it is given; what it does with memory that is
+    // this process's as well, `wait_in_namespace` says.
     let child = unsafe {
-        let child = libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
-        if child == 0 {
-            libc::close(ours.as_raw_fd());
-            let mut byte = 0u8;
-            libc::read(theirs.as_raw_fd(), (&raw mut byte).cast(), 1);
-            libc::_exit(0);
-        }
-        child
+        let top = stack.as_mut_ptr_range().end;
+        libc::clone(wait_in_namespace, top.cast(), flags, (&raw const ends).cast_mut().cast())
     };
     if child < 0 {
         return Err(io::Error::last_os_error());
@@ -71,8 +70,34 @@ pub fn mapping(user: u32) -> io::Result<OwnedFd> {
     let map = |what: &str| fs::write(format!("/proc/{child}/{what}_map"), format!("0 {user} 1\n1 1 {}\n", user - 1));
     let namespace = map("uid").and_then(|()| map("gid")).and_then(|()| File::open(format!("/proc/{child}/ns/user")));
     drop(ours);
-    waitpid(Pid::from_raw(child as i32), WaitOptions::empty())?;
+    let ended = loop {
+        match waitpid(Pid::from_raw(child), WaitOptions::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => break result,
+        }
+    };
+    if ended.is_err() {
+        // It cannot be said to have ended: then its stack stays.
+        std::mem::forget(stack);
+    }
+    ended?;
     Ok(namespace?.into())
+}
+
+/// Bytes of the stack of a process that waits: three calls, and a signal's frame.
+const STACK: usize = 16 << 10;
+
+/// Is there until the pipe's other end is closed: by the process that made this one, or by its end. It touches nothing but its own stack and, if a
+/// call fails, which these do not, `errno`.
+extern "C" fn wait_in_namespace(ends: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `mapping` gives two descriptors, of which this process has copies of its own.
+    unsafe {
+        let [theirs, ours] = *ends.cast::<[libc::c_int; 2]>();
+        libc::close(ours);
+        let mut byte = 0u8;
+        libc::read(theirs, (&raw mut byte).cast(), 1);
+        libc::_exit(0)
+    }
 }
 
 #[cfg(test)]

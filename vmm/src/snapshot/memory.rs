@@ -175,16 +175,18 @@ fn flagged(pagemap: &File, start: usize, pages: usize, any: u64, none: u64) -> i
     Ok(flagged)
 }
 
-/// Whether there is something of `source` in a range of RAM.
-pub fn has_data(source: &Source, offset: u64, len: u64) -> io::Result<bool> {
-    let end = offset + len;
+/// The first place at or behind `offset` of RAM that there is something of `source` for.
+pub fn next_data(source: &Source, offset: u64) -> io::Result<Option<u64>> {
     if let Some(extents) = &source.extents {
-        let within = |(first, count): &Extent| first * (PAGE as u64) < end && (first + count) * PAGE as u64 > offset;
-        return Ok(extents.iter().any(within));
+        let place = |(first, count): &Extent| {
+            let (start, end) = (first * PAGE as u64, (first + count) * PAGE as u64);
+            (end > offset).then(|| start.max(offset))
+        };
+        return Ok(extents.iter().filter_map(place).min());
     }
     match rustix::fs::seek(&source.file, SeekFrom::Data(offset)) {
-        Ok(data) => Ok(data < end),
-        Err(rustix::io::Errno::NXIO) => Ok(false),
+        Ok(data) => Ok(Some(data)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
