@@ -4,6 +4,7 @@
 mod audit;
 mod bench;
 mod build;
+mod conformance;
 mod containers;
 mod exec;
 mod files;
@@ -26,6 +27,7 @@ pub use self::bench::{
     Bench, BenchAblate, BenchCompare, BenchDensity, BenchDiff, BenchReport, BenchWhat, ResultFormat, Shown,
 };
 pub use self::build::Build;
+pub use self::conformance::Conformance;
 pub use self::containers::{
     Attach, Events, Filter, Inspect, Kill, Kind, Logs, Names, Port, Ps, Rename, Rm, Start, Stop, Update, Wait, Why,
 };
@@ -155,6 +157,8 @@ pub enum Verb {
     System(System),
     /// Tell what a workload can reach, in a microVM and in a container
     Audit(Audit),
+    /// Tell where docker's habits come to something else here than with podman or docker
+    Conformance(Conformance),
     /// Measure this host
     Bench(Bench),
     /// Run one microVM in the foreground, from a file in Firecracker's format or over its control socket

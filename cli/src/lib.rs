@@ -213,6 +213,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Doctor(doctor) => commands::doctor::doctor(&doctor),
         Verb::System(system) => commands::system::system(&system, cli.talk),
         Verb::Audit(audit) => commands::audit::audit(&audit, cli.talk),
+        Verb::Conformance(conformance) => commands::conformance::conformance(&conformance, cli.talk),
         Verb::Bench(bench) => commands::bench::bench(&bench, cli.talk),
         Verb::Vmm(vmm) => commands::vmm::vmm(&vmm),
     }

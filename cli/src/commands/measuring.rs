@@ -157,17 +157,17 @@ impl Stop {
 }
 
 /// What is going on, on stderr: a line that changes at a terminal, lines with --verbose.
-struct Saying {
+pub struct Saying {
     bar: Option<ProgressBar>,
 }
 
 impl Saying {
-    fn new(talk: Talk) -> Self {
+    pub fn new(talk: Talk) -> Self {
         let show = !talk.quiet && !talk.verbose && io::stderr().is_terminal();
         Saying { bar: show.then(ProgressBar::new_spinner) }
     }
 
-    fn say(&self, text: &str) {
+    pub fn say(&self, text: &str) {
         tracing::info!("{text}");
         if let Some(bar) = &self.bar {
             bar.set_message(sanitize(text));

@@ -7,6 +7,7 @@ pub mod boot;
 pub mod build;
 pub mod commit;
 pub mod compare;
+pub mod conformance;
 pub mod containers;
 pub mod copy;
 pub mod doctor;

@@ -1,0 +1,135 @@
+//! `bulkhead conformance`: whether docker's habits come to the same here and with another engine.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use bench::compare::conformance::{Bout, Difference, HABITS, Habit, Verdict, find, prepare, try_habit};
+use bench::process::BenchError;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::measuring::{Saying, Stop};
+use crate::args::{Conformance, Format, Talk};
+use crate::failure::{Failure, Outcome, sanitize};
+use crate::output;
+
+/// This program.
+const OURS: &str = "/proc/self/exe";
+/// Those that have docker's commands.
+const ENGINES: [&str; 2] = ["podman", "docker"];
+/// What is shown of an output that differs, characters.
+const SHOWN: usize = 300;
+
+/// Has both do what the habits are, and tells what differs.
+pub fn conformance(args: &Conformance, talk: Talk) -> Outcome {
+    let (name, theirs) = engine(args)?;
+    let habits: Vec<_> =
+        HABITS.iter().filter(|habit| args.only.as_ref().is_none_or(|text| habit.title.contains(text))).collect();
+    if habits.is_empty() {
+        return Err(anyhow!("no habit has that in its title; without --only there are {}", HABITS.len()).into());
+    }
+    let stop = Stop::new().context("cannot wait for signals")?;
+    let limit = Duration::from_secs(args.timeout);
+    let say = Saying::new(talk);
+    let lent = Lent::new(&args.image, &theirs, limit, stop.readable.as_fd())?;
+    let bout = Bout {
+        ours: Path::new(OURS),
+        theirs: &theirs,
+        image: &lent.name,
+        limit,
+        stop: stop.readable.as_fd(),
+        say: &|text| say.say(text),
+    };
+    let result = try_all(&habits, &bout);
+    drop((say, lent));
+    let verdicts = match (result, stop.signal()) {
+        (Err(BenchError::Interrupted), Some(signal)) => return Err(Failure::silent(128 + signal)),
+        (result, _) => result?,
+    };
+    match args.format {
+        Format::Json => output::json(&json!({ "with": name, "habits": verdicts }))?,
+        Format::Table => show(&verdicts, &name)?,
+    }
+    Ok(u8::from(verdicts.iter().any(Verdict::is_open)))
+}
+
+fn engine(args: &Conformance) -> anyhow::Result<(String, PathBuf)> {
+    if let Some(program) = &args.with {
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+        return Ok((name, program.clone()));
+    }
+    let (name, program) = find(&ENGINES)
+        .with_context(|| format!("neither of {} is installed: there is nothing to compare with", ENGINES.join(", ")))?;
+    Ok((name.to_owned(), program))
+}
+
+fn try_all(habits: &[&'static Habit], bout: &Bout<'_>) -> Result<Vec<Verdict>, BenchError> {
+    habits.iter().enumerate().map(|(number, habit)| try_habit(habit, number, bout)).collect()
+}
+
+/// The image under a name that both have, until this is dropped.
+struct Lent<'a> {
+    name: String,
+    theirs: &'a Path,
+    limit: Duration,
+}
+
+impl<'a> Lent<'a> {
+    fn new(image: &str, theirs: &'a Path, limit: Duration, stop: BorrowedFd<'_>) -> anyhow::Result<Self> {
+        let lent = Lent { name: format!("localhost/bulkhead-conformance:{}", std::process::id()), theirs, limit };
+        let dir = TempDir::with_prefix("bulkhead-conformance.").context("a directory for the image")?;
+        let archive = dir.path().join("image.tar");
+        let archive = archive.to_str().context("a directory for temporary files whose name is text")?;
+        prepare(Path::new(OURS), &["tag", image, &lent.name], limit, stop)?;
+        prepare(Path::new(OURS), &["save", "-o", archive, &lent.name], limit, stop)?;
+        prepare(theirs, &["load", "-i", archive], limit, stop)?;
+        Ok(lent)
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        // Nobody breaks this off.
+        let Ok((stop, _other)) = std::os::unix::net::UnixStream::pair() else { return };
+        for program in [Path::new(OURS), self.theirs] {
+            if let Err(error) = prepare(program, &["rmi", "-f", &self.name], self.limit, stop.as_fd()) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
+
+fn show(verdicts: &[Verdict], with: &str) -> std::io::Result<()> {
+    let result = |verdict: &Verdict| match (verdict.differences.len(), verdict.explained) {
+        (0, _) => "the same".to_owned(),
+        (_, Some(why)) => format!("differs: {why}"),
+        (count, None) => format!("DIFFERS in {count}"),
+    };
+    output::table(["HABIT", "RESULT"], verdicts.iter().map(|verdict| [verdict.habit.to_owned(), result(verdict)]))?;
+    let open: Vec<_> = verdicts.iter().filter(|verdict| verdict.is_open()).collect();
+    for verdict in &open {
+        output::print(&format!("\n{}\n", verdict.habit))?;
+        for Difference { command, what, ours, theirs } in &verdict.differences {
+            let (ours, theirs) = (shown(ours), shown(theirs));
+            output::print(&format!(
+                "  {}\n    {what}, bulkhead: {ours}\n    {what}, {with}: {theirs}\n",
+                shown(command)
+            ))?;
+        }
+    }
+    let explained = verdicts.iter().filter(|verdict| verdict.explained.is_some()).count();
+    let same = verdicts.len() - explained - open.len();
+    output::print(&format!("\n{same} the same, {explained} explained, {} that differ\n", open.len()))
+}
+
+/// In one line, and not all of it if it is long.
+fn shown(text: &str) -> String {
+    let mut line = sanitize(&text.trim_end().replace('\n', " | "));
+    if let Some((end, _)) = line.char_indices().nth(SHOWN) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
+}
