@@ -27,6 +27,7 @@
 //! | [`bare`] | `bulkhead boot` |
 //! | [`build`] | images from Dockerfiles: RUN in guests, and builds that end early |
 //! | [`compare`] | containers and microVMs side by side |
+//! | [`conformance`] | docker's habits, here and with another engine |
 //! | [`confined`] | what threads of a microVM's process may still do |
 //! | [`contained`] | Bulkhead inside a container of runc |
 //! | [`control`] | `bulkhead vmm`: configuration files and the control socket |
@@ -50,6 +51,7 @@ mod bare;
 mod build;
 mod compare;
 mod confined;
+mod conformance;
 mod contained;
 mod container;
 mod control;

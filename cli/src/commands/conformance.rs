@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use bench::compare::conformance::{Bout, Difference, HABITS, Habit, Verdict, find, prepare, try_habit};
+use bench::compare::conformance::{Bout, Difference, Habit, Verdict, find, habits, prepare, try_habit};
 use bench::process::BenchError;
 use serde_json::json;
 use tempfile::TempDir;
@@ -25,10 +25,10 @@ const SHOWN: usize = 300;
 /// Has both do what the habits are, and tells what differs.
 pub fn conformance(args: &Conformance, talk: Talk) -> Outcome {
     let (name, theirs) = engine(args)?;
-    let habits: Vec<_> =
-        HABITS.iter().filter(|habit| args.only.as_ref().is_none_or(|text| habit.title.contains(text))).collect();
-    if habits.is_empty() {
-        return Err(anyhow!("no habit has that in its title; without --only there are {}", HABITS.len()).into());
+    let wanted: Vec<_> =
+        habits().filter(|habit| args.only.as_ref().is_none_or(|text| habit.title.contains(text))).collect();
+    if wanted.is_empty() {
+        return Err(anyhow!("no habit has that in its title; without --only there are {}", habits().count()).into());
     }
     let stop = Stop::new().context("cannot wait for signals")?;
     let limit = Duration::from_secs(args.timeout);
@@ -42,17 +42,17 @@ pub fn conformance(args: &Conformance, talk: Talk) -> Outcome {
         stop: stop.readable.as_fd(),
         say: &|text| say.say(text),
     };
-    let result = try_all(&habits, &bout);
+    let (verdicts, broken_off) = try_all(&wanted, &bout);
     drop((say, lent));
-    let verdicts = match (result, stop.signal()) {
-        (Err(BenchError::Interrupted), Some(signal)) => return Err(Failure::silent(128 + signal)),
-        (result, _) => result?,
-    };
     match args.format {
         Format::Json => output::json(&json!({ "with": name, "habits": verdicts }))?,
         Format::Table => show(&verdicts, &name)?,
     }
-    Ok(u8::from(verdicts.iter().any(Verdict::is_open)))
+    match (broken_off, stop.signal()) {
+        (Some(BenchError::Interrupted), Some(signal)) => Err(Failure::silent(128 + signal)),
+        (Some(error), _) => Err(error.into()),
+        (None, _) => Ok(u8::from(verdicts.iter().any(Verdict::is_open))),
+    }
 }
 
 fn engine(args: &Conformance) -> anyhow::Result<(String, PathBuf)> {
@@ -65,8 +65,16 @@ fn engine(args: &Conformance) -> anyhow::Result<(String, PathBuf)> {
     Ok((name.to_owned(), program))
 }
 
-fn try_all(habits: &[&'static Habit], bout: &Bout<'_>) -> Result<Vec<Verdict>, BenchError> {
-    habits.iter().enumerate().map(|(number, habit)| try_habit(habit, number, bout)).collect()
+/// What was found until all had been tried, or it was broken off.
+fn try_all(habits: &[&'static Habit], bout: &Bout<'_>) -> (Vec<Verdict>, Option<BenchError>) {
+    let mut verdicts = Vec::new();
+    for (number, habit) in habits.iter().enumerate() {
+        match try_habit(habit, number, bout) {
+            Ok(verdict) => verdicts.push(verdict),
+            Err(error) => return (verdicts, Some(error)),
+        }
+    }
+    (verdicts, None)
 }
 
 /// The image under a name that both have, until this is dropped.

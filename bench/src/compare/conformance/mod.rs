@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::habits::{HABITS, Habit};
+pub use self::habits::{Habit, habits};
 use self::habits::{Step, Told};
 use super::arm::program;
 use super::running::{Ended, Input, Patience, Running};

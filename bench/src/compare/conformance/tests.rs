@@ -21,7 +21,7 @@ fn verdict(ours: &str, theirs: &str) -> Result<Verdict, BenchError> {
     let (stop, _other) = UnixStream::pair().unwrap();
     let limit = Duration::from_secs(20);
     let bout = Bout { ours: &ours, theirs: &theirs, image: "i:1", limit, stop: stop.as_fd(), say: &|_| {} };
-    try_habit(&HABITS[0], 0, &bout)
+    try_habit(habits().next().unwrap(), 0, &bout)
 }
 
 #[test]
@@ -45,9 +45,9 @@ fn one_that_hangs_or_cannot_be_started_is_an_error() {
     let hangs = engine(&dir, "hangs", "[ $1 = run ] && exec sleep 1000");
     let limit = Duration::from_millis(200);
     let bout = Bout { ours: &hangs, theirs: &hangs, image: "i", limit, stop: stop.as_fd(), say: &|_| {} };
-    assert!(try_habit(&HABITS[0], 0, &bout).unwrap_err().to_string().contains("--timeout"));
+    assert!(try_habit(habits().next().unwrap(), 0, &bout).unwrap_err().to_string().contains("--timeout"));
     let none = Bout { ours: Path::new("/no/such"), ..bout };
-    assert!(try_habit(&HABITS[0], 0, &none).unwrap_err().to_string().contains("/no/such"));
+    assert!(try_habit(habits().next().unwrap(), 0, &none).unwrap_err().to_string().contains("/no/such"));
 }
 
 /// What a habit makes goes, also if it is broken off.
@@ -67,7 +67,7 @@ fn what_is_broken_off_is_cleared_away() {
         stop: stop.as_fd(),
         say: &|_| {},
     };
-    assert!(matches!(try_habit(&HABITS[0], 7, &bout), Err(BenchError::Interrupted)));
+    assert!(matches!(try_habit(habits().next().unwrap(), 7, &bout), Err(BenchError::Interrupted)));
     let told = fs::read_to_string(told).unwrap();
     let name = format!("bulkhead-habit-{}-7", std::process::id());
     for line in [format!("rm -f {name}"), format!("volume rm {name}-2"), format!("rmi -f {name}")] {
@@ -88,4 +88,19 @@ fn only_containers_get_a_network_that_is_none() {
     assert_eq!(words("run --rm i true"), "run --network none --rm i true");
     assert_eq!(words("create --network x i"), "create --network x i");
     assert_eq!(words("exec run ls"), "exec run ls");
+}
+
+#[test]
+fn titles_tell_habits_apart_and_nothing_of_theirs_is_anybody_elses() {
+    let titles: std::collections::BTreeSet<_> = habits().map(|habit| habit.title).collect();
+    assert_eq!(titles.len(), habits().count());
+    for step in habits().flat_map(|habit| habit.steps) {
+        // What makes something gives it a name that `Side` clears away.
+        let makes = match step.words {
+            ["run", rest @ ..] => !rest.contains(&"--rm"),
+            ["create" | "commit" | "tag", ..] | ["volume", "create", ..] => true,
+            _ => false,
+        };
+        assert!(!makes || step.words.iter().any(|word| word.starts_with("{name}")), "{:?}", step.words);
+    }
 }
