@@ -105,6 +105,9 @@ fn a_container_gets_capabilities_over_its_own_kernel() {
     let mounts = "mount -t tmpfs none /mnt && echo mounted";
     let ended = lab.shell(&["--cap-add", "SYS_ADMIN"], &image, mounts);
     assert_eq!((ended.code, ended.text()), (Some(0), "mounted\n"), "{ended:?}");
+    let sys = "grep CapEff /proc/self/status; grep -c ' /sys sysfs rw' /proc/mounts";
+    let ended = lab.shell(&["--privileged"], &image, sys);
+    assert_eq!((ended.code, ended.text()), (Some(0), "CapEff:\t000001ffffffffff\n1\n"), "{ended:?}");
     let ended = lab.shell(&["--sysctl", "kernel.no_such=1"], &image, "true");
     ended.assert_failed(125, &["sysctl kernel/no_such=1", "no such file"]);
     for (flag, value, word) in [

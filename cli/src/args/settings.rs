@@ -53,6 +53,9 @@ pub struct Settings {
     /// Take a capability from the container, or ALL of them
     #[arg(long, value_name = "CAPABILITY", value_parser = capability)]
     pub cap_drop: Vec<String>,
+    /// Let the container do with its own kernel what it likes: all capabilities, and /sys to write to
+    #[arg(long)]
+    pub privileged: bool,
     /// Have names resolved by this server, instead of those of the network
     #[arg(long, value_name = "IP")]
     pub dns: Vec<IpAddr>,
@@ -82,6 +85,7 @@ impl Settings {
             sysctls: self.sysctl.clone(),
             limits: self.ulimit.clone(),
             capabilities: self.capabilities(),
+            writable_sys: self.privileged,
         }
     }
 
@@ -89,6 +93,10 @@ impl Settings {
     fn capabilities(&self) -> u64 {
         // Those that have a name; not all bits.
         let all = CapabilitySet::all().iter_names().map(|(_, one)| one).collect::<CapabilitySet>().bits();
+        // Whatever else is said of them.
+        if self.privileged {
+            return all;
+        }
         let named = |name: &String| CapabilitySet::from_name(name);
         let bits = |list: &[String]| list.iter().filter_map(named).collect::<CapabilitySet>().bits();
         let has_all = |list: &[String]| list.iter().any(|name| name == "ALL");
@@ -256,6 +264,9 @@ mod tests {
         assert_eq!(bits(&["net_admin", "CAP_CHOWN"], &["MKNOD"]), (USUAL_CAPABILITIES | 1 << 12) & !(1 << 27));
         assert_eq!(bits(&["NET_BIND_SERVICE"], &["all"]), 1 << 10);
         assert_eq!(bits(&["ALL"], &["SYS_MODULE"]), ((1 << 41) - 1) & !(1 << 16));
+        let privileged = Settings { privileged: true, cap_drop: names(&["ALL"]), ..Settings::default() };
+        assert_eq!(privileged.capabilities(), (1 << 41) - 1);
+        assert!(privileged.for_guest().writable_sys && !Settings::default().for_guest().writable_sys);
         assert_eq!((bits(&["ALL"], &["ALL"]), bits(&["CHOWN"], &["CHOWN"]) & 1), (0, 0));
         assert!(capability("CAP_NONE").is_err() && capability("").is_err());
         // The usual ones, by their names.

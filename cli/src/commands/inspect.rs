@@ -215,7 +215,7 @@ fn describe(entry: &Entry) -> Value {
             "ShmSize": wanted.shm_size.unwrap_or(64 * MIB),
             "Ulimits": wanted.ulimit.iter().map(limit).collect::<Vec<_>>(),
             "Sysctls": wanted.sysctl.iter().map(|one| (settings::swapped(&one.path), json!(one.value))).collect::<serde_json::Map<_, _>>(),
-            "CapAdd": wanted.cap_add, "CapDrop": wanted.cap_drop,
+            "CapAdd": wanted.cap_add, "CapDrop": wanted.cap_drop, "Privileged": wanted.privileged,
             "Dns": wanted.dns, "DnsSearch": wanted.dns_search, "DnsOptions": wanted.dns_option,
             "ExtraHosts": wanted.add_host.iter().map(|(name, ip)| format!("{name}:{ip}")).collect::<Vec<_>>(),
             "Init": wanted.init,

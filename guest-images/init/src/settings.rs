@@ -49,6 +49,9 @@ pub fn apply(settings: &Settings) -> Result<(), Failure> {
         mount_remount("/dev/shm", NO_EXEC, format!("mode=1777,size={bytes}").as_str())
             .map_err(|error| failed("/dev/shm", error))?;
     }
+    if settings.writable_sys {
+        mount_remount("/sys", NO_EXEC, c"").map_err(|error| failed("/sys", error))?;
+    }
     if settings.sysctls.is_empty() {
         return Ok(());
     }

@@ -22,6 +22,8 @@ pub struct Settings {
     pub limits: Vec<Limit>,
     /// Capabilities that processes may have, a bit each.
     pub capabilities: u64,
+    /// /sys can be written to: parameters of the kernel, drivers, devices.
+    pub writable_sys: bool,
 }
 
 impl Default for Settings {
@@ -32,6 +34,7 @@ impl Default for Settings {
             sysctls: Vec::new(),
             limits: Vec::new(),
             capabilities: USUAL_CAPABILITIES,
+            writable_sys: false,
         }
     }
 }
