@@ -181,3 +181,29 @@ fn modules_say_what_they_are() {
         }
     }
 }
+
+/// The packages of a lock file that are in the tree, with the names of what each depends on.
+fn locked(lock: &Path) -> BTreeMap<String, Vec<String>> {
+    let text = fs::read_to_string(lock).expect("a lock file");
+    let packages = text.split("[[package]]").filter(|package| !package.contains("\nsource = "));
+    packages
+        .filter_map(|package| {
+            let name = package.lines().find_map(|line| line.strip_prefix("name = "))?;
+            // Behind a name there is a version where there are two.
+            let words = package.lines().filter_map(|line| line.strip_prefix(" \"")?.split([' ', '"']).next());
+            Some((name.trim_matches('"').to_owned(), words.map(str::to_owned).collect()))
+        })
+        .collect()
+}
+
+#[test]
+fn the_fuzz_targets_can_be_built_with_their_lock_file() {
+    let (packages, fuzz) = (packages(), locked(&root().join("fuzz/Cargo.lock")));
+    assert!(fuzz.contains_key("devices") && fuzz.contains_key("vmm"), "{:?}", fuzz.keys());
+    for (name, package) in packages {
+        // What only tests import is nothing to who imports the package.
+        let Some(known) = fuzz.get(&name) else { continue };
+        let missing: Vec<_> = package.all.iter().filter(|import| !known.contains(import)).collect();
+        assert!(missing.is_empty(), "{name}: fuzz/Cargo.lock has no {missing:?}; `cargo metadata` in fuzz/ adds them");
+    }
+}
