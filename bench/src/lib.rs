@@ -10,6 +10,7 @@
 //! | [`layers`] | a layer of an image as a disk, and as memory that all machines share |
 //! | [`net`] | TCP through a tap interface, beside the same without a device |
 //! | [`vsock`] | bytes through a vsock, each way, beside those from process to process |
+//! | [`replay`] | what Linux has asked of each device, asked again without a guest |
 //! | [`neighbours`] | what a machine notices of others that take all they can get |
 //! | [`compare`] | one image's command as a process, in containers and in microVMs, side by side |
 //! | [`report`] | what that comes down to: estimates, differences, conditions, a page |
@@ -45,6 +46,7 @@ pub mod net;
 pub mod null;
 mod place;
 pub mod process;
+pub mod replay;
 pub mod report;
 pub mod restore;
 pub mod run;

@@ -50,5 +50,6 @@ mod windows;
 pub use config::VmConfig;
 pub use devices::virtio::net::{descriptors as network_descriptors, passt as user_network};
 pub use devices::virtio::net::{egress, tap};
+pub use devices::virtio::trace;
 pub use events::{Event, ExitReason};
 pub use machine::{Console, Handle, Machine, VmmError};

@@ -120,6 +120,28 @@ pub enum BenchWhat {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
+    /// Every device without a guest: what Linux has asked of each, recorded, is asked again of the device alone, and of one that does
+    /// nothing
+    Replay {
+        /// How many runs of each
+        #[arg(short = 'n', long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        runs: u32,
+        /// How to print
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+        /// Recorded traces (see `bench record`); one of each device that comes with the benchmark, if none are given
+        #[arg(value_name = "TRACE")]
+        traces: Vec<PathBuf>,
+    },
+    /// Boot a machine, its serial port on stdin and stdout, and record what its guest asks of each device until it ends
+    Record {
+        /// The machine: JSON with its kernel, devices and memory, as in Firecracker's configuration files, and with our sections
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Where to put the traces, one of each device
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// What a microVM notices of its neighbours: one that answers questions, beside others that compute, flood their console, kick
     /// devices or fill their disks without end
     Neighbours {

@@ -1,16 +1,18 @@
 //! `bulkhead bench`: prints what the bench library measures.
 
-use std::io;
+use std::fs;
+use std::io::{self, Read};
 use std::num::NonZero;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use bench::process::{BenchError, Monitor};
 use bench::stats::Summary;
-use bench::{blk, clones, layers, neighbours, null, restore, run, snapshot, vsock};
+use bench::{blk, clones, layers, neighbours, null, replay, restore, run, snapshot, vsock};
 use guest_images::{Layer, Store, kernel};
 use serde::Serialize;
 use vmm::host;
+use vmm::trace::{MOST_TEXT, Trace};
 
 use super::compare;
 use crate::args::{Bench, BenchWhat, Format, Talk};
@@ -81,6 +83,16 @@ pub fn bench(args: &Bench, talk: Talk) -> Outcome {
             let report = layers_of(image, *runs as usize, talk)?;
             show(*format, &report, print_layers)?;
         }
+        BenchWhat::Replay { runs, format, traces } => {
+            let report = replay::run(&read_traces(traces)?, *runs as usize)?;
+            show(*format, &report, print_replay)?;
+        }
+        BenchWhat::Record { config, directory } => {
+            let text = fs::read_to_string(config).with_context(|| format!("'{}'", config.display()))?;
+            for file in replay::record(&text, directory)? {
+                eprintln!("{}", file.display());
+            }
+        }
         BenchWhat::Run { runs, format, image_and_command } => {
             let what = run::What { bulkhead: Path::new("/proc/self/exe"), arguments: image_and_command };
             let report = run::run(what, *runs as usize)?;
@@ -112,10 +124,48 @@ fn grouped(pid: u32, wanted: bool) -> Result<neighbours::Hold, BenchError> {
 fn layers_of(image: &str, runs: usize, talk: Talk) -> anyhow::Result<layers::Report> {
     let reference = image.parse().map_err(guest_images::ImageError::from)?;
     let image = Store::open(paths::store())?.prepare(&reference, &mut Progress::new(talk))?;
-    let bytes = |layer: &&Layer| std::fs::metadata(&layer.path).map_or(0, |meta| meta.len());
+    let bytes = |layer: &&Layer| fs::metadata(&layer.path).map_or(0, |meta| meta.len());
     let layer = image.layers.iter().max_by_key(bytes).ok_or_else(|| anyhow!("the image has no layers"))?;
     let kernel = kernel::find(kernel_kind(host::kind()))?;
     Ok(layers::run(layers::What { kernel: &kernel.path, words: &kernel.cmdline, layer: &layer.path }, runs)?)
+}
+
+/// The traces of these files, or those that come with the benchmark.
+fn read_traces(files: &[PathBuf]) -> anyhow::Result<Vec<(String, Trace)>> {
+    if files.is_empty() {
+        return replay::TRACES.iter().map(|(name, text)| Ok(((*name).to_owned(), text.parse()?))).collect();
+    }
+    let read = |file: &PathBuf| {
+        let name = file.display().to_string();
+        // A file that is no text, or too long, is read no further than that shows.
+        let mut text = String::new();
+        let opened = fs::File::open(file).with_context(|| format!("'{name}'"))?;
+        opened.take(MOST_TEXT as u64 + 1).read_to_string(&mut text).with_context(|| format!("'{name}'"))?;
+        let trace = text.parse().with_context(|| format!("'{name}'"))?;
+        Ok((name, trace))
+    };
+    files.iter().map(read).collect()
+}
+
+fn print_replay(report: &replay::Report) -> io::Result<()> {
+    const HEAD: [&str; 9] =
+        ["TRACE", "OPERATIONS", "A SECOND", "BYTES EACH", "NS EACH", "IDLE NS", "KICKS", "INTERRUPTS", "CALLS"];
+    let rows = report.rows.iter().map(|row| {
+        let calls = row.calls.map_or_else(|| "-".into(), |calls| format!("{calls:.2}"));
+        [
+            row.trace.clone(),
+            row.operations.to_string(),
+            format!("{:.0}", row.rate),
+            format!("{:.0}", row.bytes),
+            format!("{:.0}", row.device_ns),
+            format!("{:.0}", row.idle_ns),
+            format!("{:.2}", row.kicks),
+            format!("{:.2}", row.interrupts),
+            calls,
+        ]
+    });
+    output::table(HEAD, rows)?;
+    output::print(&format!("medians of {} runs\n", report.runs))
 }
 
 fn show<T: Serialize>(format: Format, report: &T, print: fn(&T) -> io::Result<()>) -> io::Result<()> {

@@ -6,6 +6,7 @@
 //! - [`doorbell`]: how the driver says that a queue has something;
 //! - [`status`]: the status machine as a table;
 //! - [`events`]: kicks and device descriptors on the event loop;
+//! - [`record`]: what the driver asks, written down;
 //! - [`limits`]: queues that wait because of the device's limits;
 //! - [`state`]: saved state;
 //! - [`swap`]: another device in the place of the one there is;
@@ -19,6 +20,7 @@ mod close;
 mod doorbell;
 mod events;
 mod limits;
+mod record;
 mod registers;
 mod state;
 mod status;
@@ -32,19 +34,21 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use doorbell::Doorbell;
 use limits::Throttle;
+pub(super) use registers::register;
 pub use state::TransportState;
 use status::{Status, Step};
 
 use super::metrics::DeviceMetrics;
 use super::queue::{Features, QueueSetup, VirtQueue};
+use super::trace::tape::Tape;
 use super::{DeviceFault, DeviceFd, DeviceInfo, Io, StateError, VirtioDevice};
 use crate::{BusDevice, GuestRam, InterruptLine};
 
 /// Length of the register window.
 pub const WINDOW: u64 = 0x1000;
 
-const F_INDIRECT_DESC: u64 = 1 << 28;
-const F_EVENT_IDX: u64 = 1 << 29;
+pub(super) const F_INDIRECT_DESC: u64 = 1 << 28;
+pub(super) const F_EVENT_IDX: u64 = 1 << 29;
 const F_VERSION_1: u64 = 1 << 32;
 const TRANSPORT_FEATURES: u64 = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1;
 
@@ -79,6 +83,8 @@ pub struct MmioTransport {
     fds: Vec<DeviceFd>,
     /// What of `fds` the loop watches.
     watched: Vec<DeviceFd>,
+    /// Where what the driver does is recorded.
+    tape: Option<Tape>,
     /// Devices that were replaced while the loop watched their descriptors.
     retired: Vec<Box<dyn VirtioDevice>>,
 }
@@ -111,6 +117,7 @@ impl MmioTransport {
             control: EventFd::new(EFD_NONBLOCK)?,
             fds: device.fds(),
             watched: Vec::new(),
+            tape: None,
             retired: Vec::new(),
             device,
         };
@@ -238,6 +245,7 @@ impl MmioTransport {
     }
 
     fn activate(&mut self) {
+        self.record_start();
         match self.device.activate(self.driver_features) {
             // Kicks that came before were not answered.
             Ok(()) => self.kicks.iter_mut().for_each(Doorbell::ring),

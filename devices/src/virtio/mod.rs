@@ -5,6 +5,7 @@
 //! - [`chain`]: the one way to a descriptor chain, checked;
 //! - [`limit`]: how much of what a device may do in a time;
 //! - [`metrics`]: what a device does, in numbers;
+//! - [`trace`]: what drivers ask of devices, recorded and done again;
 //! - [`window`]: memory that a device shows the guest besides RAM;
 //! - [`table`]: [`DEVICES`], one line per device;
 //! - [`balloon`], [`blk`], [`console`], [`fs`], [`net`], [`pmem`], [`rng`], [`vsock`]: the devices.
@@ -27,6 +28,7 @@ pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod table;
+pub mod trace;
 pub mod vsock;
 pub mod window;
 

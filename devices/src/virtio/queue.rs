@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::chain::{Chain, ChainError, DescriptorTable};
 use super::metrics::{Meter, QueueMetrics};
+use super::trace::tape::Tape;
 use super::window::is_writable;
 use crate::GuestRam;
 
@@ -83,6 +84,8 @@ pub struct VirtQueue {
     inner: Option<Active>,
     budget: Budget,
     meter: Meter,
+    /// Where what becomes of its chains is recorded, and which queue it is there.
+    tape: Option<(u16, Tape)>,
 }
 
 struct Active {
@@ -107,7 +110,7 @@ struct Budget {
 impl VirtQueue {
     /// A queue of at most `max` entries.
     pub fn new(max: u16) -> Self {
-        VirtQueue { max, inner: None, budget: Budget::default(), meter: Meter::new() }
+        VirtQueue { max, inner: None, budget: Budget::default(), meter: Meter::new(), tape: None }
     }
 
     /// Most entries.
@@ -118,6 +121,11 @@ impl VirtQueue {
     /// What it has seen.
     pub fn metrics(&self) -> &Arc<QueueMetrics> {
         self.meter.metrics()
+    }
+
+    /// Records its chains, as queue `index`.
+    pub(super) fn record(&mut self, index: u16, tape: Tape) {
+        self.tape = Some((index, tape));
     }
 
     /// Counts a request that cannot be carried out.
@@ -240,6 +248,9 @@ impl VirtQueue {
         self.budget.chains -= 1;
         self.budget.bytes = self.budget.bytes.saturating_sub(bytes);
         self.meter.taken(head, chain.readable_len());
+        if let Some((index, tape)) = &self.tape {
+            tape.taken(*index, &chain);
+        }
         Ok(Some(chain))
     }
 
@@ -250,6 +261,9 @@ impl VirtQueue {
         {
             let next = active.queue.next_avail().wrapping_sub(1);
             active.queue.set_next_avail(next);
+            if let Some((_, tape)) = &self.tape {
+                tape.put_back();
+            }
         }
     }
 
@@ -282,6 +296,9 @@ impl VirtQueue {
         // The entries are there before the index says so (2.7.8.2).
         mem.store(next.to_le(), GuestAddress(ring + 2), Ordering::Release).map_err(|_| RingError::Access(ring))?;
         self.meter.given_back(chains);
+        if let Some((index, tape)) = &self.tape {
+            tape.given_back(*index, chains.len());
+        }
         Ok(())
     }
 

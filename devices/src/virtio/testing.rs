@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::window::{AddressSpace, Window};
+use super::window::Beside;
 use super::{MmioTransport, VirtioDevice};
 use crate::{BusDevice, GuestRam, InterruptLine};
 
@@ -111,22 +111,8 @@ pub struct Driver {
     line: Arc<Line>,
     rings: Vec<Ring>,
     next_data: u64,
-    /// Outlives what sees it.
-    _window: Option<Arc<Window>>,
-}
-
-/// Guest memory with room for one window.
-struct Shown {
-    mem: GuestRam,
-    window: Option<Arc<Window>>,
-}
-
-impl AddressSpace for Shown {
-    fn show(&mut self, window: Arc<Window>) -> io::Result<u64> {
-        self.mem = window.beside(&self.mem, WINDOW)?;
-        self.window = Some(window);
-        Ok(WINDOW)
-    }
+    /// What the device shows outlives what sees it.
+    _beside: Beside,
 }
 
 impl Driver {
@@ -144,16 +130,16 @@ impl Driver {
 
     fn on(manager: Manager, mut device: Box<dyn VirtioDevice>) -> Self {
         let ranges = RAM.map(|(start, len)| (GuestAddress(start), len));
-        let mut shown = Shown { mem: GuestRam::from_ranges(&ranges).expect("guest RAM for a test"), window: None };
-        device.show(&mut shown).expect("memory for the device");
-        let Shown { mem, window } = shown;
+        let mut beside = Beside::new(GuestRam::from_ranges(&ranges).expect("guest RAM for a test"), WINDOW);
+        device.show(&mut beside).expect("memory for the device");
+        let mem = beside.memory().clone();
         let sizes = device.info().queue_sizes;
         let line = Arc::new(Line::default());
         let transport = MmioTransport::new(mem.clone(), device, line.clone()).expect("a transport");
         let transport = Arc::new(Mutex::new(transport));
         manager.lock().unwrap_or_else(PoisonError::into_inner).add_subscriber(transport.clone() as Subscriber);
         let rings = sizes.iter().enumerate().map(|(index, size)| Ring::new(index, *size)).collect();
-        Driver { mem, transport, manager, line, rings, next_data: DATA, _window: window }
+        Driver { mem, transport, manager, line, rings, next_data: DATA, _beside: beside }
     }
 
     /// A machine whose driver is up, with every feature and queue.

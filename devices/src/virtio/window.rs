@@ -101,6 +101,34 @@ impl Drop for Window {
     }
 }
 
+/// Memory with room for one window, where there is no machine.
+pub(super) struct Beside {
+    mem: GuestRam,
+    start: u64,
+    // Outlives what sees it.
+    window: Option<Arc<Window>>,
+}
+
+impl Beside {
+    /// A window would be at `start` in what is `mem` otherwise.
+    pub(super) fn new(mem: GuestRam, start: u64) -> Self {
+        Beside { mem, start, window: None }
+    }
+
+    /// What devices see.
+    pub(super) fn memory(&self) -> &GuestRam {
+        &self.mem
+    }
+}
+
+impl AddressSpace for Beside {
+    fn show(&mut self, window: Arc<Window>) -> io::Result<u64> {
+        self.mem = window.beside(&self.mem, self.start)?;
+        self.window = Some(window);
+        Ok(self.start)
+    }
+}
+
 /// Whether bytes that are in `mem` from `address` on may be written to: those of a window may not. As no window touches anything
 /// else, this is the same for all of them.
 pub fn is_writable(mem: &GuestRam, address: GuestAddress) -> bool {

@@ -10,6 +10,7 @@ mod error;
 mod event_loop;
 mod generation;
 mod handle;
+mod record;
 mod restore;
 mod save;
 mod update;

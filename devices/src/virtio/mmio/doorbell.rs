@@ -33,11 +33,13 @@ impl Doorbell {
         self.metrics.kicks.add(kicks);
     }
 
-    /// Takes all signals there are, before the queue is looked at.
-    pub fn answer(&mut self) {
+    /// Takes all signals there are, before the queue is looked at. Tells how many of them were the driver's.
+    pub fn answer(&mut self) -> u64 {
         // Nothing to read: another event of the same batch was for it, too.
         let signals = self.event.read().unwrap_or(0);
         let own = std::mem::take(&mut self.own);
-        self.count(signals.saturating_sub(own));
+        let kicks = signals.saturating_sub(own);
+        self.count(kicks);
+        kicks
     }
 }

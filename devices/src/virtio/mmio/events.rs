@@ -45,6 +45,7 @@ impl MmioTransport {
         let Some(kick) = self.kicks.get_mut(index) else { return };
         if self.at_once {
             kick.count(1);
+            self.record_kick(index);
             self.kicked(index);
         } else {
             signal(kick.event());
@@ -53,8 +54,8 @@ impl MmioTransport {
 
     /// A queue may have something.
     fn kicked(&mut self, index: usize) {
-        if let Some(kick) = self.kicks.get_mut(index) {
-            kick.answer();
+        if self.kicks.get_mut(index).is_some_and(|kick| kick.answer() > 0) {
+            self.record_kick(index);
         }
         if self.status.is_live() && self.queues.get(index).is_some_and(VirtQueue::is_ready) {
             self.with_device(|device, io| device.process_queue(index, io));

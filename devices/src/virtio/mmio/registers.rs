@@ -10,7 +10,8 @@ const VENDOR: u32 = 0x4b4c_5542;
 const CONFIG: u64 = 0x100;
 
 /// Register offsets (virtio 1.3, 4.2.2).
-mod register {
+#[allow(missing_docs, reason = "the names are the specification's")]
+pub mod register {
     pub const MAGIC_VALUE: u64 = 0x000;
     pub const VERSION: u64 = 0x004;
     pub const DEVICE_ID: u64 = 0x008;
