@@ -447,6 +447,9 @@ impl Drop for Events {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{Strategy, prop_assert};
+    use proptest::test_runner::{Config, TestRunner};
+
     use super::*;
 
     fn trace(device: &str, steps: &str) -> Trace {
@@ -507,6 +510,32 @@ mod tests {
         replay.run(&trace).unwrap();
         let reading = replay.reading();
         assert_eq!((reading.queues[0].operations, reading.queues[1].operations), (0, 2));
+    }
+
+    #[test]
+    fn whatever_a_trace_asks_ends() {
+        // Rooms and bytes where the device wants the other, none at all, queues that there are not, and what was never offered.
+        let part = proptest::sample::select(vec!["r0=", "r3=01", "r64=", "w0", "w1", "w70000"]);
+        let chain = proptest::collection::vec(part, 0..5).prop_map(|mut parts| {
+            parts.sort_unstable();
+            format!("chain {} {}", parts.len() % 3, parts.join(" ")).trim_end().to_owned()
+        });
+        let other =
+            proptest::sample::select(vec!["kick 0", "kick 1", "kick 63", "back 0 2", "back 1 4294967295", "back 2 1"]);
+        let step = proptest::prop_oneof![chain, other.prop_map(str::to_owned)];
+        let mut runner = TestRunner::new(Config { cases: 40, ..Config::default() });
+        let steps = proptest::collection::vec(step, 0..12);
+        let name = proptest::sample::select(vec!["rng", "console"]);
+        let done = runner.run(&(name, steps), |(name, steps)| {
+            let trace = trace(name, &(steps.join("\n") + "\n"));
+            let section = if name == "console" { serde_json::json!({ "mode": "off" }) } else { serde_json::json!({}) };
+            let device = device(&trace, &section, Vec::new()).unwrap();
+            let keeps: &[u16] = if name == "console" { &[0] } else { &[] };
+            let result = Replay::start(&trace, device, keeps).unwrap().run(&trace);
+            prop_assert!(!matches!(result, Err(ReplayError::Stalled(_) | ReplayError::Memory(_))), "{result:?}");
+            Ok(())
+        });
+        done.unwrap();
     }
 
     #[test]
