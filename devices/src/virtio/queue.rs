@@ -261,8 +261,8 @@ impl VirtQueue {
         {
             let next = active.queue.next_avail().wrapping_sub(1);
             active.queue.set_next_avail(next);
-            if let Some((_, tape)) = &self.tape {
-                tape.put_back();
+            if let Some((index, tape)) = &self.tape {
+                tape.put_back(*index, head);
             }
         }
     }

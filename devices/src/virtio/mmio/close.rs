@@ -9,6 +9,9 @@ impl MmioTransport {
         if self.status.was_activated() {
             self.quiesce(true);
         }
+        if let Some(tape) = self.tape.take() {
+            tape.stop();
+        }
         self.retired.clear();
         self.fds.clear();
         self.device = Box::new(Closed(self.info));

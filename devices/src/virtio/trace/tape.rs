@@ -1,53 +1,52 @@
-//! A recorder of a device's queues: its transport and queues tell it what happens, and it writes a [trace](super).
+//! A recorder of a device's queues: its transport and queues tell it what happens, and it writes a [trace](super) when it stops.
 //!
-//! It stops, and nothing else does, when the trace has [`MOST_WRITTEN`] bytes, when a chain is too large to be kept, when its
-//! file takes no more, and when the driver resets the device: what comes afterwards is another trace.
+//! It stops, and nothing else does, when it has [`MOST_KEPT`] bytes, when a chain is too large to be kept, when the driver resets the
+//! device (what comes afterwards is another trace), and at the device's end. Until then it keeps what it has heard: chains that a
+//! device has looked at and put back were never there.
 
-use std::fmt::Display;
 use std::io::{BufWriter, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{MOST_BYTES, Part, Step, Trace};
 use crate::virtio::chain::Chain;
 
-/// Most bytes of a trace that is recorded: a guest decides how much it asks of a device.
-pub const MOST_WRITTEN: usize = 16 << 20;
+/// Most bytes of memory for what is recorded, roughly: a guest decides how much it asks of a device.
+pub const MOST_KEPT: usize = 32 << 20;
 
-/// What a device's transport and all its queues write to.
+/// What a device's transport and all its queues tell.
 #[derive(Clone)]
 pub struct Tape(Arc<Mutex<State>>);
 
 struct State {
-    /// Until it stops.
-    out: Option<BufWriter<Box<dyn Write + Send>>>,
-    written: usize,
-    /// The driver has been ready, and what it does is recorded.
-    begun: bool,
-    /// The last step, which can still change: a chain may be put back, and chains given back become one step.
-    last: Option<Step>,
+    /// Where the trace goes, until it stops.
+    out: Option<Box<dyn Write + Send>>,
+    /// Since the driver has been ready.
+    trace: Option<Trace>,
+    /// Of each step, the head that a chain has.
+    heads: Vec<u16>,
+    kept: usize,
 }
 
 impl Tape {
     /// One that writes there.
     pub fn new(out: Box<dyn Write + Send>) -> Self {
-        Tape(Arc::new(Mutex::new(State { out: Some(BufWriter::new(out)), written: 0, begun: false, last: None })))
+        Tape(Arc::new(Mutex::new(State { out: Some(out), trace: None, heads: Vec::new(), kept: 0 })))
     }
 
     /// The driver of such a device is ready.
     pub(in crate::virtio) fn begin(&self, device: &str, features: u64, memory: u64, config: &[u8]) {
-        self.with(|state| {
-            if state.begun {
-                return state.stop();
+        self.with(|state| match state.trace {
+            Some(_) => state.stop(),
+            None => {
+                let (device, config) = (device.to_owned(), config.to_vec());
+                state.trace = Some(Trace { device, features, memory, config, steps: Vec::new() });
             }
-            state.begun = true;
-            let head = Trace { device: device.into(), features, memory, config: config.to_vec(), steps: Vec::new() };
-            state.write(&head);
         });
     }
 
-    /// It has notified a queue so many times since this was last told.
+    /// It has notified a queue.
     pub(in crate::virtio) fn kicked(&self, queue: u16) {
-        self.with(|state| state.step(Step::Kick(queue)));
+        self.with(|state| state.step(0, Step::Kick(queue)));
     }
 
     /// A chain has been taken.
@@ -62,22 +61,34 @@ impl Tape {
                 Part::read(&bytes)
             });
             let writable = chain.writable().slices().map(|slice| Part::Write(slice.len() as u32));
-            state.step(Step::Chain(queue, readable.chain(writable).collect()));
+            state.step(chain.head(), Step::Chain(queue, readable.chain(writable).collect()));
         });
     }
 
-    /// The chain that was taken last has been put back.
-    pub(in crate::virtio) fn put_back(&self) {
-        self.with(|state| drop(state.last.take_if(|step| matches!(step, Step::Chain(..)))));
+    /// A chain has been put back, the last one that is still taken.
+    pub(in crate::virtio) fn put_back(&self, queue: u16, head: u16) {
+        self.with(|state| {
+            let State { trace: Some(trace), heads, .. } = state else { return };
+            let it = |(step, of): (&Step, &u16)| matches!(step, Step::Chain(from, _) if *from == queue) && *of == head;
+            if let Some(at) = trace.steps.iter().zip(heads.iter()).rposition(it) {
+                trace.steps.remove(at);
+                heads.remove(at);
+            }
+        });
     }
 
     /// So many have been given back.
     pub(in crate::virtio) fn given_back(&self, queue: u16, count: usize) {
         let count = count as u32;
-        self.with(|state| match &mut state.last {
+        self.with(|state| match state.trace.as_mut().and_then(|trace| trace.steps.last_mut()) {
             Some(Step::Back(before, sum)) if *before == queue => *sum = sum.saturating_add(count),
-            _ => state.step(Step::Back(queue, count)),
+            _ => state.step(0, Step::Back(queue, count)),
         });
+    }
+
+    /// That was all.
+    pub(in crate::virtio) fn stop(&self) {
+        self.with(State::stop);
     }
 
     fn with(&self, work: impl FnOnce(&mut State)) {
@@ -89,37 +100,40 @@ impl Tape {
 }
 
 impl State {
-    fn step(&mut self, step: Step) {
-        if self.begun
-            && let Some(last) = self.last.replace(step)
-        {
-            self.write(&format_args!("{last}\n"));
+    fn step(&mut self, head: u16, step: Step) {
+        let Some(trace) = &mut self.trace else { return };
+        self.kept += size_of::<Step>() + step.bytes();
+        if self.kept > MOST_KEPT {
+            return self.stop();
         }
-    }
-
-    fn write(&mut self, what: &impl Display) {
-        let text = what.to_string();
-        self.written += text.len();
-        let Some(out) = self.out.as_mut() else { return };
-        if self.written > MOST_WRITTEN {
-            self.out = None;
-        } else if let Err(error) = out.write_all(text.as_bytes()) {
-            tracing::warn!("a queue trace cannot be written: {error}");
-            self.out = None;
-        }
+        trace.steps.push(step);
+        self.heads.push(head);
     }
 
     fn stop(&mut self) {
-        if let Some(last) = self.last.take() {
-            self.write(&format_args!("{last}\n"));
+        let (Some(out), Some(trace)) = (self.out.take(), self.trace.take()) else { return };
+        let mut out = BufWriter::new(out);
+        if let Err(error) = write!(out, "{trace}").and_then(|()| out.flush()) {
+            tracing::warn!("a queue trace cannot be written: {error}");
         }
-        self.out = None;
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+impl Step {
+    /// Memory that it takes besides its own.
+    fn bytes(&self) -> usize {
+        let Step::Chain(_, parts) = self else { return 0 };
+        let bytes = |part: &Part| match part {
+            Part::Read { bytes, .. } => bytes.len(),
+            Part::Write(_) => 0,
+        };
+        parts.iter().map(|part| size_of::<Part>() + bytes(part)).sum()
     }
 }
 
@@ -205,6 +219,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn chains_that_are_put_back_together_were_not_taken() {
+        // One packet in the middle of room for a larger one.
+        let (tape, written) = tape();
+        tape.begin("net", 0, 0, &[]);
+        for head in 3..8 {
+            tape.with(|state| state.step(head, Step::Chain(0, vec![Part::Write(u32::from(head))])));
+        }
+        tape.given_back(0, 1);
+        for head in (4..8).rev() {
+            tape.put_back(0, head);
+        }
+        tape.put_back(0, 9);
+        tape.put_back(1, 3);
+        tape.stop();
+        let trace: Trace = written.text().parse().unwrap();
+        assert_eq!(trace.steps, [Step::Chain(0, vec![Part::Write(3)]), Step::Back(0, 1)]);
+    }
+
+    #[test]
     fn a_tape_ends_at_its_bound_and_the_device_goes_on() {
         let (device, _dir) = device("rng");
         let (tape, written) = tape();
@@ -212,7 +245,7 @@ pub(super) mod tests {
         driver.lock().record(tape.clone());
         driver.bring_up(u64::MAX);
         driver.request(0, &[Offered::Write(8)]);
-        tape.with(|state| state.written = MOST_WRITTEN);
+        tape.with(|state| state.kept = MOST_KEPT);
         driver.request(0, &[Offered::Write(8)]);
         driver.request(0, &[Offered::Write(8)]);
         drop(driver);
