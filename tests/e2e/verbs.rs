@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
+use tests::Running;
+
+use crate::bare::own_kernel;
 use crate::lab;
 use crate::snapshots::can_poll;
 
@@ -40,7 +44,7 @@ fn a_closed_pipe_is_quiet() {
     let bulkhead = lab.bulkhead(["doctor"]);
     let mut command = std::process::Command::new("sh");
     command.args(["-c", "{ \"$0\" doctor; echo $? >&2; } | true"]).arg(bulkhead.get_program());
-    let ended = tests::Running::start(command).end(lab.patience(1));
+    let ended = Running::start(command).end(lab.patience(1));
     // Whether the reader went away before the first byte is a race; a complaint would be a bug either way.
     assert!(["0\n", "141\n"].contains(&ended.stderr.as_str()), "{ended:?}");
 }
@@ -167,6 +171,45 @@ fn the_vsock_benchmark_measures() {
     lab.assert_clean();
 }
 
+/// What a guest asks of its device is recorded, and done again without it; and so is what comes with the benchmark. The rates are for an
+/// idle machine to judge.
+#[test]
+fn what_a_guest_asks_of_its_devices_is_recorded_and_done_again() {
+    let lab = lab!("what_a_guest_asks_of_its_devices_is_recorded_and_done_again", on the machine);
+    std::fs::create_dir(lab.path("traces")).unwrap();
+    // The kernel seeds itself from the device, and ends for want of a program to start.
+    let kernel = own_kernel(&lab);
+    let machine = json!({
+        "boot-source": { "kernel_image_path": kernel, "boot_args": "quiet reboot=k panic=-1 bulkhead.exit=0x600" },
+        "entropy": {},
+    });
+    std::fs::write(lab.path("machine"), machine.to_string()).unwrap();
+    let path = |name: &str| lab.path(name).display().to_string();
+    let record = ["bench", "record", "--config", &path("machine"), &path("traces")];
+    let ended = Running::start(lab.bulkhead(record)).end(lab.patience(1));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    // It does not write over it.
+    lab.run(record).assert_failed(125, &["0-rng.trace", "File exists"]);
+
+    let trace = path("traces/0-rng.trace");
+    let replay = |words: &[&str]| {
+        let ended = lab.run([&["bench", "replay", "-n", "1", "--format", "json"], words].concat());
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        serde_json::from_slice::<serde_json::Value>(&ended.stdout).unwrap()["rows"].as_array().unwrap().clone()
+    };
+    let rows = replay(&[&trace]);
+    assert_eq!((rows.len(), &rows[0]["trace"], &rows[0]["device"]), (1, &json!(trace), &json!("rng")));
+    let rows = replay(&[]);
+    assert_eq!(rows.len(), 8, "{rows:?}");
+    assert!(rows.iter().all(|row| row["operations"].as_u64().unwrap() > 0), "{rows:?}");
+
+    std::fs::write(&trace, "bulkhead queue trace 1\ndevice rng\n").unwrap();
+    lab.run(["bench", "replay", &trace]).assert_failed(125, &["0-rng.trace", "line 3"]);
+    std::fs::write(&trace, [0xff; 100]).unwrap();
+    lab.run(["bench", "replay", &trace]).assert_failed(125, &["0-rng.trace", "UTF-8"]);
+    lab.assert_clean();
+}
+
 /// The neighbours' benchmark works: each kind is there as long as it is measured, and gone afterwards; its times are for an idle machine to
 /// judge.
 #[test]
@@ -240,7 +283,7 @@ fn the_clones_benchmark_measures() {
 
     let clones = lab.bulkhead(["bench", "clones", "--most", "-n", "1000", "--memory", "64m", "--format", "json"]);
     let few = in_shell("ulimit -n 48; exec \"$@\"", &clones);
-    let ended = tests::Running::start(few).end(lab.patience(1));
+    let ended = Running::start(few).end(lab.patience(1));
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let report: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
     assert!((2..48).contains(&report["clones"].as_u64().unwrap()), "{report}");
@@ -257,7 +300,7 @@ fn no_clone_outlives_the_benchmark() {
     std::fs::create_dir(&places).unwrap();
     let mut clones = lab.bulkhead(["bench", "clones", "-n", "1000", "--memory", "64m"]);
     clones.env("TMPDIR", &places);
-    let running = tests::Running::start(clones);
+    let running = Running::start(clones);
     let deadline = std::time::Instant::now() + patience;
     let tenth = |dir: &std::path::Path| {
         std::fs::read_dir(dir).unwrap().flatten().any(|place| place.path().join("c10").exists())

@@ -10,6 +10,7 @@ use std::thread;
 
 use rustix::net::{Shutdown, shutdown};
 use serde_json::{Value, json};
+use vmm::trace::replay::Kept;
 use vmm::trace::{Part, Step, Trace};
 
 use crate::process::{BenchError, io_error};
@@ -44,7 +45,7 @@ pub struct Stage {
     /// The device's section of a configuration.
     pub section: Value,
     /// Queues of which the device keeps chains until the host has something.
-    pub keeps: Vec<u16>,
+    pub keeps: Vec<Kept>,
     socket: Option<UnixStream>,
     /// Where others listen for the guest.
     listeners: Vec<UnixListener>,
@@ -63,7 +64,7 @@ impl Drop for Stage {
 impl Stage {
     /// What the device of a trace needs, in a directory.
     pub fn set(trace: &Trace, place: &Path) -> Result<Self, BenchError> {
-        let plain = |section: Value, keeps: &[u16]| Stage {
+        let plain = |section: Value, keeps: &[Kept]| Stage {
             section,
             keeps: keeps.to_vec(),
             socket: None,
@@ -74,12 +75,12 @@ impl Stage {
             "net" => return network(trace),
             "vsock" => return vsock(trace, place),
             "fs" => plain(share(place)?, &[]),
-            // What is inflated has no matter; the statistics stay with the device until somebody asks.
+            // A driver has one chain for statistics, which stays with the device until somebody asks.
             "balloon" => plain(
                 json!({ "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 3600, "free_page_reporting": true }),
-                &[2],
+                &[Kept { queue: 2, most: 1 }],
             ),
-            "console" => plain(json!({ "mode": "off" }), &[0]),
+            "console" => plain(json!({ "mode": "off" }), &[Kept::full(0)]),
             "pmem" => plain(json!([{ "id": "replay", "path_on_host": file(place)?, "read_only": true }]), &[]),
             // Those that need nothing; and for others, what there is to say is the replay's business.
             _ => plain(json!({}), &[]),
@@ -152,7 +153,7 @@ fn network(trace: &Trace) -> Result<Stage, BenchError> {
     if let Some([a, b, c, d, e, f]) = trace.config.first_chunk() {
         interface["guest_mac"] = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}").into();
     }
-    let keeps = (0..pairs).map(|pair| 2 * pair).collect();
+    let keeps = (0..pairs).map(|pair| Kept::full(2 * pair)).collect();
     Ok(Stage { section: json!([interface]), keeps, socket: Some(ours), listeners: Vec::new() })
 }
 
@@ -172,7 +173,7 @@ fn vsock(trace: &Trace, place: &Path) -> Result<Stage, BenchError> {
     }
     let cid = first_number(trace).clamp(3, u32::MAX.into());
     let section = json!({ "guest_cid": cid, "uds_path": place.join("vsock") });
-    Ok(Stage { section, keeps: vec![0, 2], socket: None, listeners })
+    Ok(Stage { section, keeps: [0, 2].map(Kept::full).to_vec(), socket: None, listeners })
 }
 
 /// The ports that a guest's packets ask for a connection to (virtio 1.3, 5.10.6): as many as there are in a trace of usual size.

@@ -37,8 +37,10 @@ pub const MOST_TEXT: usize = 64 << 20;
 const MOST_QUEUES: u16 = 64;
 /// Most parts of a chain.
 const MOST_PARTS: usize = 1024;
-/// Most bytes of a chain.
-pub(super) const MOST_BYTES: u32 = 16 << 20;
+/// Most bytes of a chain for the device.
+const MOST_BYTES: u32 = 16 << 20;
+/// Most room of a chain: guests report free memory as room of some hundred MiB.
+const MOST_ROOM: u32 = 256 << 20;
 /// Most guest memory: what is below the hole, so that all of it is one piece from 0 on.
 const MOST_MEMORY: u64 = 3 << 30;
 /// Most bytes of a configuration space.
@@ -174,7 +176,7 @@ impl FromStr for Step {
 /// The parts of a chain: what the device may read comes first, and together they are within bounds.
 fn parts<'a>(words: impl Iterator<Item = &'a str>) -> Result<Vec<Part>, String> {
     let mut parts: Vec<Part> = Vec::new();
-    let mut left = MOST_BYTES;
+    let (mut bytes, mut room) = (MOST_BYTES, MOST_ROOM);
     for word in words {
         let part: Part = word.parse()?;
         if parts.len() == MOST_PARTS {
@@ -183,7 +185,8 @@ fn parts<'a>(words: impl Iterator<Item = &'a str>) -> Result<Vec<Part>, String> 
         if matches!((parts.last(), &part), (Some(Part::Write(_)), Part::Read { .. })) {
             return Err("bytes for the device come before room for it".into());
         }
-        left = left.checked_sub(part.len()).ok_or(format!("a chain has {MOST_BYTES} bytes at most"))?;
+        let left = if matches!(part, Part::Write(_)) { &mut room } else { &mut bytes };
+        *left = left.checked_sub(part.len()).ok_or("that is too much for a chain")?;
         parts.push(part);
     }
     Ok(parts)
@@ -193,15 +196,14 @@ impl FromStr for Part {
     type Err = String;
 
     fn from_str(word: &str) -> Result<Self, String> {
-        let length = |text: &str| number(text, MOST_BYTES.into()).map(|len| len as u32);
         if let Some(len) = word.strip_prefix('w') {
-            return Ok(Part::Write(length(len)?));
+            return Ok(Part::Write(number(len, MOST_ROOM.into())? as u32));
         }
         let (len, hex) = word
             .strip_prefix('r')
             .and_then(|word| word.split_once('='))
             .ok_or_else(|| format!("'{}' is neither rLENGTH=BYTES nor wLENGTH", shown(word)))?;
-        let len = length(len)?;
+        let len = number(len, MOST_BYTES.into())? as u32;
         Ok(Part::Read { len, bytes: bytes(hex, len as usize)? })
     }
 }

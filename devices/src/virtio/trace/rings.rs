@@ -119,9 +119,9 @@ impl Ring {
         self.free.len() >= self.wanted(parts)
     }
 
-    /// The device has chains.
-    pub fn is_busy(&self) -> bool {
-        !self.chains.is_empty()
+    /// Chains that the device has.
+    pub fn busy(&self) -> usize {
+        self.chains.len()
     }
 
     /// Puts a chain there. There has to be [room](Self::has_room).

@@ -7,7 +7,7 @@
 use std::io::{BufWriter, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{MOST_BYTES, Part, Step, Trace};
+use super::{MOST_BYTES, MOST_ROOM, Part, Step, Trace};
 use crate::virtio::chain::Chain;
 
 /// Most bytes of memory for what is recorded, roughly: a guest decides how much it asks of a device.
@@ -52,7 +52,7 @@ impl Tape {
     /// A chain has been taken.
     pub(in crate::virtio) fn taken(&self, queue: u16, chain: &Chain) {
         self.with(|state| {
-            if u64::from(chain.readable_len()) + u64::from(chain.writable_len()) > MOST_BYTES.into() {
+            if chain.readable_len() > MOST_BYTES || chain.writable_len() > MOST_ROOM {
                 return state.stop();
             }
             let readable = chain.readable().slices().map(|slice| {
@@ -260,11 +260,11 @@ pub(super) mod tests {
         let mut driver = Driver::new(device);
         driver.lock().record(tape);
         driver.bring_up(u64::MAX);
-        // The same room twice is more than a trace's chain may have.
+        // The same bytes twice are more than a trace's chain may have.
         let half = 12 << 20;
         let (table, ..) = driver.parts(0);
-        driver.descriptor(table, 0, (1 << 20, half), 3, 1);
-        driver.descriptor(table, 1, (1 << 20, half), 2, 0);
+        driver.descriptor(table, 0, (1 << 20, half), 1, 1);
+        driver.descriptor(table, 1, (1 << 20, half), 0, 0);
         driver.offer(0, 0);
         driver.kick(0);
         driver.wait(|driver| driver.mem.read_obj::<u16>(GuestAddress(driver.parts(0).2 + 2)).unwrap() == 1);

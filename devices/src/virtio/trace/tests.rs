@@ -50,8 +50,10 @@ fn what_is_wrong_is_said_with_its_line() {
         ("chain 0 r1=0001", "more than 1 bytes"),
         ("chain 0 r1=zz", "hexadecimal"),
         ("chain 0 r2=\u{e9}", "hexadecimal"),
-        ("chain 0 w16777217", "is not a number"),
-        ("chain 0 w16777216 w1", "16777216 bytes at most"),
+        ("chain 0 r16777217=", "is not a number"),
+        ("chain 0 r16777216= r1=", "too much"),
+        ("chain 0 w268435457", "is not a number"),
+        ("chain 0 w268435456 w1", "too much"),
         ("chain 0 w1 r1=", "come before"),
     ] {
         let said = problem(&format!("{HEAD}{step}\n"));

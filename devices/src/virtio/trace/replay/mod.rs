@@ -3,37 +3,44 @@
 //! The thread that calls is the driver and nothing else. It offers chains and notifies the device as the trace says, by the event
 //! that a guest's notification signals, and goes on past `back` when the device has given as many chains back as it had then. So what
 //! one request needs of another is kept, and how many are under way at a time. Chains that a device keeps until the host has
-//! something for the guest (received packets, what is typed) are another matter: as a driver does, there are always as many as the
-//! queue holds, of the shape that the trace has, and nobody waits for them.
+//! something for the guest (received packets, what is typed) are another matter ([`Kept`]): as with a driver, there are always as many
+//! as the queue holds, of the shape that the trace has, and nobody waits for them.
+//!
+//! - this file: the driver;
+//! - [`idle`]: a device to compare with;
+//! - [`events`]: the thread and the interrupt.
 //!
 //! Addresses are not the guest's, but within requests: those speak of the first bytes of memory, where nothing of the driver's is.
 
+mod events;
+mod idle;
+
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use serde_json::Value;
 use vm_memory::{GuestAddress, GuestMemoryError};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
+
+pub use events::THREAD;
+use events::{Events, Line};
+pub use idle::Idle;
 
 use super::rings::{Negotiated, Ring, Scratch};
 use super::{Part, Step, Trace};
 use crate::virtio::metrics::DeviceReading;
 use crate::virtio::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, register};
 use crate::virtio::window::Beside;
-use crate::virtio::{DEVICES, DeviceError, DeviceFault, DeviceInfo, Io, MmioTransport, StateError, VirtioDevice};
-use crate::{BusDevice, GuestRam, InterruptLine};
+use crate::virtio::{DEVICES, DeviceError, MmioTransport, VirtioDevice};
+use crate::{BusDevice, GuestRam};
 
-/// What the thread of the event loop is called.
-pub const THREAD: &str = "events";
 /// Where the driver's own memory is: above all that a trace may speak of.
 const OWN: u64 = 4 << 30;
-/// Bytes of it for the data of chains.
-const SCRATCH: u64 = 64 << 20;
+/// Bytes of it for the data of chains, of which the host gives what is used.
+const SCRATCH: u64 = 1 << 30;
 /// Where memory is that the device shows.
 const WINDOW: u64 = 8 << 30;
 /// ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK (virtio 1.3, 2.1).
@@ -113,57 +120,19 @@ pub fn device(trace: &Trace, section: &Value, given: Vec<OwnedFd>) -> Result<Box
     built.into_iter().next().ok_or_else(unknown)
 }
 
-/// A device that does nothing: it gives each chain back as it comes. What it takes is what queues and transport take.
-pub struct Idle {
-    info: DeviceInfo,
-    keeps: Vec<u16>,
+/// A queue of which the device keeps chains until the host has something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Which.
+    pub queue: u16,
+    /// How many chains the driver has there at the most.
+    pub most: u16,
 }
 
-impl Idle {
-    /// One with the queues of `device`, that keeps the chains of some.
-    pub fn like(device: &dyn VirtioDevice, keeps: &[u16]) -> Self {
-        Idle { info: device.info(), keeps: keeps.to_vec() }
-    }
-}
-
-impl VirtioDevice for Idle {
-    fn info(&self) -> DeviceInfo {
-        self.info
-    }
-
-    fn activate(&mut self, _: u64) -> Result<(), DeviceFault> {
-        Ok(())
-    }
-
-    fn process_queue(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
-        if self.keeps.iter().any(|kept| usize::from(*kept) == index) {
-            return Ok(());
-        }
-        while let Some(chain) = io.queues[index].pop(io.mem)? {
-            io.queues[index].push(io.mem, chain.head(), 0)?;
-        }
-        Ok(())
-    }
-
-    fn quiesce(&mut self, _: &mut Io, _: bool) -> Result<(), DeviceFault> {
-        Ok(())
-    }
-
-    fn save(&self) -> Result<Value, StateError> {
-        Ok(Value::Null)
-    }
-
-    fn load(&mut self, _: &Value) -> Result<(), StateError> {
-        Ok(())
-    }
-}
-
-/// An interrupt is a system call, as it is where KVM injects it.
-struct Line(EventFd);
-
-impl InterruptLine for Line {
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+impl Kept {
+    /// One that is always full.
+    pub fn full(queue: u16) -> Self {
+        Kept { queue, most: u16::MAX }
     }
 }
 
@@ -171,8 +140,8 @@ impl InterruptLine for Line {
 struct Queue {
     ring: Ring,
     kick: Arc<EventFd>,
-    /// The device keeps chains until the host has something, of this shape.
-    kept: bool,
+    /// The device keeps chains until the host has something: so many, of this shape.
+    kept: Option<usize>,
     shape: Option<Vec<Part>>,
     added: u64,
     returned: u64,
@@ -198,7 +167,7 @@ impl Replay {
     ///
     /// # Errors
     /// The host gives no memory, descriptors or thread, or the device does not take the features.
-    pub fn start(trace: &Trace, device: Box<dyn VirtioDevice>, keeps: &[u16]) -> Result<Self, ReplayError> {
+    pub fn start(trace: &Trace, device: Box<dyn VirtioDevice>, keeps: &[Kept]) -> Result<Self, ReplayError> {
         let mut replay = Replay::assemble(trace, device)?;
         replay.bring_up(trace.features, keeps)?;
         Ok(replay)
@@ -215,7 +184,7 @@ impl Replay {
         let mut beside = Beside::new(mem, WINDOW);
         device.show(&mut beside).map_err(host("memory of the device"))?;
         let mem = beside.memory().clone();
-        let line = Line(EventFd::new(EFD_NONBLOCK).map_err(host("event"))?);
+        let line = Line::new()?;
         let transport = MmioTransport::new(mem.clone(), device, Arc::new(line)).map_err(host("events"))?;
         let transport = Arc::new(Mutex::new(transport));
         let events = Events::start(transport.clone())?;
@@ -224,7 +193,7 @@ impl Replay {
     }
 
     /// The whole way to DRIVER_OK (virtio 1.3, 3.1.1).
-    fn bring_up(&mut self, wanted: u64, keeps: &[u16]) -> Result<(), ReplayError> {
+    fn bring_up(&mut self, wanted: u64, keeps: &[Kept]) -> Result<(), ReplayError> {
         let mut offered = 0;
         for half in 0..2 {
             self.set(register::DEVICE_FEATURES_SEL, half);
@@ -252,7 +221,7 @@ impl Replay {
                 self.set(low + 4, (address >> 32) as u32);
             }
             self.set(register::QUEUE_READY, 1);
-            let kept = keeps.iter().any(|kept| usize::from(*kept) == index);
+            let kept = keeps.iter().find(|kept| usize::from(kept.queue) == index).map(|kept| kept.most.into());
             self.queues.push(Queue { ring, kick, kept, shape: None, added: 0, returned: 0, awaited: 0 });
         }
         self.set(register::STATUS, STATUS[3]);
@@ -270,10 +239,10 @@ impl Replay {
             let step_number = index + 1;
             match step {
                 Step::Kick(_) => self.notify()?,
-                Step::Chain(queue, parts) if !self.queue(*queue, step_number)?.kept => {
+                Step::Chain(queue, parts) if self.queue(*queue, step_number)?.kept.is_none() => {
                     self.offer(*queue, parts, step_number)?;
                 }
-                Step::Back(queue, count) if !self.queue(*queue, step_number)?.kept => {
+                Step::Back(queue, count) if self.queue(*queue, step_number)?.kept.is_none() => {
                     let queue = self.queue(*queue, step_number)?;
                     queue.awaited = queue.awaited.saturating_add((*count).into()).min(queue.added);
                     self.notify()?;
@@ -283,7 +252,9 @@ impl Replay {
             }
         }
         self.notify()?;
-        self.wait(trace.steps.len(), |replay| replay.queues.iter().all(|queue| queue.kept || !queue.ring.is_busy()))
+        self.wait(trace.steps.len(), |replay| {
+            replay.queues.iter().all(|queue| queue.kept.is_some() || queue.ring.busy() == 0)
+        })
     }
 
     /// What the device has done.
@@ -304,7 +275,7 @@ impl Replay {
             if !queue.ring.holds(parts.len()) {
                 return Err(ReplayError::Chain { step: index + 1, queue: *number, parts: parts.len() });
             }
-            if queue.kept && queue.shape.is_none() {
+            if queue.kept.is_some() && queue.shape.is_none() {
                 queue.shape = Some(parts.clone());
             }
         }
@@ -341,7 +312,7 @@ impl Replay {
             queue.returned += u64::from(queue.ring.take_back(mem)?);
             let Some(shape) = &queue.shape else { continue };
             let mut some = false;
-            while queue.ring.has_room(shape.len()) {
+            while queue.ring.busy() < queue.kept.unwrap_or(0) && queue.ring.has_room(shape.len()) {
                 queue.ring.add(mem, scratch, shape)?;
                 some = true;
             }
@@ -394,7 +365,7 @@ impl Replay {
 impl Drop for Replay {
     /// The loop looks whether it is to end when a reset wakes it.
     fn drop(&mut self) {
-        self.events.over.store(true, Ordering::Release);
+        self.events.end();
         self.set(register::STATUS, 0);
     }
 }
@@ -408,151 +379,5 @@ impl Queue {
     }
 }
 
-/// The thread of the event loop. Dropping it waits for its end.
-struct Events {
-    over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Events {
-    fn start(transport: Arc<Mutex<MmioTransport>>) -> Result<Self, ReplayError> {
-        let failed = |error: event_manager::Error| host("event loop")(io::Error::other(error.to_string()));
-        let mut manager = EventManager::<Arc<Mutex<dyn MutEventSubscriber + Send>>>::new().map_err(failed)?;
-        manager.add_subscriber(transport);
-        let over = Arc::new(AtomicBool::new(false));
-        let until = over.clone();
-        let work = move || {
-            while !until.load(Ordering::Acquire) {
-                if let Err(error) = manager.run()
-                    && !matches!(&error, event_manager::Error::Epoll(e) if e.errno() == libc::EINTR)
-                {
-                    tracing::error!("event loop of a replay: {error}");
-                    break;
-                }
-            }
-        };
-        let thread = thread::Builder::new().name(THREAD.into()).spawn(work).map_err(host("thread"))?;
-        Ok(Events { over, thread: Some(thread) })
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // Nobody else wants to hear of a panic, which has been told.
-            let _ = thread.join();
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::{Strategy, prop_assert};
-    use proptest::test_runner::{Config, TestRunner};
-
-    use super::*;
-
-    fn trace(device: &str, steps: &str) -> Trace {
-        format!(
-            "bulkhead queue trace 1\ndevice {device}\nfeatures 0xffffffffffffffff\nmemory 1048576\nconfig \n{steps}"
-        )
-        .parse()
-        .unwrap()
-    }
-
-    fn rng(steps: &str) -> Result<DeviceReading, ReplayError> {
-        let trace = trace("rng", steps);
-        let device = device(&trace, &serde_json::json!({}), Vec::new())?;
-        let mut replay = Replay::start(&trace, device, &[])?;
-        replay.run(&trace)?;
-        Ok(replay.reading())
-    }
-
-    #[test]
-    fn a_device_does_what_the_trace_asks() {
-        let reading = rng("kick 0\nchain 0 w64\nback 0 1\nchain 0 w100 w28\nchain 0 w8\nback 0 2\n").unwrap();
-        let queue = &reading.queues[0];
-        assert_eq!((queue.operations, queue.bytes_to_guest, queue.errors), (3, 64 + 128 + 8, 0));
-        assert!(queue.kicks >= 2 && queue.kicks <= 3, "{queue:?}");
-    }
-
-    #[test]
-    fn more_than_the_queue_holds_waits_for_its_turn() {
-        let many = 1000;
-        let reading = rng(&"chain 0 w16\n".repeat(many)).unwrap();
-        assert_eq!(reading.queues[0].operations, many as u64);
-    }
-
-    #[test]
-    fn a_trace_that_does_not_fit_is_an_error() {
-        assert!(matches!(rng("chain 1 w1\n"), Err(ReplayError::Queue { step: 1, queue: 1, count: 1 })));
-        assert!(matches!(rng("kick 0\nback 9 1\n"), Err(ReplayError::Queue { step: 2, queue: 9, .. })));
-        let long = format!("chain 0{}\n", " w1".repeat(1024));
-        assert!(matches!(rng(&long), Err(ReplayError::Chain { step: 1, queue: 0, parts: 1024 })));
-        let other = trace("toaster", "");
-        let error = device(&other, &Value::Null, Vec::new()).err().unwrap().to_string();
-        assert!(error.contains("'toaster'; there are rng, vsock, blk"), "{error}");
-    }
-
-    #[test]
-    fn what_the_trace_had_back_and_never_offered_is_not_waited_for() {
-        let reading = rng("back 0 100\nchain 0 w16\nback 0 100\n").unwrap();
-        assert_eq!(reading.queues[0].operations, 1);
-    }
-
-    #[test]
-    fn the_idle_device_gives_back_what_it_does_not_keep() {
-        let trace = trace("net", "chain 0 w1500\nkick 1\nchain 1 r12= r60=ff\nback 1 1\nchain 1 r12=\n");
-        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let section = serde_json::json!([{ "iface_id": "a", "user": {} }]);
-        let net = device(&trace, &section, vec![ours.into()]).unwrap();
-        let mut replay = Replay::start(&trace, Box::new(Idle::like(net.as_ref(), &[0])), &[0]).unwrap();
-        replay.run(&trace).unwrap();
-        let reading = replay.reading();
-        assert_eq!((reading.queues[0].operations, reading.queues[1].operations), (0, 2));
-    }
-
-    #[test]
-    fn whatever_a_trace_asks_ends() {
-        // Rooms and bytes where the device wants the other, none at all, queues that there are not, and what was never offered.
-        let part = proptest::sample::select(vec!["r0=", "r3=01", "r64=", "w0", "w1", "w70000"]);
-        let chain = proptest::collection::vec(part, 0..5).prop_map(|mut parts| {
-            parts.sort_unstable();
-            format!("chain {} {}", parts.len() % 3, parts.join(" ")).trim_end().to_owned()
-        });
-        let other =
-            proptest::sample::select(vec!["kick 0", "kick 1", "kick 63", "back 0 2", "back 1 4294967295", "back 2 1"]);
-        let step = proptest::prop_oneof![chain, other.prop_map(str::to_owned)];
-        let mut runner = TestRunner::new(Config { cases: 40, ..Config::default() });
-        let steps = proptest::collection::vec(step, 0..12);
-        let name = proptest::sample::select(vec!["rng", "console"]);
-        let done = runner.run(&(name, steps), |(name, steps)| {
-            let trace = trace(name, &(steps.join("\n") + "\n"));
-            let section = if name == "console" { serde_json::json!({ "mode": "off" }) } else { serde_json::json!({}) };
-            let device = device(&trace, &section, Vec::new()).unwrap();
-            let keeps: &[u16] = if name == "console" { &[0] } else { &[] };
-            let result = Replay::start(&trace, device, keeps).unwrap().run(&trace);
-            prop_assert!(!matches!(result, Err(ReplayError::Stalled(_) | ReplayError::Memory(_))), "{result:?}");
-            Ok(())
-        });
-        done.unwrap();
-    }
-
-    #[test]
-    fn what_is_recorded_is_what_is_done_again() {
-        let (tape, written) = super::super::tape::tests::tape();
-        let first = trace("rng", "kick 0\nchain 0 w64\nchain 0 w32\nback 0 2\n");
-        let rng = device(&first, &serde_json::json!({}), Vec::new()).unwrap();
-        let mut replay = Replay::assemble(&first, rng).unwrap();
-        replay.lock().record(tape);
-        replay.bring_up(first.features, &[]).unwrap();
-        replay.run(&first).unwrap();
-        drop(replay);
-        let again: Trace = written.text().parse().unwrap();
-        let chains = |trace: &Trace| {
-            trace.steps.iter().filter(|step| matches!(step, Step::Chain(..))).cloned().collect::<Vec<_>>()
-        };
-        assert_eq!(chains(&again), chains(&first));
-        assert_eq!((again.device.as_str(), again.memory), ("rng", 1048576));
-    }
-}
+mod tests;
