@@ -12,6 +12,22 @@ pub trait BusDevice: Send {
     fn read(&mut self, base: u64, offset: u64, data: &mut [u8]);
     /// Takes `data` into the registers at `offset` bytes from `base`, the start of the device's range.
     fn write(&mut self, base: u64, offset: u64, data: &[u8]);
+    /// Whether such a write, as the device is now, has it do something on the host, and not only set something up. Threads that run
+    /// guests leave it to another then ([`Bus::write_or_leave`]).
+    fn is_work(&self, _offset: u64, _data: &[u8]) -> bool {
+        false
+    }
+}
+
+/// What has become of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// A device has taken it.
+    Taken,
+    /// Nothing: it is work ([`BusDevice::is_work`]), for [`Bus::write`] on another thread.
+    Left,
+    /// No device answers there.
+    Lost,
 }
 
 /// A range that a bus cannot take.
@@ -85,6 +101,19 @@ impl Bus {
         true
     }
 
+    /// Writes what is not work for the device that answers.
+    pub fn write_or_leave(&self, address: u64, data: &[u8]) -> Written {
+        let Some((base, device)) = self.find(address, data.len()) else {
+            return Written::Lost;
+        };
+        let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        if device.is_work(address - base, data) {
+            return Written::Left;
+        }
+        device.write(base, address - base, data);
+        Written::Taken
+    }
+
     /// Writes; tells whether a device answered.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         let Some((base, device)) = self.find(address, data.len()) else {
@@ -110,6 +139,9 @@ mod tests {
         fn write(&mut self, _: u64, _: u64, data: &[u8]) {
             self.0 = data.to_vec();
         }
+        fn is_work(&self, offset: u64, data: &[u8]) -> bool {
+            offset == 1 && data == [9]
+        }
     }
 
     fn echo() -> Arc<Mutex<Echo>> {
@@ -129,6 +161,22 @@ mod tests {
         }
         assert!(bus.write(0x20f, &[7]));
         assert_eq!((low.lock().unwrap().0.len(), high.lock().unwrap().0.as_slice()), (0, &[7][..]));
+    }
+
+    #[test]
+    fn work_is_left_and_nothing_else_is() {
+        let bus = Bus::default();
+        let device = echo();
+        bus.insert(0x100, 4, device.clone()).unwrap();
+        assert_eq!(bus.write_or_leave(0x101, &[9]), Written::Left);
+        assert!(device.lock().unwrap().0.is_empty());
+        for (address, value) in [(0x101, 8), (0x102, 9)] {
+            assert_eq!(bus.write_or_leave(address, &[value]), Written::Taken);
+            assert_eq!(device.lock().unwrap().0, [value]);
+        }
+        assert_eq!(bus.write_or_leave(0x104, &[9]), Written::Lost);
+        assert!(bus.write(0x101, &[9]));
+        assert_eq!(device.lock().unwrap().0, [9]);
     }
 
     #[test]

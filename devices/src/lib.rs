@@ -21,7 +21,7 @@ pub mod worker;
 use std::io;
 use std::sync::Arc;
 
-pub use bus::{Bus, BusDevice, BusError};
+pub use bus::{Bus, BusDevice, BusError, Written};
 
 /// Guest RAM as all devices see it.
 pub type GuestRam = vm_memory::GuestMemoryMmap<()>;

@@ -28,8 +28,8 @@ pub enum Access {
 pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, so that nobody else's is removed.
-    file: (u64, u64),
+    /// Device and inode of the file, so that nobody else's is removed. None once it has been.
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -43,7 +43,7 @@ impl Listener {
             result => result?,
         };
         let file = std::fs::symlink_metadata(&path)?;
-        Ok(Listener { socket, path, file: (file.dev(), file.ino()) })
+        Ok(Listener { socket, path, file: Some((file.dev(), file.ino())) })
     }
 
     /// The socket, for epoll.
@@ -56,9 +56,10 @@ impl Listener {
         &self.path
     }
 
-    /// Removes the socket's file, if it is still ours. Who has connected stays connected.
-    pub fn remove(&self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file) {
+    /// Removes the socket's file, if it is still ours. Who has connected stays connected. Without effect the second time.
+    pub fn remove(&mut self) {
+        let Some(ours) = self.file.take() else { return };
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == ours) {
             // Nothing else can be done about a file that does not go.
             let _ = std::fs::remove_file(&self.path);
         }

@@ -100,6 +100,7 @@ pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, S
     let (cpuid_cache, on_stdio) = (options.cpuid_cache, options.on_stdio);
     let mut session = Session { control, signals, cpuid_cache, sandbox: options.sandbox, on_stdio };
     let ended = session.run(options.start, on_event);
+    // Without effect where a machine has run, at whose end it was closed.
     session.control.close();
     let signal = lock(&session.signals).came();
     let (reason, remains) = ended?;
@@ -127,10 +128,17 @@ impl Control {
         }
     }
 
-    /// Answers the client that waits for its machine.
+    /// Answers the client that waits for its machine, which could not be had.
     fn answer(&self, response: &Response) {
         if let Control::Served(server) = self {
             lock(server).answer(response);
+        }
+    }
+
+    /// Has the event loop answer the client that waits for its machine, on whose first vCPU's thread this is.
+    fn machine_runs(&self) {
+        if let Control::Served(server) = self {
+            lock(server).answer_soon(Response::done());
         }
     }
 }
@@ -219,7 +227,7 @@ impl Session {
     /// Runs the machine to its end.
     fn live(
         &mut self,
-        machine: Machine,
+        mut machine: Machine,
         config: VmConfig,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<(ExitReason, Remains), VmmError> {
@@ -233,10 +241,14 @@ impl Session {
             signals.set_action(Box::new(move || handle.stop()));
         }
         self.control.with(|controller| controller.started(Box::new(Live::new(handle, config))));
+        if let Control::Served(server) = &self.control {
+            let server = server.clone();
+            machine.at_end(Box::new(move || lock(&server).close()));
+        }
         let control = &self.control;
         let result = machine.run_to_end(&mut |event| {
             if matches!(event, Event::Phase { phase: Phase::Run, .. }) {
-                control.answer(&Response::done());
+                control.machine_runs();
             }
             on_event(event);
         });

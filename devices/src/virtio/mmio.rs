@@ -12,7 +12,8 @@
 //! - [`swap`]: another device in the place of the one there is;
 //! - [`close`]: none in its place.
 //!
-//! The driver's accesses come on vCPU threads and only set things up; queues are worked on by the event loop, or, if it has
+//! The driver's accesses come on vCPU threads and only set things up: what starts or stops the device is work
+//! ([`BusDevice::is_work`]), which those leave to the event loop. Queues are worked on by the event loop, or, if it has
 //! been told so ([`MmioTransport::answer_at_once`]), on the vCPU thread whose write to QueueNotify arrives there. Both
 //! take the one lock around the transport, the loop once per event.
 
@@ -254,10 +255,13 @@ impl MmioTransport {
         signal(&self.control);
     }
 
+    /// The features that the driver has chosen are what it may choose.
+    fn acceptable(&self) -> bool {
+        self.driver_features & !self.offered() == 0 && self.driver_features & F_VERSION_1 != 0 && !self.foreign_features
+    }
+
     fn write_status(&mut self, value: u32) {
-        let acceptable = self.driver_features & !self.offered() == 0
-            && self.driver_features & F_VERSION_1 != 0
-            && !self.foreign_features;
+        let acceptable = self.acceptable();
         match self.status.step(value, acceptable) {
             Step::Reset => self.reset(),
             Step::Activate => self.activate(),

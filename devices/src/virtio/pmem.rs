@@ -44,6 +44,7 @@ pub const KIND: DeviceKind = DeviceKind {
     kernel_args,
     // A flush.
     syscalls: &[libc::SYS_fdatasync],
+    prompt_syscalls: &[],
     ioctls: &[],
     workers: &[],
     #[cfg(any(test, feature = "testing"))]

@@ -43,6 +43,7 @@ pub const KIND: DeviceKind = DeviceKind {
     given: None,
     kernel_args: |_| None,
     syscalls: &[libc::SYS_getrandom],
+    prompt_syscalls: &[],
     ioctls: &[],
     workers: &[],
     #[cfg(any(test, feature = "testing"))]

@@ -57,9 +57,11 @@ pub struct DeviceKind {
     pub given: Option<Given>,
     /// Words that the section adds to the kernel's command line.
     pub kernel_args: fn(&Value) -> Option<String>,
-    /// Numbers of the system calls it makes on the event loop and on vCPUs, besides those that both make anyway.
+    /// Numbers of the system calls it makes on the event loop, besides those that this makes anyway.
     pub syscalls: &'static [libc::c_long],
-    /// The same of requests of ioctl(2).
+    /// Of those, the ones it makes on a vCPU's thread, which only answers kicks ([`DeviceInfo::prompt`](super::DeviceInfo::prompt)).
+    pub prompt_syscalls: &'static [libc::c_long],
+    /// Requests of ioctl(2) on the event loop.
     pub ioctls: &'static [u32],
     /// What it has done by threads of their own.
     pub workers: &'static [&'static Work],

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use devices::listener::{Access, Listener};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::connection::{Connection, Handler, Needs};
 use super::http::Response;
@@ -20,9 +21,11 @@ use super::http::Response;
 /// Most clients at a time.
 pub const CLIENTS: usize = 16;
 /// Events taken from the epoll set at a time.
-const BATCH: usize = CLIENTS + 1;
+const BATCH: usize = CLIENTS + 2;
 /// Event data of the listening socket; clients count from 1.
 const LISTENER: u64 = 0;
+/// And of an answer that another thread gives.
+const ANSWER: u64 = u64::MAX;
 
 /// The control socket. Its file goes away with it.
 pub struct Server<H> {
@@ -34,6 +37,8 @@ pub struct Server<H> {
     clock: u64,
     /// To be closed and opened again when the process has no descriptor left to accept a client with.
     reserve: Option<OwnedFd>,
+    /// An answer that is to be given on the event loop, and what tells of it.
+    soon: (Option<Response>, EventFd),
     handler: H,
 }
 
@@ -50,12 +55,16 @@ impl<H: Handler> Server<H> {
         let epoll = Epoll::new()?;
         let event = EpollEvent::new(EventSet::IN, LISTENER);
         epoll.ctl(ControlOperation::Add, listener.socket().as_raw_fd(), event)?;
-        let reserve = reserve(&epoll);
-        Ok(Server { listener, epoll, clients: BTreeMap::new(), next_id: LISTENER + 1, clock: 0, reserve, handler })
+        let told = EventFd::new(EFD_NONBLOCK)?;
+        epoll.ctl(ControlOperation::Add, told.as_raw_fd(), EpollEvent::new(EventSet::IN, ANSWER))?;
+        let (clients, reserve) = (BTreeMap::new(), reserve(&epoll));
+        let soon = (None, told);
+        Ok(Server { listener, epoll, clients, next_id: LISTENER + 1, clock: 0, reserve, soon, handler })
     }
 
-    /// Removes the socket's file: nobody can connect any more.
+    /// Removes the socket's file: nobody can connect any more. Who was to be answered soon is answered now.
     pub fn close(&mut self) {
+        self.answer_now();
         self.listener.remove();
     }
 
@@ -75,6 +84,21 @@ impl<H: Handler> Server<H> {
         }
     }
 
+    /// The same on the event loop: for a thread that may not talk to clients any more.
+    pub fn answer_soon(&mut self, response: Response) {
+        if self.clients.values().any(|client| client.connection.is_waiting()) {
+            self.soon.0 = Some(response);
+            // Only a full counter fails, and that wakes the loop as well.
+            let _ = self.soon.1.write(1);
+        }
+    }
+
+    fn answer_now(&mut self) {
+        if let Some(response) = self.soon.0.take() {
+            self.answer(&response);
+        }
+    }
+
     /// Does everything that can be done without waiting.
     pub fn turn(&mut self) {
         let mut events = [EpollEvent::default(); BATCH];
@@ -89,6 +113,10 @@ impl<H: Handler> Server<H> {
         for event in &events[..count] {
             match event.data() {
                 LISTENER => self.accept(),
+                ANSWER => {
+                    let _ = self.soon.1.read();
+                    self.answer_now();
+                }
                 // Nothing was asked for but to know that the client is gone.
                 id if self.clients.get(&id).is_some_and(|client| client.connection.is_waiting()) => self.forget(id),
                 id => self.advance(id),

@@ -29,6 +29,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
+use crate::chores::{Chores, Doing};
 use crate::config::{ConfigError, Paging, VmConfig};
 use crate::events::{Event, ExitReason, Phase, monotonic_ns};
 use crate::host::{self, KvmKind};
@@ -45,7 +46,7 @@ use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS};
 use ending::{Ending, EndingEvent, on_end};
 pub use error::VmmError;
 use error::{io_error, kvm};
-use event_loop::{End, EventLoop, Serving};
+use event_loop::{Closing, End, EventLoop, Serving};
 pub use handle::{Handle, RunState};
 
 /// Three pages KVM needs on VT-x, and the identity map's one below them, out of the guest's sight (api.rst, 4.35, 4.41).
@@ -63,6 +64,9 @@ pub struct Console {
     pub output: Box<dyn Write + Send>,
 }
 
+/// What a machine's process has to do besides when its machine ends.
+pub type AtEnd = Box<dyn FnOnce() + Send>;
+
 /// Where [`Machine`]s put what their event loop waits for.
 pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 
@@ -73,6 +77,8 @@ pub struct Machine {
     end: End,
     vcpus: Vec<Vcpu>,
     resume: bool,
+    /// What else is to be done at its end.
+    at_end: Option<AtEnd>,
     /// RAM that has no memory slot yet.
     rest: Option<Rest>,
     /// What its threads enter before they do anything.
@@ -88,6 +94,8 @@ struct Parts {
     transports: Vec<Arc<Mutex<MmioTransport>>>,
     /// Of each transport.
     metrics: Vec<(DeviceName, Arc<DeviceMetrics>)>,
+    /// What vCPUs have left to others of what devices are to do.
+    chores: Arc<Chores>,
     serial: Arc<Mutex<Serial>>,
     ioapic: Arc<Mutex<Ioapic>>,
     kvm: Kvm,
@@ -136,7 +144,7 @@ impl Parts {
         *lock(&self.config) = config;
     }
 
-    /// Ends what others could see of a machine that has ended.
+    /// Ends what others could see of a machine that has ended: its vCPUs have.
     fn close(&self) {
         self.transports.iter().for_each(|transport| lock(transport).close());
         lock(&self.serial).close();
@@ -221,14 +229,18 @@ impl Machine {
         let metrics = devices::virtio::names(&config.devices).into_iter().zip(metrics).collect();
         let over = ending.over();
         let late = rest.as_ref().map(Rest::late);
-        let shared =
-            Shared { pio: Arc::new(pio), mmio: Arc::new(mmio), ram: ram.clone(), ioapic: ioapic.clone(), over, late };
+        let (pio, mmio) = (Arc::new(pio), Arc::new(mmio));
+        let chores = Arc::new(Chores::new(mmio.clone()).map_err(io_error("eventfd"))?);
+        manager.add_subscriber(Arc::new(Mutex::new(Doing(chores.clone()))));
+        let (ram, for_vcpus) = (ram.clone(), chores.clone());
+        let shared = Shared { pio, mmio, chores: for_vcpus, ram, ioapic: ioapic.clone(), over, late };
         let resume = config.snapshot.as_ref().is_none_or(|source| source.resume);
         let config = Mutex::new(config);
         let parts = Parts {
             config,
             transports,
             metrics,
+            chores,
             serial,
             ioapic,
             kvm: host_kvm,
@@ -246,7 +258,7 @@ impl Machine {
         };
         let parts = Arc::new(parts);
         let handle = Handle::new(ending, Arc::downgrade(&parts));
-        Ok(Machine { end: End(handle), vcpus, resume, rest, sandbox: None, manager, parts })
+        Ok(Machine { end: End(handle), vcpus, resume, at_end: None, rest, sandbox: None, manager, parts })
     }
 
     /// A handle to steer it with.
@@ -258,6 +270,12 @@ impl Machine {
     /// machine. There may be `requests` of a control socket.
     pub fn confine(&mut self, wanted: sandbox::Wanted, requests: bool) {
         self.sandbox = Some(Sandbox::new(wanted, self.parts.config(), requests));
+    }
+
+    /// Has something done when it ends, on the thread of its event loop: on the one that runs the machine, which is a vCPU's, little may
+    /// be done any more.
+    pub fn at_end(&mut self, work: AtEnd) {
+        self.at_end = Some(work);
     }
 
     /// Runs it to its end, and gives everything back.
@@ -285,9 +303,14 @@ impl Machine {
         let others = vcpus.map(|vcpu| vcpu.spawn(on_end(ending.clone()), door.clone()));
         let threads = std::iter::once(Ok(first)).chain(others).collect::<Result<_, _>>();
         self.end.0.give_threads(threads.map_err(io_error("vCPU thread"))?, self.resume);
+        let closing = (!self.parts.transports.is_empty() || self.at_end.is_some())
+            .then(|| Closing { parts: self.parts.clone(), at_end: self.at_end.take() });
         let (handle, vm) = (self.handle(), self.parts.vm.clone());
-        let events = EventLoop { manager: self.manager, handle, rest: self.rest.take(), vm, door: door.clone() };
+        let events =
+            EventLoop { manager: self.manager, handle, rest: self.rest.take(), vm, door: door.clone(), closing };
         let events = events.start().map_err(io_error("event loop's thread"))?;
+        // Dropped before that is, which waits for the end.
+        let end = self.end;
         if let Some(door) = door {
             door.enter(Thread::First)?;
         }
@@ -295,9 +318,11 @@ impl Machine {
         on_event(Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() });
         driver.drive();
         let at_ns = monotonic_ns();
-        self.end.0.end_threads();
-        let remains = Remains { _events: events, _first: driver, parts: self.parts };
-        remains.parts.close();
+        end.0.end_threads();
+        if !events.has_closed() {
+            self.parts.close();
+        }
+        let remains = Remains { _events: events, _first: driver, _parts: self.parts };
         let (how, counts) = ending.take();
         let reason = how?;
         on_event(Event::Exit { reason, at_ns, counts });
@@ -312,7 +337,7 @@ pub struct Remains {
     /// Waited for first: devices go before the RAM they use.
     _events: Serving,
     _first: Driver,
-    parts: Arc<Parts>,
+    _parts: Arc<Parts>,
 }
 
 /// Nothing that panics leaves these half-changed.

@@ -100,6 +100,7 @@ impl Parts {
             SnapshotKind::Full => None,
             SnapshotKind::Diff => Some(self.parent_for(&request.path)?),
         };
+        self.chores.carry_out();
         // Held to the end, so that no device writes to RAM that has been written out already.
         let mut transports: Vec<MutexGuard<'_, MmioTransport>> =
             self.transports.iter().map(|t| t.lock().unwrap_or_else(PoisonError::into_inner)).collect();

@@ -1,6 +1,6 @@
 //! Which system calls each thread of a machine makes. Those of devices and workers are in their own files.
 
-use devices::virtio::DEVICES;
+use devices::virtio::{DEVICES, DeviceKind};
 use devices::worker::Work;
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_irq_routing, kvm_lapic_state, kvm_mp_state, kvm_msr_list, kvm_msrs,
@@ -79,14 +79,12 @@ const fn request(direction: u32, number: u32, size: usize) -> u32 {
     direction << 30 | (size as u32) << 16 | 0xae << 8 | number
 }
 
-/// The first thread also answers the client who has had the machine started, tells how it ended, and takes away what it had on the host.
-const FIRST: &[c_long] =
-    &[libc::SYS_unlink, libc::SYS_statx, libc::SYS_sendto, libc::SYS_recvmsg, libc::SYS_epoll_ctl, libc::SYS_shutdown];
-/// The terminal's mode.
+/// The first thread also gives the terminal its mode back.
 const FIRST_IOCTLS: &[u32] =
     &[libc::TCGETS2 as u32, libc::TCSETS2 as u32, libc::TCSETSW2 as u32, libc::TCSETSF2 as u32, libc::TCSETS as u32];
 
-/// The event loop: what it waits for, clients of its sockets, timers, and all vCPUs.
+/// The event loop: what it waits for, clients of its sockets, timers, and all vCPUs. At the end it takes away what the machine had on
+/// the host.
 const EVENTS: &[c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_epoll_ctl,
@@ -99,8 +97,8 @@ const EVENTS: &[c_long] = &[
     libc::SYS_tgkill,
     libc::SYS_timerfd_settime,
     libc::SYS_ioctl,
-    libc::SYS_poll,
-    libc::SYS_ppoll,
+    libc::SYS_statx,
+    libc::SYS_unlink,
 ];
 /// Clients that do not wait, and routes of interrupts.
 const EVENTS_IOCTLS: &[u32] = &[libc::FIONBIO as u32, SET_GSI_ROUTING];
@@ -229,28 +227,26 @@ impl Calls {
     pub fn prctls(&self) -> &'static [u32] {
         if self.starts { STARTING_PRCTLS } else { USUAL_PRCTLS }
     }
-
-    fn devices(mut self, config: &VmConfig) -> Self {
-        for kind in DEVICES.iter().filter(|kind| config.devices.contains_key(kind.config_key)) {
-            self = self.and(kind.syscalls, kind.ioctls);
-        }
-        self
-    }
 }
 
-/// A vCPU's thread.
+/// The kinds of the devices of a machine.
+fn kinds(config: &VmConfig) -> impl Iterator<Item = &'static DeviceKind> {
+    DEVICES.iter().filter(|kind| config.devices.contains_key(kind.config_key))
+}
+
+/// A vCPU's thread. What it does for devices is little: what starts and stops them, and most of what they do, is the event loop's.
 pub fn vcpu(config: &VmConfig) -> Calls {
-    Calls::of(VCPU, VCPU_IOCTLS).devices(config)
+    kinds(config).fold(Calls::of(VCPU, VCPU_IOCTLS), |calls, kind| calls.and(kind.prompt_syscalls, &[]))
 }
 
-/// The first thread, which is a vCPU's, and sees to the end.
+/// The first thread, which is a vCPU's.
 pub fn first(config: &VmConfig) -> Calls {
-    vcpu(config).and(FIRST, FIRST_IOCTLS)
+    vcpu(config).and(&[], FIRST_IOCTLS)
 }
 
 /// The event loop.
 pub fn events(config: &VmConfig) -> Calls {
-    Calls::of(EVENTS, EVENTS_IOCTLS).devices(config)
+    kinds(config).fold(Calls::of(EVENTS, EVENTS_IOCTLS), |calls, kind| calls.and(kind.syscalls, kind.ioctls))
 }
 
 /// A worker.

@@ -39,11 +39,13 @@ struct State {
     /// What the thread has reached.
     reached: Target,
     task: Option<Task>,
+    /// Another thread does something for the guest, which must not go on before.
+    owed: bool,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        let state = State { target: Target::Paused, reached: Target::Paused, task: None };
+        let state = State { target: Target::Paused, reached: Target::Paused, task: None, owed: false };
         Control { state: Mutex::new(state), changed: Condvar::new() }
     }
 }
@@ -72,6 +74,17 @@ impl Control {
         self.changed.notify_all();
     }
 
+    /// For the thread: from now on it is not to run the guest, until [`Self::paid`].
+    pub fn owe(&self) {
+        self.lock().owed = true;
+    }
+
+    /// What another thread did for the guest is done.
+    pub fn paid(&self) {
+        self.lock().owed = false;
+        self.changed.notify_all();
+    }
+
     /// For the thread: waits until there is something to do, and lets others know that it is paused meanwhile.
     pub fn wait_for_order(&self) -> Order {
         let mut state = self.lock();
@@ -81,11 +94,14 @@ impl Control {
                 self.changed.notify_all();
             }
             match state.target {
+                Target::Running if state.owed => {}
                 Target::Running => return Order::Run,
                 Target::Stopped => return Order::End,
                 Target::Paused => {}
             }
-            if let Some(task) = state.task.take() {
+            if state.target == Target::Paused
+                && let Some(task) = state.task.take()
+            {
                 return Order::Do(task);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -171,6 +187,39 @@ mod tests {
         control.give(task(&done));
         drop(done);
         assert!(was_done.recv().is_err());
+    }
+
+    #[test]
+    fn who_waits_for_another_can_be_paused_and_stopped() {
+        let control = Arc::new(Control::default());
+        control.set(Target::Running);
+        control.owe();
+        let (its, (tell, told)) = (control.clone(), std::sync::mpsc::channel());
+        let thread = thread::spawn(move || {
+            loop {
+                let order = match its.wait_for_order() {
+                    Order::Run => "run",
+                    Order::Do(_) => "do",
+                    Order::End => "end",
+                };
+                its.owe();
+                tell.send(order).unwrap();
+                if order == "end" {
+                    return;
+                }
+            }
+        });
+        control.set(Target::Paused);
+        control.wait_out_of_guest();
+        control.give(Box::new(|_| ()));
+        assert_eq!(told.recv(), Ok("do"));
+        control.set(Target::Running);
+        assert!(told.try_recv().is_err(), "the guest goes on before what it waits for is done");
+        control.paid();
+        assert_eq!(told.recv(), Ok("run"));
+        control.set(Target::Stopped);
+        assert_eq!(told.recv(), Ok("end"));
+        thread.join().unwrap();
     }
 
     #[test]

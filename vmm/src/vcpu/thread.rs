@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
 use devices::legacy::Ioapic;
-use devices::{Bus, GuestRam};
+use devices::{Bus, GuestRam, Written};
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
@@ -19,6 +19,7 @@ use super::control::{Control, Order, Target};
 use super::exits::{Ended, VcpuError};
 use super::kick;
 use super::state::{SavedVcpu, StateError};
+use crate::chores::Chores;
 use crate::complete::{self, KvmVcpu, XsaveScratch};
 use crate::events::{Counts, ExitReason};
 use crate::sandbox::{Door, Thread};
@@ -34,6 +35,8 @@ pub struct Shared {
     pub pio: Arc<Bus>,
     /// Memory-mapped I/O.
     pub mmio: Arc<Bus>,
+    /// What of that is work for another thread.
+    pub chores: Arc<Chores>,
     /// Guest RAM, for instructions completed in user space.
     pub ram: GuestRam,
     /// Gets the EOI of level-triggered interrupts.
@@ -88,7 +91,7 @@ impl Vcpu {
         Ok((driver, VcpuThread { control, place: Place::Callers(kick::this_thread()) }))
     }
 
-    fn live(&mut self, control: &Control) -> Ended {
+    fn live(&mut self, control: &Arc<Control>) -> Ended {
         let _armed = kick::Armed::new(self.fd.get_kvm_run());
         loop {
             match control.wait_for_order() {
@@ -109,7 +112,7 @@ impl Vcpu {
                 if self.shared.over.load(Ordering::Acquire) {
                     return Ended::Stopped;
                 }
-                match self.enter() {
+                match self.enter(control) {
                     Next::Enter => {}
                     Next::CheckControl => break,
                     Next::End(ended) => return ended,
@@ -125,7 +128,7 @@ impl Vcpu {
     }
 
     /// Runs the guest up to its next exit, and handles that.
-    fn enter(&mut self) -> Next {
+    fn enter(&mut self, control: &Arc<Control>) -> Next {
         let index = self.index;
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
@@ -140,8 +143,11 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 self.counts.mmio += 1;
-                if !self.shared.late.as_ref().is_some_and(|late| late.write(address, data)) {
-                    self.shared.mmio.write(address, data);
+                let Shared { late, mmio, chores, .. } = &self.shared;
+                let is_ram = late.as_ref().is_some_and(|late| late.write(address, data));
+                if !is_ram && mmio.write_or_leave(address, data) == Written::Left {
+                    chores.leave(address, data, control);
+                    return Next::CheckControl;
                 }
                 Next::Enter
             }

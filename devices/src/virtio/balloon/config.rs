@@ -33,6 +33,7 @@ pub const KIND: DeviceKind = DeviceKind {
     given: None,
     kernel_args,
     syscalls: &[libc::SYS_timerfd_settime],
+    prompt_syscalls: &[],
     ioctls: &[],
     workers: &[],
     #[cfg(any(test, feature = "testing"))]

@@ -48,6 +48,7 @@ pub const KIND: DeviceKind = DeviceKind {
         libc::SYS_fdatasync,
         libc::SYS_fallocate,
     ],
+    prompt_syscalls: &[libc::SYS_preadv],
     ioctls: &[],
     workers: &[&super::engine::pool::DISK],
     #[cfg(any(test, feature = "testing"))]

@@ -33,12 +33,12 @@ pub const KIND: DeviceKind = DeviceKind {
         libc::SYS_epoll_ctl,
         libc::SYS_epoll_wait,
         libc::SYS_futex,
-        libc::SYS_poll,
         libc::SYS_ppoll,
         libc::SYS_read,
         libc::SYS_readv,
         libc::SYS_write,
     ],
+    prompt_syscalls: &[],
     ioctls: &[],
     workers: &[&super::host::OUTPUT],
     #[cfg(any(test, feature = "testing"))]

@@ -48,6 +48,7 @@ pub const KIND: DeviceKind = DeviceKind {
     kernel_args: |_| None,
     // Its workers do all the rest.
     syscalls: &[libc::SYS_futex],
+    prompt_syscalls: &[],
     ioctls: &[],
     workers: &[&super::pool::SERVING],
     #[cfg(any(test, feature = "testing"))]

@@ -1,6 +1,6 @@
 //! The transport on the event loop: kicks, device descriptors, and the control event that adds and removes them.
 //!
-//! Device descriptors are watched only while the device is live. It becomes live, and is reset, on a vCPU thread; the
+//! Device descriptors are watched only while the device is live. It becomes live, is reset or fails by a register write; the
 //! control event then lets the loop bring the set of watched descriptors up to date.
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -43,7 +43,8 @@ impl MmioTransport {
     /// The driver's word that a queue has something, which came as a write to the register.
     pub(super) fn notified(&mut self, index: usize) {
         let Some(kick) = self.kicks.get_mut(index) else { return };
-        if self.at_once {
+        // A device with limits may have to wait, which is nothing for a vCPU thread.
+        if self.at_once && !self.throttle.limiter.is_limited() {
             kick.count(1);
             self.record_kick(index);
             self.kicked(index);

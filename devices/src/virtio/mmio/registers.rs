@@ -128,6 +128,23 @@ impl MmioTransport {
 /// Control registers are 32 bits wide and aligned (4.2.2.2); any other access to them reads 0 and writes nothing. The
 /// configuration space takes every width; past its end it reads 0.
 impl BusDevice for MmioTransport {
+    /// What the device itself has a part in: its start, and what has it stop.
+    fn is_work(&self, offset: u64, data: &[u8]) -> bool {
+        let Ok(value) = data.try_into().map(u32::from_le_bytes) else { return false };
+        match offset {
+            register::STATUS => match self.status.clone().step(value, self.acceptable()) {
+                Step::Activate => true,
+                Step::Reset => self.status.was_activated(),
+                Step::Quiet | Step::Refused => false,
+            },
+            register::QUEUE_READY => {
+                let queue = self.queues.get(self.queue_sel as usize);
+                value & 1 == 0 && self.status.is_live() && queue.is_some_and(VirtQueue::is_ready)
+            }
+            _ => false,
+        }
+    }
+
     fn read(&mut self, _: u64, offset: u64, data: &mut [u8]) {
         if let Some(at) = offset.checked_sub(CONFIG) {
             let config = usize::try_from(at).ok().and_then(|at| self.device.config().get(at..)).unwrap_or(&[]);

@@ -1,5 +1,6 @@
 use super::registers::MAGIC;
 use super::*;
+use crate::virtio::limit::{Limits, RateLimiter, Scope, TokenBucket};
 use crate::virtio::testing::{Driver, NEEDS_RESET, Part, RUNNING};
 
 /// Gives every chain back, its written length the readable one; one descriptor that tests can make readable.
@@ -515,4 +516,43 @@ fn a_kick_is_answered_within_the_write_if_that_is_wanted() {
     driver.reset();
     driver.kick(0);
     assert_eq!(driver.status(), 0);
+}
+
+#[test]
+fn what_starts_or_stops_the_device_is_work_and_nothing_else_is() {
+    let mut driver = Driver::new(Box::new(Echo::new()));
+    let work = |driver: &Driver| -> Vec<(u64, u32)> {
+        let values = [(0x70, 0), (0x70, RUNNING), (0x70, 3), (0x44, 0), (0x44, 1), (0x50, 0), (0x64, 1), (0x30, 1)];
+        let is_work = |(offset, value): &(u64, u32)| driver.lock().is_work(*offset, &value.to_le_bytes());
+        values.into_iter().filter(is_work).collect()
+    };
+    assert_eq!(work(&driver), []);
+    driver.negotiate(u64::MAX);
+    driver.set_up_queue(0);
+    // A reset of what has not begun forgets what the driver set.
+    assert_eq!(work(&driver), [(0x70, RUNNING)]);
+    driver.set(0x70, RUNNING);
+    driver.set(0x30, 0);
+    assert_eq!(work(&driver), [(0x70, 0), (0x44, 0)]);
+    driver.set(0x30, 1);
+    assert_eq!(work(&driver), [(0x70, 0)], "that queue is not ready");
+    driver.set(0x70, RUNNING | 0x80);
+    assert_eq!(work(&driver), [(0x70, 0)], "it has begun, whatever has become of it");
+    let short = driver.lock().is_work(0x70, &[0]) || driver.lock().is_work(0x71, &[0; 4]);
+    assert!(!short, "not a register");
+}
+
+#[test]
+fn kicks_of_a_device_with_limits_are_the_loops() {
+    let mut driver = Driver::start(Box::new(Echo::new()));
+    driver.lock().answer_at_once();
+    let second = TokenBucket { size: 1 << 20, one_time_burst: None, refill_time: 1000 };
+    let limiter = RateLimiter { bandwidth: Some(second), ops: None };
+    driver.lock().set_limits(&Limits::default().with(Scope::All, limiter)).unwrap();
+    driver.add(0, &[Part::Read(b"now")]).unwrap();
+    driver.kick(0);
+    assert!(driver.used(0).is_none(), "answered by whose thread may not wait");
+    driver.settle();
+    assert!(driver.used(0).is_some());
+    assert_eq!(driver.lock().metrics().read().queues[0].kicks, 1);
 }

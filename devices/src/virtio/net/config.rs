@@ -50,7 +50,9 @@ pub const KIND: DeviceKind = DeviceKind {
         libc::SYS_sendto,
         libc::SYS_ioctl,
         libc::SYS_epoll_wait,
+        libc::SYS_ppoll,
     ],
+    prompt_syscalls: &[],
     ioctls: super::tap::IOCTLS,
     workers: &[],
     #[cfg(any(test, feature = "testing"))]

@@ -61,6 +61,7 @@ pub const KIND: DeviceKind = DeviceKind {
         libc::SYS_timerfd_settime,
         libc::SYS_unlink,
     ],
+    prompt_syscalls: &[],
     ioctls: &[libc::FIONBIO as u32],
     workers: &[],
     #[cfg(any(test, feature = "testing"))]
