@@ -40,6 +40,9 @@ pub struct Options {
     pub cpuid_cache: Option<PathBuf>,
     /// What is known of the machine.
     pub draft: Draft,
+    /// Somebody else sees to its end. Signals that ask for that, and may have been sent to a whole group of processes (a service that is
+    /// stopped), are theirs: a guest is told of them before it ends.
+    pub attended: bool,
     /// Build and run it at once; otherwise a client of the control socket does.
     pub start: bool,
     /// How this process is confined once the machine runs; not at all if none.
@@ -85,7 +88,8 @@ pub struct Ended {
 
 /// Runs a session on this thread, to its end. To be called before other threads start.
 pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, SessionError> {
-    let signals = Arc::new(Mutex::new(Signals::new(Box::new(|| ())).map_err(SessionError::Signals)?));
+    let signals =
+        Arc::new(Mutex::new(Signals::new(!options.attended, Box::new(|| ())).map_err(SessionError::Signals)?));
     let mut controller = Controller::new(options.id, options.draft, host::memory_mib())?;
     if options.start {
         controller.start()?;

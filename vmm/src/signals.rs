@@ -21,9 +21,9 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks them, and calls `on_signal` on the event loop for each that comes. Those that whoever started this process
-    /// had it ignore (nohup, a shell's background) stay ignored; a blocked one would not (signal(7)).
-    pub fn new(on_signal: Box<dyn FnMut() + Send>) -> io::Result<Self> {
+    /// Blocks them, and calls `on_signal` on the event loop for each that comes; for none, unless they are `heeded`. Those that whoever
+    /// started this process had it ignore (nohup, a shell's background) stay ignored; a blocked one would not (signal(7)).
+    pub fn new(heeded: bool, on_signal: Box<dyn FnMut() + Send>) -> io::Result<Self> {
         // SAFETY: all bit patterns of a signal set are valid, and it is emptied before it is used.
         let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: `set` is a valid set to fill, and the signals exist.
@@ -37,6 +37,10 @@ impl Signals {
         let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
         if error != 0 {
             return Err(io::Error::from_raw_os_error(error));
+        }
+        if !heeded {
+            // SAFETY: as above. What is blocked and never read waits for ever.
+            unsafe { libc::sigemptyset(&mut set) };
         }
         // SAFETY: a plain call with a valid set; -1 asks for a new descriptor.
         let descriptor = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };

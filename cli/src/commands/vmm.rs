@@ -76,7 +76,8 @@ fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
     let files = (!args.files.is_empty() || args.api_sock.is_none()).then(|| args.files.clone());
     let sandbox = Sandbox::wanted(args.sandbox)?;
     let sandbox = sandbox.mode().map(|mode| Wanted { mode, files, all: sandbox == Sandbox::Require });
-    let mut options = Options { id, socket, cpuid_cache, draft, start, sandbox, on_stdio: None };
+    let attended = args.parent.is_some();
+    let mut options = Options { id, socket, cpuid_cache, draft, attended, start, sandbox, on_stdio: None };
     // With a descriptor, the terminal is the business of whoever is at its other end.
     if args.config_fd.is_none() && io::stdin().is_terminal() {
         let terminal = terminal.clone();

@@ -41,6 +41,14 @@ pub fn rules(reached: &Reached) -> Result<RulesetCreated, RulesetError> {
         .add_rules(path_beneath_rules(own, reading()))
 }
 
+/// Whether the host's Landlock keeps a process from unix sockets without a path that are others' (Linux 6.12).
+pub fn scopes_sockets() -> bool {
+    const VERSION: libc::c_long = 1;
+    // SAFETY: asked for the version, the call takes nothing, and returns a number.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION) };
+    version >= ABI as libc::c_long
+}
+
 fn reading() -> BitFlags<AccessFs> {
     AccessFs::ReadFile | AccessFs::ReadDir
 }

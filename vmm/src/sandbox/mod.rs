@@ -184,6 +184,9 @@ impl Sandbox {
             missing.push(format!("{what}: {error}"));
             user = None;
         }
+        if self.connects() && (rules.is_none() || !landlock::scopes_sockets()) {
+            jail::leave_network().unwrap_or_else(|error| missing.push(format!("a network namespace: {error}")));
+        }
         match privileges::close(self.keep(), user) {
             // In a user namespace that does not have that user. Nothing that it reaches is that user's, or it would be there.
             Err(error) if user.is_some() && error.kind() == io::ErrorKind::InvalidInput => {
@@ -213,6 +216,12 @@ impl Sandbox {
     fn keep(&self) -> Keep {
         let for_users = self.workers.iter().find(|work| work.for_users);
         for_users.map_or(Keep::Nothing, |work| Keep::for_work(work))
+    }
+
+    /// Some thread may connect to unix sockets.
+    fn connects(&self) -> bool {
+        let mut all = self.workers.iter().map(|work| calls::worker(work)).chain([self.calls(Thread::Events)]);
+        all.any(|calls| calls.numbers().any(|number| number == libc::SYS_connect))
     }
 
     /// The user that the process is to be, if it is to be another: not one that acts on files for their owners, nor one of which nobody

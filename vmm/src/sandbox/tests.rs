@@ -145,6 +145,13 @@ fn what_is_on_a_list_is_what_is_let_through() {
 }
 
 #[test]
+fn who_may_connect_is_known() {
+    assert!(!Sandbox::new(Wanted::default(), config(false), false).connects());
+    assert!(Sandbox::new(Wanted::default(), config(false), true).connects(), "a worker for requests");
+    assert!(Sandbox::new(Wanted::default(), config(true), false).connects(), "a device");
+}
+
+#[test]
 fn lists_are_short() {
     let count =
         |devices, thread| Sandbox::new(Wanted::default(), config(devices), true).calls(thread).numbers().count();

@@ -243,6 +243,27 @@ fn an_answer_that_comes_later_finds_its_client() {
 }
 
 #[test]
+fn an_answer_for_the_loop_is_given_by_its_next_turn_or_at_the_end() {
+    for end in [false, true] {
+        let mut rig = Rig::new();
+        rig.server.answer_soon(Response::done());
+        let client = rig.client();
+        assert!(rig.send(&client, &put("/later", 0)));
+        rig.server.turn();
+        assert!(rig.server.soon.0.is_none(), "an answer that nobody waited for");
+        rig.server.answer_soon(Response::done());
+        if end {
+            rig.server.close()
+        } else {
+            rig.server.turn()
+        }
+        let mut text = [0; 12];
+        (&client).read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"HTTP/1.1 204");
+    }
+}
+
+#[test]
 fn what_is_no_http_is_told_and_ends_the_connection() {
     for (bytes, status) in [
         (b"nonsense\r\n\r\n".to_vec(), 400),
