@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -42,6 +43,19 @@ fn threads(pid: u32) -> BTreeMap<String, u32> {
 fn monitor(cli: &Running) -> u32 {
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", cli.pid())).unwrap();
     children.split_whitespace().next().expect("a process").parse().unwrap()
+}
+
+/// The files at and below `path` that users other than root and the owner can read, by the modes on the way there from `path`. What goes
+/// meanwhile is no file.
+fn readable_by_others(path: &Path) -> Vec<PathBuf> {
+    let Ok(meta) = fs::symlink_metadata(path) else { return Vec::new() };
+    let (search, read) = (0o011, 0o044);
+    let mode = meta.permissions().mode();
+    if meta.is_dir() && mode & search != 0 {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        return entries.flat_map(|entry| readable_by_others(&entry.path())).collect();
+    }
+    if meta.is_file() && mode & read != 0 { vec![path.to_owned()] } else { Vec::new() }
 }
 
 /// That a microVM's process, which was given half of a CPU, is in groups that hold it to that and to bounds of its memory and tasks.
@@ -86,6 +100,9 @@ fn group_11_each_thread_of_a_container_is_confined() {
     let mut running = Running::start(command);
     running.wait_for("up", patience);
     let pid = monitor(&running);
+    // Layers, templates, disks and memory: another user reads none of it, while it is there and when it has gone.
+    assert!(fs::read_dir(lab.store().join("layers")).unwrap().next().is_some(), "the image has some");
+    assert_eq!([lab.store(), &lab.run_dir()].map(readable_by_others), [const { Vec::<PathBuf>::new() }; 2]);
     let descriptors = |pid: u32| {
         let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
         all.filter_map(|fd| fs::read_link(fd.path()).ok()).collect::<Vec<_>>()
