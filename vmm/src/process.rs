@@ -1,6 +1,10 @@
-//! What Rust's runtime does at the start of a program, for one with an entry of its own.
+//! What Rust's runtime does at the start of a program, for one with an entry of its own; and what a process does before a machine has
+//! it start threads.
 
 use std::io;
+
+/// Descriptors to have room for before the first thread starts; more than a machine has without clients.
+const FD_ROOM: libc::c_int = 255;
 
 /// Closes every descriptor but the first three: whatever this process was started with beside them. To be called before it
 /// opens any of its own.
@@ -45,4 +49,26 @@ pub fn prepare() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Grows the descriptor table while there is one thread, which is free; later it waits for an RCU grace period.
+pub(crate) fn reserve_descriptors() {
+    // SAFETY: plain descriptor calls; a descriptor that comes back is ours alone, and is closed at once. A limit too
+    // low for it only means that the table grows later.
+    unsafe {
+        let high = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, FD_ROOM);
+        if high >= 0 {
+            libc::close(high);
+        }
+    }
+}
+
+/// Has all threads allocate from one heap: the others would reserve 64 MiB each at their first allocation, and vCPU threads
+/// hardly allocate.
+pub(crate) fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number; the allocator takes its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }

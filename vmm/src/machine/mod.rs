@@ -36,6 +36,7 @@ use crate::host::{self, KvmKind};
 use crate::irq::KvmRoutes;
 use crate::memory::Ram;
 use crate::pager::Pager;
+use crate::process;
 use crate::sandbox::{self, Entered, Sandbox, Thread};
 use crate::slots::{self, Rest};
 use crate::snapshot::memory::Source;
@@ -52,8 +53,6 @@ pub use handle::{Handle, RunState};
 /// Three pages KVM needs on VT-x, and the identity map's one below them, out of the guest's sight (api.rst, 4.35, 4.41).
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
-/// Descriptors to have room for before the first thread starts; more than a machine has without clients.
-const FD_ROOM: libc::c_int = 255;
 
 /// Where the serial console comes from and goes to, when the process around the machine wants it otherwise than
 /// [`SerialConfig`] says.
@@ -186,8 +185,8 @@ impl Machine {
             Some(source) => snapshot::disks::provide(&mut config.devices, &source.path)?,
             None => Vec::new(),
         };
-        reserve_descriptors();
-        one_heap();
+        process::reserve_descriptors();
+        process::one_heap();
         let host_kvm = host::open()?;
         if let Some(saved) = &saved {
             restore::check_host(saved, &host_kvm)?;
@@ -343,28 +342,6 @@ pub struct Remains {
 /// Nothing that panics leaves these half-changed.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Grows the descriptor table while there is one thread, which is free; later it waits for an RCU grace period.
-fn reserve_descriptors() {
-    // SAFETY: plain descriptor calls; a descriptor that comes back is ours alone, and is closed at once. A limit too
-    // low for it only means that the table grows later.
-    unsafe {
-        let high = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, FD_ROOM);
-        if high >= 0 {
-            libc::close(high);
-        }
-    }
-}
-
-/// Has all threads allocate from one heap: the others would reserve 64 MiB each at their first allocation, and vCPU threads
-/// hardly allocate.
-fn one_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number; the allocator takes its own lock.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
 }
 
 fn create_vm(host_kvm: &Kvm) -> Result<VmFd, VmmError> {
