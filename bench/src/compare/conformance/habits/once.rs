@@ -152,7 +152,20 @@ pub(super) const HABITS: &[Habit] = &[
     habit(
         "limits and parameters",
         &[
-            out(&["run", "--rm", "--ulimit", "cpu=100:200", "{image}", "sh", "-c", "ulimit -St; ulimit -Ht"]),
+            out(&[
+                "run",
+                "--rm",
+                "--ulimit",
+                "nofile=100:200",
+                "--ulimit",
+                "nproc=300:400",
+                "--ulimit",
+                "cpu=500",
+                "{image}",
+                "sh",
+                "-c",
+                "ulimit -Sn; ulimit -Hn; ulimit -Sp; ulimit -Hp; ulimit -St; ulimit -Ht",
+            ]),
             out(&[
                 "run",
                 "--rm",
