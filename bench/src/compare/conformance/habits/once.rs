@@ -20,7 +20,7 @@ pub(super) const HABITS: &[Habit] = &[
         ],
     ),
     habit(
-        "a process that a signal ends",
+        "the first process cannot kill itself",
         &[code(&["run", "--rm", "{image}", "sh", "-c", "kill -9 $$; sleep 1; exit 3"])],
     ),
     habit(
