@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     DumpableBehavior, Pid, WaitOptions, geteuid, getpid, getppid, parent_process_death_signal, set_dumpable_behavior,
@@ -70,12 +71,7 @@ pub fn mapping(user: u32) -> io::Result<OwnedFd> {
     let map = |what: &str| fs::write(format!("/proc/{child}/{what}_map"), format!("0 {user} 1\n1 1 {}\n", user - 1));
     let namespace = map("uid").and_then(|()| map("gid")).and_then(|()| File::open(format!("/proc/{child}/ns/user")));
     drop(ours);
-    let ended = loop {
-        match waitpid(Pid::from_raw(child), WaitOptions::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
-            result => break result,
-        }
-    };
+    let ended = retry_on_intr(|| waitpid(Pid::from_raw(child), WaitOptions::empty()));
     if ended.is_err() {
         // It cannot be said to have ended: then its stack stays.
         std::mem::forget(stack);

@@ -169,16 +169,11 @@ impl<'a> Side<'a> {
 impl Drop for Side<'_> {
     /// Nothing of it stays, whatever became of it: also if all else is to end.
     fn drop(&mut self) {
-        // Nobody breaks this off.
-        let Ok((stop, _other)) = UnixStream::pair() else { return };
-        let patience = Patience { limit: self.bout.limit, stop: stop.as_fd() };
         let names = ["", "-2"].map(|end| format!("{}{end}", self.name));
-        for words in [["rm", "-f"], ["volume", "rm"], ["rmi", "-f"]] {
+        for [verb, what] in [["rm", "-f"], ["volume", "rm"], ["rmi", "-f"]] {
             for name in &names {
-                let mut command = Command::new(self.program);
-                command.args(words).arg(name);
                 // What is not there cannot be removed.
-                let _ = Running::start(command, Input::Nothing).and_then(|running| running.end(patience));
+                let _ = clear(self.program, &[verb, what, name], self.bout.limit);
             }
         }
     }
@@ -223,6 +218,15 @@ pub fn prepare(program: &Path, words: &[&str], limit: Duration, stop: BorrowedFd
     command.args(words);
     let ended = Running::start(command, Input::Nothing)?.end(Patience { limit, stop })?;
     ended.good(&format!("{} {}", program.display(), words[0])).map(drop)
+}
+
+/// The same for what is to be done whatever became of a bout: nobody breaks it off.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn clear(program: &Path, words: &[&str], limit: Duration) -> Result<(), BenchError> {
+    let (stop, _other) = UnixStream::pair().map_err(io_error("socket"))?;
+    prepare(program, words, limit, stop.as_fd())
 }
 
 #[cfg(test)]
