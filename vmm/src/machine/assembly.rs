@@ -15,7 +15,7 @@ use super::error::{VmmError, io_error, kvm};
 use super::{Console, Subscriber};
 use crate::config::{BootSource, SerialConfig, VmConfig};
 use crate::events::ExitReason;
-use crate::irq::IrqFdLine;
+use crate::irq::IrqLines;
 use crate::snapshot::SnapshotError;
 
 /// First guest-physical address of the virtio-mmio windows.
@@ -46,6 +46,7 @@ pub(super) type Transports = Vec<Arc<Mutex<MmioTransport>>>;
 /// Puts devices on their buses, wires their interrupts and events.
 pub(super) struct Assembly<'a> {
     pub vm: &'a VmFd,
+    pub lines: &'a IrqLines,
     pub pio: &'a Bus,
     pub mmio: &'a Bus,
     pub manager: &'a mut EventManager<Subscriber>,
@@ -55,7 +56,7 @@ pub(super) struct Assembly<'a> {
 
 impl Assembly<'_> {
     fn line(&self, gsi: u32) -> Result<Arc<dyn InterruptLine>, VmmError> {
-        Ok(Arc::new(IrqFdLine::new(self.vm, gsi).map_err(io_error("irqfd"))?))
+        self.lines.line(gsi).map_err(io_error("interrupt line"))
     }
 
     pub(super) fn legacy(

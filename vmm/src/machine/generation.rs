@@ -4,7 +4,6 @@
 //! no ACPI: there init does that, and more.
 
 use boot::acpi::generation::{ADDRESS, LEN};
-use devices::InterruptLine;
 use devices::legacy::IoapicState;
 use rustix::rand::GetRandomFlags;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -12,7 +11,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use super::Parts;
 use super::assembly::GENERATION_GSI;
 use super::error::{VmmError, io_error};
-use crate::irq::IrqFdLine;
 
 /// Of a redirection entry: the guest does not listen.
 const MASKED: u64 = 1 << 16;
@@ -31,7 +29,7 @@ pub(super) fn announce(parts: &Parts, ioapic: &IoapicState) -> Result<(), VmmErr
         return Ok(());
     }
     renew(parts.memory.guest())?;
-    // Dropped at once: what has been signalled is delivered.
-    let line = IrqFdLine::new(&parts.vm, GENERATION_GSI).map_err(io_error("irqfd"))?;
-    line.trigger().map_err(io_error("irqfd"))
+    // Dropped at once: what has been signalled is delivered, since the pin is not masked.
+    let line = parts.lines.line(GENERATION_GSI).map_err(io_error("interrupt line"))?;
+    line.trigger().map_err(io_error("interrupt line"))
 }

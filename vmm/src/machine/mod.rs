@@ -33,7 +33,7 @@ use crate::chores::{Chores, Doing};
 use crate::config::{ConfigError, Paging, VmConfig};
 use crate::events::{Event, ExitReason, Phase, monotonic_ns};
 use crate::host::{self, KvmKind};
-use crate::irq::KvmRoutes;
+use crate::irq::{IrqLines, KvmRoutes};
 use crate::memory::Ram;
 use crate::pager::Pager;
 use crate::process;
@@ -97,6 +97,7 @@ struct Parts {
     chores: Arc<Chores>,
     serial: Arc<Mutex<Serial>>,
     ioapic: Arc<Mutex<Ioapic>>,
+    lines: Arc<IrqLines>,
     kvm: Kvm,
     vm: Arc<VmFd>,
     /// Gives `memory` its pages, if a mapping does not.
@@ -218,10 +219,12 @@ impl Machine {
         };
 
         let (pio, mmio) = (Bus::default(), Bus::default());
-        let ioapic = Arc::new(Mutex::new(Ioapic::new(Box::new(KvmRoutes(vm.clone())))));
+        let lines = Arc::new(IrqLines::new(vm.clone()));
+        let ioapic = Arc::new(Mutex::new(Ioapic::new(Box::new(KvmRoutes(lines.clone())))));
         mmio.insert(IOAPIC_BASE, 0x1000, ioapic.clone())?;
         let slow_interrupts = host::kind() == KvmKind::SoftwareNested;
-        let mut assembly = Assembly { vm: &vm, pio: &pio, mmio: &mmio, manager: &mut manager, slow_interrupts };
+        let mut assembly =
+            Assembly { vm: &vm, lines: &lines, pio: &pio, mmio: &mmio, manager: &mut manager, slow_interrupts };
         let serial = assembly.legacy(&config, console, saved.as_ref().map(|saved| &saved.serial), &ending)?;
         let (transports, registers) = assembly.virtio(&config, built, &windows.beside(ram)?)?;
         let metrics = transports.iter().map(|transport| lock(transport).metrics());
@@ -242,6 +245,7 @@ impl Machine {
             chores,
             serial,
             ioapic,
+            lines,
             kvm: host_kvm,
             vm,
             pager: Mutex::new(pager),

@@ -3,8 +3,8 @@
 use devices::virtio::{DEVICES, DeviceKind};
 use devices::worker::Work;
 use kvm_bindings::{
-    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_irq_routing, kvm_lapic_state, kvm_mp_state, kvm_msr_list, kvm_msrs,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_irq_routing, kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msr_list,
+    kvm_msrs, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use libc::c_long;
 
@@ -61,7 +61,10 @@ const VCPU_IOCTLS: &[u32] = &[
     request(READ, 0xcf, size_of::<kvm_xsave>()),        // KVM_GET_XSAVE2
     request(READ, 0xa6, size_of::<kvm_xcrs>()),         // KVM_GET_XCRS
     SET_GSI_ROUTING,
+    IRQFD,
 ];
+/// KVM_IRQFD: it has unmasked the pin for the first time.
+const IRQFD: u32 = request(WRITE, 0x76, size_of::<kvm_irqfd>());
 /// KVM_SET_GSI_ROUTING: the guest has set up a pin of the IOAPIC.
 const SET_GSI_ROUTING: u32 = request(WRITE, 0x6a, size_of::<kvm_irq_routing>());
 /// KVM_GET_MSR_INDEX_LIST.
@@ -101,7 +104,7 @@ const EVENTS: &[c_long] = &[
     libc::SYS_unlink,
 ];
 /// Clients that do not wait, and routes of interrupts.
-const EVENTS_IOCTLS: &[u32] = &[libc::FIONBIO as u32, SET_GSI_ROUTING];
+const EVENTS_IOCTLS: &[u32] = &[libc::FIONBIO as u32, SET_GSI_ROUTING, IRQFD];
 
 /// Starting a thread.
 const STARTING: &[c_long] = &[
@@ -183,6 +186,7 @@ pub static REQUESTS: Work = Work {
         GET_CLOCK,
         GET_MSR_INDEX_LIST,
         SET_GSI_ROUTING,
+        IRQFD,
     ],
     ..Work::named("requests")
 };
