@@ -2,8 +2,9 @@
 //!
 //! A filter costs most when a thread takes it: the kernel checks it, translates it twice, and goes through it once for each call that
 //! it has (`seccomp_cache_prepare_bitmap`), all of which the guest's first instruction waits for. So it is short, and the way to
-//! each answer is: numbers are halved until a few are left, and those are compared one by one. The library's filters, which
-//! the tests compare these with, compare all numbers one by one, and have three times as many instructions.
+//! each answer is: the numbers are a few ranges with one answer each, which are halved by comparisons, and the answers stand once, behind
+//! all of those. The library's filters, which the tests compare these with, compare all numbers one by one, and have five
+//! times as many instructions.
 
 use libc::c_long;
 use seccompiler::{BpfProgram, sock_filter};
@@ -16,8 +17,8 @@ const ABSENT: [c_long; 2] = [libc::SYS_clone3, libc::SYS_io_uring_setup];
 /// `prctl(PR_SET_VMA, ...)`: the C library names memory. libc has no name for it.
 const PR_SET_VMA: u32 = 0x5356_4d41;
 
-/// Numbers that are compared one by one.
-const ROW: usize = 4;
+/// Behind the calls that the kernel has, about: as many it tries. The halves of a search are to have as many each.
+const NUMBERS: u32 = 480;
 
 /// A filter that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -42,25 +43,42 @@ pub fn compile(calls: &Calls, mode: Mode) -> Result<BpfProgram, FilterError> {
     let mut numbers: Vec<_> = calls.numbers().chain(absent.iter().copied()).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    let cases: Vec<_> = numbers.into_iter().map(|number| (number as u32, answer(number, calls, absent))).collect();
-    let mut filter = Filter { other, program: Vec::with_capacity(4 * cases.len() + 64) };
+    let cases = numbers.into_iter().map(|number| (number as u32, answer(number, calls, absent)));
+    let mut filter = Filter { other, program: Vec::with_capacity(128) };
     // Numbers mean something else to programs of another kind.
     filter.push(load(ARCHITECTURE));
     filter.push(jump(libc::BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0));
     filter.push(give(libc::SECCOMP_RET_KILL_PROCESS));
     filter.push(load(NUMBER));
-    filter.search(&cases)?;
+    filter.search(&ranges(cases), NUMBERS)?;
     Ok(filter.program)
+}
+
+/// The answers to all numbers, each from its number to where the next begins; the cases are in order.
+fn ranges(cases: impl Iterator<Item = (u32, Answer)>) -> Vec<(u32, Answer)> {
+    let mut ranges = vec![(0, Answer::Other)];
+    let mut put = |from: u32, answer: Answer| match ranges.last_mut() {
+        Some(last) if last.0 == from => last.1 = answer,
+        _ => ranges.push((from, answer)),
+    };
+    for (number, answer) in cases {
+        put(number, answer);
+        put(number + 1, Answer::Other);
+    }
+    ranges.dedup_by(|next, last| next.1 == last.1);
+    ranges
 }
 
 /// What a call is answered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
+    /// It is on no list.
+    Other,
     /// It is carried out.
     Allowed,
     /// As by a kernel that does not have it.
     Absent,
-    /// It is carried out if the bits of `mask`, of the low half of this argument, are one of these. The kernel looks at no others
+    /// It is carried out if the bits of `mask`, of the low half of this argument, are one of these, of which there is one at least. The kernel looks at no others
     /// where this is used.
     If { argument: u32, mask: u32, one_of: Vec<u32> },
 }
@@ -69,19 +87,55 @@ impl Answer {
     /// Instructions that it takes.
     fn len(&self) -> usize {
         match self {
-            Answer::Allowed | Answer::Absent => 1,
-            Answer::If { mask, one_of, .. } => 3 + usize::from(*mask != u32::MAX) + one_of.len(),
+            Answer::Other | Answer::Allowed | Answer::Absent => 1,
+            Answer::If { mask, one_of, .. } => 1 + usize::from(*mask != u32::MAX) + one_of.len(),
         }
     }
 }
 
-/// Instructions that it takes to find one of these, and to answer it.
-fn len(cases: &[(u32, Answer)]) -> usize {
-    if cases.len() <= ROW {
-        return cases.iter().map(|(_, answer)| 1 + answer.len()).sum::<usize>() + 1;
+/// The answers of some ranges, each once, in an order in which jumps go forward, and where each is among the instructions.
+struct Answers<'a>(Vec<(&'a Answer, usize)>);
+
+impl<'a> Answers<'a> {
+    /// Behind the comparisons that tell these ranges apart.
+    fn of(ranges: &'a [(u32, Answer)]) -> Self {
+        let is_condition = |answer: &&Answer| matches!(answer, Answer::If { .. });
+        let all = || ranges.iter().map(|(_, answer)| answer);
+        // What a condition leads to comes behind it.
+        let ends = [Answer::Other, Answer::Allowed].iter().filter(|_| all().any(|answer| is_condition(&answer)));
+        let plain = all().filter(|answer| !is_condition(answer));
+        let mut answers: Vec<&Answer> = Vec::new();
+        for answer in all().filter(is_condition).chain(plain).chain(ends) {
+            if !answers.contains(&answer) {
+                answers.push(answer);
+            }
+        }
+        let mut next = ranges.len() - 1;
+        let place = |answer: &'a Answer| {
+            let at = next;
+            next += answer.len();
+            (answer, at)
+        };
+        Answers(answers.into_iter().map(place).collect())
     }
-    let (below, above) = cases.split_at(cases.len() / 2);
-    1 + usize::from(len(below) > FAR) + len(below) + len(above)
+
+    /// Instructions of the comparisons and of the answers.
+    fn len(&self) -> usize {
+        self.0.last().map_or(0, |(answer, at)| at + answer.len())
+    }
+
+    /// Where this one is.
+    fn place(&self, answer: &Answer) -> usize {
+        self.0.iter().find(|(known, _)| *known == answer).map_or(0, |(_, at)| *at)
+    }
+}
+
+/// Where to part ranges in two so that their numbers are as many; the last ends at `end`.
+fn middle(ranges: &[(u32, Answer)], end: u32) -> usize {
+    let half = ranges[0].0.midpoint(end);
+    let above = ranges.partition_point(|(from, _)| *from <= half).clamp(1, ranges.len() - 1);
+    let away = |at: usize| ranges[at].0.abs_diff(half);
+    if above > 1 && away(above - 1) < away(above) { above - 1 } else { above }
 }
 
 /// How many instructions a jump that compares can leave out.
@@ -99,40 +153,49 @@ impl Filter {
         self.program.push(instruction);
     }
 
-    /// Answers the call whose number is loaded; the cases are in order.
-    fn search(&mut self, cases: &[(u32, Answer)]) -> Result<(), FilterError> {
-        if cases.len() <= ROW {
-            return self.row(cases);
+    /// Answers the call whose number is loaded, by these ranges, of which the last ends at `end`.
+    fn search(&mut self, ranges: &[(u32, Answer)], end: u32) -> Result<(), FilterError> {
+        let answers = Answers::of(ranges);
+        if ranges.len() == 1 || answers.len() <= FAR {
+            let start = self.program.len();
+            self.halve(ranges, end, &answers, start)?;
+            return answers.0.iter().try_for_each(|(answer, _)| self.answer(answer, &answers, start));
         }
-        let (below, above) = cases.split_at(cases.len() / 2);
-        match u8::try_from(len(below)) {
-            Ok(left_out) => self.push(jump(libc::BPF_JGE, above[0].0, left_out, 0)),
-            Err(_) => {
-                self.push(jump(libc::BPF_JGE, above[0].0, 0, 1));
-                self.push(statement(libc::BPF_JMP | libc::BPF_JA, len(below) as u32));
-            }
-        }
-        self.search(below)?;
-        self.search(above)
+        // Too far for one jump: each part has answers of its own.
+        let (below, above) = ranges.split_at(middle(ranges, end));
+        let leap = self.program.len() + 1;
+        self.push(jump(libc::BPF_JGE, above[0].0, 0, 1));
+        self.push(statement(libc::BPF_JMP | libc::BPF_JA, 0));
+        self.search(below, above[0].0)?;
+        self.program[leap].k = (self.program.len() - leap - 1) as u32;
+        self.search(above, end)
     }
 
-    fn row(&mut self, cases: &[(u32, Answer)]) -> Result<(), FilterError> {
-        // Long answers come last, where no jump has to leave them out.
-        let mut order: Vec<_> = cases.iter().collect();
-        order.sort_by_key(|(_, answer)| answer.len());
-        let mut behind = 0;
-        for (at, (number, answer)) in order.iter().enumerate() {
-            // What is left of the comparisons, and the answer to none of them.
-            let left_out = order.len() - at - 1 + 1 + behind;
-            self.push(jump(libc::BPF_JEQ, *number, near(left_out)?, 0));
-            behind += answer.len();
+    /// One comparison less than there are ranges, each with what is below before what is above.
+    fn halve(
+        &mut self,
+        ranges: &[(u32, Answer)],
+        end: u32,
+        answers: &Answers,
+        start: usize,
+    ) -> Result<(), FilterError> {
+        if ranges.len() == 1 {
+            return Ok(());
         }
-        self.push(give(self.other));
-        order.into_iter().try_for_each(|(_, answer)| self.answer(answer))
+        let (below, above) = ranges.split_at(middle(ranges, end));
+        let next = self.program.len() - start + 1;
+        let to = |part: &[(u32, Answer)], compared: usize| match part {
+            [(_, answer)] => near(answers.place(answer) - next),
+            _ => near(compared),
+        };
+        self.push(jump(libc::BPF_JGE, above[0].0, to(above, below.len() - 1)?, to(below, 0)?));
+        self.halve(below, above[0].0, answers, start)?;
+        self.halve(above, end, answers, start)
     }
 
-    fn answer(&mut self, answer: &Answer) -> Result<(), FilterError> {
+    fn answer(&mut self, answer: &Answer, answers: &Answers, start: usize) -> Result<(), FilterError> {
         match answer {
+            Answer::Other => self.push(give(self.other)),
             Answer::Allowed => self.push(give(libc::SECCOMP_RET_ALLOW)),
             Answer::Absent => self.push(give(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32)),
             Answer::If { argument, mask, one_of } => {
@@ -141,10 +204,11 @@ impl Filter {
                     self.push(statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, *mask));
                 }
                 for (at, value) in one_of.iter().enumerate() {
-                    self.push(jump(libc::BPF_JEQ, *value, near(one_of.len() - at)?, 0));
+                    let next = self.program.len() - start + 1;
+                    let otherwise = if at + 1 < one_of.len() { 0 } else { answers.place(&Answer::Other) - next };
+                    let allowed = near(answers.place(&Answer::Allowed) - next)?;
+                    self.push(jump(libc::BPF_JEQ, *value, allowed, near(otherwise)?));
                 }
-                self.push(give(self.other));
-                self.push(give(libc::SECCOMP_RET_ALLOW));
             }
         }
         Ok(())
