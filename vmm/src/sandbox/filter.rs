@@ -43,34 +43,24 @@ pub fn compile(calls: &Calls, mode: Mode) -> Result<BpfProgram, FilterError> {
     let mut numbers: Vec<_> = calls.numbers().chain(absent.iter().copied()).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    let cases = numbers.into_iter().map(|number| (number as u32, answer(number, calls, absent)));
-    let mut filter = Filter { other, program: Vec::with_capacity(128) };
+    let mut filter = Filter { other, conditions: Vec::new(), program: Vec::with_capacity(128) };
+    let mut ranges = vec![(0, Answer::Other)];
+    for number in numbers {
+        let answer = if absent.contains(&number) { Answer::Absent } else { filter.answer_to(number, calls) };
+        put(&mut ranges, number as u32, answer);
+        put(&mut ranges, number as u32 + 1, Answer::Other);
+    }
     // Numbers mean something else to programs of another kind.
     filter.push(load(ARCHITECTURE));
     filter.push(jump(libc::BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0));
     filter.push(give(libc::SECCOMP_RET_KILL_PROCESS));
     filter.push(load(NUMBER));
-    filter.search(&ranges(cases), NUMBERS)?;
+    filter.search(&ranges, NUMBERS)?;
     Ok(filter.program)
 }
 
-/// The answers to all numbers, each from its number to where the next begins; the cases are in order.
-fn ranges(cases: impl Iterator<Item = (u32, Answer)>) -> Vec<(u32, Answer)> {
-    let mut ranges = vec![(0, Answer::Other)];
-    let mut put = |from: u32, answer: Answer| match ranges.last_mut() {
-        Some(last) if last.0 == from => last.1 = answer,
-        _ => ranges.push((from, answer)),
-    };
-    for (number, answer) in cases {
-        put(number, answer);
-        put(number + 1, Answer::Other);
-    }
-    ranges.dedup_by(|next, last| next.1 == last.1);
-    ranges
-}
-
 /// What a call is answered with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
     /// It is on no list.
     Other,
@@ -78,64 +68,51 @@ enum Answer {
     Allowed,
     /// As by a kernel that does not have it.
     Absent,
-    /// It is carried out if the bits of `mask`, of the low half of this argument, are one of these, of which there is one at least. The kernel looks at no others
-    /// where this is used.
-    If { argument: u32, mask: u32, one_of: Vec<u32> },
+    /// It is carried out if this of the filter's conditions holds.
+    If(usize),
 }
 
-impl Answer {
-    /// Instructions that it takes.
-    fn len(&self) -> usize {
-        match self {
-            Answer::Other | Answer::Allowed | Answer::Absent => 1,
-            Answer::If { mask, one_of, .. } => 1 + usize::from(*mask != u32::MAX) + one_of.len(),
-        }
-    }
+/// That the bits of `mask`, of the low half of this argument, are one of these, of which there is one at least. The kernel looks
+/// at no others where this is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Condition {
+    argument: u32,
+    mask: u32,
+    one_of: Vec<u32>,
 }
 
-/// The answers of some ranges, each once, in an order in which jumps go forward, and where each is among the instructions.
-struct Answers<'a>(Vec<(&'a Answer, usize)>);
+/// Numbers with one answer: from this one to where the next range begins.
+type Range = (u32, Answer);
 
-impl<'a> Answers<'a> {
-    /// Behind the comparisons that tell these ranges apart.
-    fn of(ranges: &'a [(u32, Answer)]) -> Self {
-        let is_condition = |answer: &&Answer| matches!(answer, Answer::If { .. });
-        let all = || ranges.iter().map(|(_, answer)| answer);
-        // What a condition leads to comes behind it.
-        let ends = [Answer::Other, Answer::Allowed].iter().filter(|_| all().any(|answer| is_condition(&answer)));
-        let plain = all().filter(|answer| !is_condition(answer));
-        let mut answers: Vec<&Answer> = Vec::new();
-        for answer in all().filter(is_condition).chain(plain).chain(ends) {
-            if !answers.contains(&answer) {
-                answers.push(answer);
-            }
-        }
-        let mut next = ranges.len() - 1;
-        let place = |answer: &'a Answer| {
-            let at = next;
-            next += answer.len();
-            (answer, at)
-        };
-        Answers(answers.into_iter().map(place).collect())
+/// From this number on there is this answer.
+fn put(ranges: &mut Vec<Range>, from: u32, answer: Answer) {
+    if ranges.last().is_some_and(|last| last.0 == from) {
+        ranges.pop();
     }
-
-    /// Instructions of the comparisons and of the answers.
-    fn len(&self) -> usize {
-        self.0.last().map_or(0, |(answer, at)| at + answer.len())
-    }
-
-    /// Where this one is.
-    fn place(&self, answer: &Answer) -> usize {
-        self.0.iter().find(|(known, _)| *known == answer).map_or(0, |(_, at)| *at)
+    if ranges.last().is_none_or(|last| last.1 != answer) {
+        ranges.push((from, answer));
     }
 }
 
 /// Where to part ranges in two so that their numbers are as many; the last ends at `end`.
-fn middle(ranges: &[(u32, Answer)], end: u32) -> usize {
+fn middle(ranges: &[Range], end: u32) -> usize {
     let half = ranges[0].0.midpoint(end);
     let above = ranges.partition_point(|(from, _)| *from <= half).clamp(1, ranges.len() - 1);
     let away = |at: usize| ranges[at].0.abs_diff(half);
     if above > 1 && away(above - 1) < away(above) { above - 1 } else { above }
+}
+
+/// The answers of some ranges, each once, in an order in which jumps go forward, and where each is among the instructions.
+struct Answers {
+    places: Vec<(Answer, usize)>,
+    /// Instructions of the comparisons and of the answers.
+    len: usize,
+}
+
+impl Answers {
+    fn place(&self, answer: Answer) -> usize {
+        self.places.iter().find(|(known, _)| *known == answer).map_or(0, |(_, at)| *at)
+    }
 }
 
 /// How many instructions a jump that compares can leave out.
@@ -145,6 +122,7 @@ const FAR: usize = u8::MAX as usize;
 struct Filter {
     /// What all that is on no list is answered with.
     other: u32,
+    conditions: Vec<Condition>,
     program: BpfProgram,
 }
 
@@ -153,13 +131,23 @@ impl Filter {
         self.program.push(instruction);
     }
 
+    /// What a call is answered with that is on the list.
+    fn answer_to(&mut self, number: c_long, calls: &Calls) -> Answer {
+        let Some(condition) = condition(number, calls) else { return Answer::Allowed };
+        let known = self.conditions.iter().position(|known| *known == condition);
+        Answer::If(known.unwrap_or_else(|| {
+            self.conditions.push(condition);
+            self.conditions.len() - 1
+        }))
+    }
+
     /// Answers the call whose number is loaded, by these ranges, of which the last ends at `end`.
-    fn search(&mut self, ranges: &[(u32, Answer)], end: u32) -> Result<(), FilterError> {
-        let answers = Answers::of(ranges);
-        if ranges.len() == 1 || answers.len() <= FAR {
+    fn search(&mut self, ranges: &[Range], end: u32) -> Result<(), FilterError> {
+        let answers = self.answers(ranges);
+        if ranges.len() == 1 || answers.len <= FAR {
             let start = self.program.len();
             self.halve(ranges, end, &answers, start)?;
-            return answers.0.iter().try_for_each(|(answer, _)| self.answer(answer, &answers, start));
+            return answers.places.iter().try_for_each(|(answer, _)| self.answer(*answer, &answers, start));
         }
         // Too far for one jump: each part has answers of its own.
         let (below, above) = ranges.split_at(middle(ranges, end));
@@ -171,21 +159,38 @@ impl Filter {
         self.search(above, end)
     }
 
+    /// The answers behind the comparisons that tell these ranges apart.
+    fn answers(&self, ranges: &[Range]) -> Answers {
+        let mut answers = Answers { places: Vec::with_capacity(8), len: ranges.len() - 1 };
+        let is = |answer: Answer| ranges.iter().any(|(_, of)| *of == answer);
+        let conditions = (0..self.conditions.len()).filter(|which| is(Answer::If(*which)));
+        // What a condition leads to comes behind it.
+        let mut put = |answer: Answer, len: usize| {
+            answers.places.push((answer, answers.len));
+            answers.len += len;
+        };
+        let mut conditional = false;
+        for which in conditions {
+            put(Answer::If(which), self.conditions[which].len());
+            conditional = true;
+        }
+        for answer in [Answer::Other, Answer::Allowed, Answer::Absent] {
+            if is(answer) || conditional && answer != Answer::Absent {
+                put(answer, 1);
+            }
+        }
+        answers
+    }
+
     /// One comparison less than there are ranges, each with what is below before what is above.
-    fn halve(
-        &mut self,
-        ranges: &[(u32, Answer)],
-        end: u32,
-        answers: &Answers,
-        start: usize,
-    ) -> Result<(), FilterError> {
+    fn halve(&mut self, ranges: &[Range], end: u32, answers: &Answers, start: usize) -> Result<(), FilterError> {
         if ranges.len() == 1 {
             return Ok(());
         }
         let (below, above) = ranges.split_at(middle(ranges, end));
         let next = self.program.len() - start + 1;
-        let to = |part: &[(u32, Answer)], compared: usize| match part {
-            [(_, answer)] => near(answers.place(answer) - next),
+        let to = |part: &[Range], compared: usize| match part {
+            [(_, answer)] => near(answers.place(*answer) - next),
             _ => near(compared),
         };
         self.push(jump(libc::BPF_JGE, above[0].0, to(above, below.len() - 1)?, to(below, 0)?));
@@ -193,25 +198,33 @@ impl Filter {
         self.halve(above, end, answers, start)
     }
 
-    fn answer(&mut self, answer: &Answer, answers: &Answers, start: usize) -> Result<(), FilterError> {
+    fn answer(&mut self, answer: Answer, answers: &Answers, start: usize) -> Result<(), FilterError> {
         match answer {
             Answer::Other => self.push(give(self.other)),
             Answer::Allowed => self.push(give(libc::SECCOMP_RET_ALLOW)),
             Answer::Absent => self.push(give(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32)),
-            Answer::If { argument, mask, one_of } => {
+            Answer::If(which) => {
+                let Condition { argument, mask, one_of } = self.conditions[which].clone();
                 self.push(load(ARGUMENTS + 8 * argument));
-                if *mask != u32::MAX {
-                    self.push(statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, *mask));
+                if mask != u32::MAX {
+                    self.push(statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask));
                 }
                 for (at, value) in one_of.iter().enumerate() {
                     let next = self.program.len() - start + 1;
-                    let otherwise = if at + 1 < one_of.len() { 0 } else { answers.place(&Answer::Other) - next };
-                    let allowed = near(answers.place(&Answer::Allowed) - next)?;
+                    let otherwise = if at + 1 < one_of.len() { 0 } else { answers.place(Answer::Other) - next };
+                    let allowed = near(answers.place(Answer::Allowed) - next)?;
                     self.push(jump(libc::BPF_JEQ, *value, allowed, near(otherwise)?));
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl Condition {
+    /// Instructions that it takes.
+    fn len(&self) -> usize {
+        1 + usize::from(self.mask != u32::MAX) + self.one_of.len()
     }
 }
 
@@ -243,20 +256,19 @@ fn jump(comparison: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code: (libc::BPF_JMP | comparison | libc::BPF_K) as u16, jt, jf, k }
 }
 
-/// What a call is answered with that is on a list, or `absent`.
-fn answer(number: c_long, calls: &Calls, absent: &[c_long]) -> Answer {
-    let one_of = |argument, one_of: Vec<u32>| Answer::If { argument, mask: u32::MAX, one_of };
+/// On what a call is carried out that is on the list; none if on nothing.
+fn condition(number: c_long, calls: &Calls) -> Option<Condition> {
+    let one_of = |argument, one_of: Vec<u32>| Some(Condition { argument, mask: u32::MAX, one_of });
     match number {
-        absentee if absent.contains(&absentee) => Answer::Absent,
         libc::SYS_ioctl => one_of(1, calls.ioctls().collect()),
         // No memory that can be run is made.
         libc::SYS_mmap | libc::SYS_mprotect => {
-            Answer::If { argument: 2, mask: libc::PROT_EXEC as u32, one_of: vec![0] }
+            Some(Condition { argument: 2, mask: libc::PROT_EXEC as u32, one_of: vec![0] })
         }
         // Threads of this process, and no processes.
         libc::SYS_clone => {
             let flags = (libc::CLONE_THREAD | libc::CLONE_VM) as u32;
-            Answer::If { argument: 0, mask: flags, one_of: vec![flags] }
+            Some(Condition { argument: 0, mask: flags, one_of: vec![flags] })
         }
         libc::SYS_socket => one_of(0, vec![libc::AF_UNIX as u32]),
         // Signals only to this process's own threads.
@@ -268,7 +280,7 @@ fn answer(number: c_long, calls: &Calls, absent: &[c_long]) -> Answer {
                 .map(|c| c as u32)
                 .into(),
         ),
-        _ => Answer::Allowed,
+        _ => None,
     }
 }
 

@@ -52,15 +52,15 @@ fn run(program: &[sock_filter], asked: &Asked) -> (u32, usize) {
 
 /// The library's filter for the same, but for calls that are to seem absent.
 fn librarys(calls: &Calls) -> BpfProgram {
-    let rule = |number| match answer(number, calls, &[]) {
-        Answer::If { argument, mask, one_of } => {
+    let rule = |number| match condition(number, calls) {
+        Some(Condition { argument, mask, one_of }) => {
             let masked = SeccompCmpOp::MaskedEq(mask.into());
             let condition = |value: u32| {
                 SeccompCondition::new(argument as u8, SeccompCmpArgLen::Dword, masked.clone(), value.into()).unwrap()
             };
             one_of.into_iter().map(|value| SeccompRule::new(vec![condition(value)]).unwrap()).collect()
         }
-        _ => Vec::new(),
+        None => Vec::new(),
     };
     let rules: BTreeMap<_, _> = calls.numbers().map(|number| (number, rule(number))).collect();
     let (other, allow) = (SeccompAction::KillProcess, SeccompAction::Allow);
