@@ -61,6 +61,14 @@ pub fn spawn(work: &'static Work, task: impl FnOnce() + Send + 'static) -> io::R
     receiver.recv().map_err(|_| gone())?
 }
 
+/// As [`spawn`], but the calling thread starts it, whether or not there is one that starts others: sooner, and for one that may.
+///
+/// # Errors
+/// The host gives no thread.
+pub fn spawn_here(work: &'static Work, task: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    start(work, Box::new(task))
+}
+
 /// Has a worker do something, and waits for it.
 ///
 /// # Errors

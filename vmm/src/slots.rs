@@ -149,7 +149,8 @@ impl Rest {
         Late { ram: self.ram.clone(), done: self.done.clone(), waited: false }
     }
 
-    /// Gives the VM the rest, on a thread of its own. `failed` is told if that fails; the vCPU must not go on then.
+    /// Gives the VM the rest, on a thread of its own, which the calling one must still be allowed to start: the first instruction waits
+    /// for it to come back. `failed` is told if that fails; the vCPU must not go on then.
     pub fn start(self, vm: Arc<VmFd>, failed: impl FnOnce(MemoryError) + Send + 'static) -> std::io::Result<Coming> {
         let work = move || {
             let mut numbered = (self.first..).zip(&self.pieces);
@@ -157,7 +158,7 @@ impl Rest {
                 failed(error);
             }
         };
-        let thread = worker::spawn(&SLOTS, work)?;
+        let thread = worker::spawn_here(&SLOTS, work)?;
         Ok(Coming(Some(thread)))
     }
 }

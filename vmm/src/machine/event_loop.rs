@@ -7,14 +7,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 
 use event_manager::EventManager;
-use kvm_ioctls::VmFd;
 
-use super::error::io_error;
 use super::{AtEnd, Handle, Parts, Subscriber, VmmError};
 use crate::events::ExitReason;
-use crate::memory::MemoryError;
 use crate::sandbox::{Door, Thread};
-use crate::slots::{Coming, Rest};
 
 /// Stack of the thread: what runs on it keeps its buffers on the heap. Small, so that no host backs it with a 2 MiB page.
 const STACK: usize = 512 << 10;
@@ -23,9 +19,6 @@ const STACK: usize = 512 << 10;
 pub(super) struct EventLoop {
     pub manager: EventManager<Subscriber>,
     pub handle: Handle,
-    /// RAM that has no memory slot yet.
-    pub rest: Option<Rest>,
-    pub vm: Arc<VmFd>,
     pub door: Option<Door>,
     /// None if there is nothing to do at the end but what the first vCPU's thread may do as well: then nobody is woken for that.
     pub closing: Option<Closing>,
@@ -60,8 +53,6 @@ impl EventLoop {
     }
 
     fn run(mut self) -> Result<(), VmmError> {
-        // Dropped before RAM is.
-        let _coming = self.rest.take().map(|rest| self.bring(rest)).transpose()?;
         if let Some(door) = self.door.take() {
             door.enter(Thread::Events)?;
         }
@@ -73,13 +64,6 @@ impl EventLoop {
             }
         }
         Ok(())
-    }
-
-    /// Has the rest of RAM come while the guest runs.
-    fn bring(&self, rest: Rest) -> Result<Coming, VmmError> {
-        let ending = self.handle.ending.clone();
-        let failed = move |error: MemoryError| ending.report(Err(error.into()));
-        rest.start(self.vm.clone(), failed).map_err(io_error("memory slots' thread"))
     }
 }
 

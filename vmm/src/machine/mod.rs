@@ -38,7 +38,7 @@ use crate::memory::Ram;
 use crate::pager::Pager;
 use crate::process;
 use crate::sandbox::{self, Entered, Sandbox, Thread};
-use crate::slots::{self, Rest};
+use crate::slots::{self, Coming, Rest};
 use crate::snapshot::memory::Source;
 use crate::snapshot::{self, Parent};
 use crate::vcpu::{Driver, Shared, Vcpu};
@@ -308,10 +308,13 @@ impl Machine {
         self.end.0.give_threads(threads.map_err(io_error("vCPU thread"))?, self.resume);
         let closing = (!self.parts.transports.is_empty() || self.at_end.is_some())
             .then(|| Closing { parts: self.parts.clone(), at_end: self.at_end.take() });
-        let (handle, vm) = (self.handle(), self.parts.vm.clone());
-        let events =
-            EventLoop { manager: self.manager, handle, rest: self.rest.take(), vm, door: door.clone(), closing };
+        let events = EventLoop { manager: self.manager, handle: self.end.0.clone(), door: door.clone(), closing };
         let events = events.start().map_err(io_error("event loop's thread"))?;
+        let rest = self.rest.take().map(|rest| {
+            let ending = ending.clone();
+            rest.start(self.parts.vm.clone(), move |error| ending.report(Err(error.into())))
+        });
+        let coming = rest.transpose().map_err(io_error("memory slots' thread"))?;
         // Dropped before that is, which waits for the end.
         let end = self.end;
         if let Some(door) = door {
@@ -325,7 +328,7 @@ impl Machine {
         if !events.has_closed() {
             self.parts.close();
         }
-        let remains = Remains { _events: events, _first: driver, _parts: self.parts };
+        let remains = Remains { _coming: coming, _events: events, _first: driver, _parts: self.parts };
         let (how, counts) = ending.take();
         let reason = how?;
         on_event(Event::Exit { reason, at_ns, counts });
@@ -337,7 +340,9 @@ impl Machine {
 /// them back; a process that is about to end may forget it instead, for the kernel does that faster.
 #[must_use]
 pub struct Remains {
-    /// Waited for first: devices go before the RAM they use.
+    /// What gives RAM its slots.
+    _coming: Option<Coming>,
+    /// Waited for: devices go before the RAM they use.
     _events: Serving,
     _first: Driver,
     _parts: Arc<Parts>,

@@ -261,7 +261,9 @@ pub fn lists(config: &VmConfig) -> Vec<List> {
         ("events", calls::events(config)),
         ("nursery", calls::nursery(&workers)),
     ];
-    let workers = workers.iter().map(|work| (work.name, calls::worker(work)));
+    // That one starts beside the event loop, and ends soon.
+    let slots = config.snapshot.is_some().then_some(&SLOTS);
+    let workers = workers.into_iter().chain(slots).map(|work| (work.name, calls::worker(work)));
     let list = |(thread, calls): (_, Calls)| List {
         thread,
         syscalls: calls.numbers().count(),
@@ -335,10 +337,6 @@ fn workers(config: &VmConfig, requests: bool) -> Vec<&'static Work> {
     }
     if config.serial != SerialConfig::Off {
         workers.push(&devices::legacy::serial::OUTPUT);
-    }
-    // The event loop starts that one, before it is confined.
-    if config.snapshot.is_some() && !workers.is_empty() {
-        workers.push(&SLOTS);
     }
     workers
 }
