@@ -108,6 +108,8 @@ pub struct Sandbox {
     /// Nothing of it may be missing.
     all: bool,
     config: VmConfig,
+    /// Clients of a control socket may ask for something.
+    requests: bool,
     /// What workers there may be.
     workers: Vec<&'static Work>,
 }
@@ -140,7 +142,7 @@ impl Sandbox {
     /// For a process with the machine of `config`, as `wanted`; with a control socket, if there are `requests`.
     pub fn new(Wanted { mode, files, all }: Wanted, config: VmConfig, requests: bool) -> Arc<Self> {
         let workers = workers(&config, requests);
-        Arc::new(Sandbox { mode, files, all, config, workers })
+        Arc::new(Sandbox { mode, files, all, config, requests, workers })
     }
 
     /// Gives up what no thread that starts from now on needs, and starts the nursery. To be called on the main thread, once the
@@ -170,7 +172,7 @@ impl Sandbox {
     /// Takes the host's files and the process's privileges away: those of its devices' workers stay. Tells what the host does not have for that.
     fn take_files(&self) -> Result<Missing, SandboxError> {
         let mut missing = Missing::new();
-        let reached = self.files.as_ref().map(|files| Reached::of(files, &self.config));
+        let reached = self.files.as_ref().map(|files| Reached::of(files, &self.config, self.requests));
         // Rules name files of the host, which have other places in the new root, or none.
         let rules = reached.as_ref().map(|reached| landlock::rules(reached).map_err(io::Error::other));
         let rules = rules.transpose().map_err(host("Landlock"))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use devices::virtio::DEVICES;
 use devices::virtio::table::{Does, Reach};
 
-use crate::config::VmConfig;
+use crate::config::{Paging, VmConfig};
 use crate::snapshot::disks;
 
 /// What the host tells a process of itself: snapshots and shared directories take that.
@@ -22,14 +22,16 @@ pub struct Reached {
 }
 
 impl Reached {
-    /// Of a machine whose requests may name what is below `files`.
-    pub fn of(files: &[PathBuf], config: &VmConfig) -> Self {
-        let snapshot = config.snapshot.as_ref().map(|source| source.path.clone());
+    /// Of a machine whose `requests`, if there can be any, may name what is below `files`.
+    pub fn of(files: &[PathBuf], config: &VmConfig, requests: bool) -> Self {
+        // The next snapshot is made beside it; and what its pages are given by records what was wanted first.
+        let kept = config.snapshot.iter().filter(|source| requests || source.paging == Paging::Userfault);
+        let named = files.iter().filter(|_| requests);
         let sections = DEVICES.iter().filter_map(|kind| Some((kind, config.devices.get(kind.config_key)?)));
         let mut devices = config.devices.clone();
-        let written = disks::writable_files(&mut devices);
+        let written = if requests { disks::writable_files(&mut devices) } else { Vec::new() };
         Reached {
-            below: files.iter().cloned().chain(snapshot).collect(),
+            below: named.chain(kept.map(|source| &source.path)).cloned().collect(),
             devices: sections.flat_map(|(kind, section)| (kind.reaches)(section)).collect(),
             written: written.iter().filter_map(|path| path.as_str()).map(PathBuf::from).collect(),
         }
@@ -50,5 +52,24 @@ impl Reached {
         let own = self.own().then(|| PathBuf::from(OWN));
         let others = self.below.iter().chain(self.used(Does::Connect)).chain(&self.written);
         own.into_iter().chain(others.cloned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::tests::config;
+
+    #[test]
+    fn where_nobody_can_ask_for_anything_nothing_is_reached() {
+        let mut config = config(false);
+        let source = serde_json::json!({ "path": "/snapshots/a" });
+        config.snapshot = Some(serde_json::from_value(source).unwrap());
+        let by_path = |config: &VmConfig, requests| Reached::of(&["/files".into()], config, requests).by_path();
+        assert_eq!(by_path(&config, true), [OWN, "/files", "/snapshots/a"].map(PathBuf::from));
+        assert!(by_path(&config, false).is_empty());
+        // The pager records there what was wanted first.
+        config.snapshot.as_mut().unwrap().paging = Paging::Userfault;
+        assert_eq!(by_path(&config, false), [OWN, "/snapshots/a"].map(PathBuf::from));
     }
 }
