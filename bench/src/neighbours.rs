@@ -3,6 +3,7 @@
 //! ```text
 //! the measured one:  question ──► (work) ──► answer        over and over, from the first round to the last
 //! beside it:         nothing │ idle │ spin │ serial │ kicks │ disk       in turns, each kind started anew and ended
+//!                    and processes of the host that compute or write     what the same share is worth without microVMs
 //! ```
 //!
 //! Each is a microVM's process as users have it, in a control group of its own, which whoever calls this makes. All are alike and have
@@ -18,7 +19,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bench_guest::WORK_SHIFT;
@@ -32,15 +33,32 @@ use crate::place::Place;
 use crate::process::{BenchError, Monitor, io_error, start, words};
 use crate::stats::{Summary, median, summarise};
 
-/// What neighbours do, and what their guest calls it; nothing: they wait for what never comes.
-const KINDS: [(&str, Option<&str>); 6] = [
-    ("none", None),
-    ("idle", None),
-    ("computing", Some("spin")),
-    ("writing to the console", Some("serial")),
-    ("kicking a device", Some("kicks")),
-    ("writing to a disk", Some("disk")),
+/// What neighbours are.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// There are none.
+    None,
+    /// MicroVMs whose guests wait for what never comes.
+    Idle,
+    /// MicroVMs whose guests do what is called this.
+    Flood(&'static str),
+    /// Processes of the host: a program's words, behind which comes a file to write to.
+    Program(&'static [&'static str]),
+}
+
+/// What neighbours do.
+const KINDS: [(&str, Kind); 8] = [
+    ("none", Kind::None),
+    ("idle", Kind::Idle),
+    ("computing", Kind::Flood("spin")),
+    ("writing to the console", Kind::Flood("serial")),
+    ("kicking a device", Kind::Flood("kicks")),
+    ("writing to a disk", Kind::Flood("disk")),
+    ("processes, computing", Kind::Program(&["sh", "-c", "while :; do :; done"])),
+    ("processes, writing to a file", Kind::Program(&["shred", "--iterations=100000", "--size=256M", "--exact"])),
 ];
+/// Has a program end with this process, whatever becomes of that.
+const WITH_PARENT: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
 /// Memory of each, MiB.
 pub const MEMORY_MIB: u64 = 16;
 /// Bytes of a neighbour's disk: more than a host's device takes while it is measured.
@@ -114,9 +132,9 @@ pub fn run(monitor: Monitor<'_>, what: What<'_>, rounds: usize) -> Result<Report
     let steps = measured.calibrate()?;
     let mut times: [Times; KINDS.len()] = Default::default();
     for _ in 0..rounds {
-        for ((name, flood), times) in KINDS.iter().zip(&mut times) {
-            let number = if *name == "none" { 0 } else { what.neighbours };
-            let start = |index| Neighbour::start(monitor, &kernel, place.path(), index, *flood, what.group);
+        for ((_, kind), times) in KINDS.iter().zip(&mut times) {
+            let number = if matches!(kind, Kind::None) { 0 } else { what.neighbours };
+            let start = |index| Neighbour::start(monitor, &kernel, place.path(), index, *kind, what.group);
             let neighbours = (0..number).map(start).collect::<Result<Vec<_>, _>>()?;
             measured.measure(steps, times)?;
             neighbours.into_iter().try_for_each(Neighbour::end)?;
@@ -150,7 +168,7 @@ fn report(times: &[Times]) -> Option<Vec<Row>> {
     KINDS.iter().zip(times).map(row).collect()
 }
 
-/// A microVM's process. Dropped, it is killed.
+/// A process in its group. Dropped, it is killed.
 struct Process {
     child: Child,
     _hold: Hold,
@@ -162,7 +180,10 @@ impl Process {
         config: &serde_json::Value,
         group: &mut dyn FnMut(u32) -> Result<Hold, BenchError>,
     ) -> Result<Self, BenchError> {
-        let mut child = start(monitor, &config.to_string())?;
+        Self::hold(start(monitor, &config.to_string())?, group)
+    }
+
+    fn hold(mut child: Child, group: &mut dyn FnMut(u32) -> Result<Hold, BenchError>) -> Result<Self, BenchError> {
         match group(child.id()) {
             Ok(hold) => Ok(Process { child, _hold: hold }),
             Err(error) => {
@@ -284,6 +305,13 @@ impl Measured {
     }
 }
 
+/// Starts a program of the host's that goes on until it is killed.
+fn program(words: &[&str], file: &Path) -> std::io::Result<Child> {
+    let mut command = Command::new(WITH_PARENT[0]);
+    command.args(&WITH_PARENT[1..]).args(words).arg(file);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+}
+
 /// One beside it.
 struct Neighbour {
     process: Process,
@@ -296,16 +324,20 @@ impl Neighbour {
         kernel: &Path,
         dir: &Path,
         index: usize,
-        flood: Option<&str>,
+        kind: Kind,
         group: &mut dyn FnMut(u32) -> Result<Hold, BenchError>,
     ) -> Result<Self, BenchError> {
         let [disk, log] = ["disk", "log"].map(|name| dir.join(format!("{name}{index}")));
         File::create(&disk).and_then(|file| file.set_len(DISK)).map_err(io_error("disk"))?;
-        let source = match flood {
-            Some(flood) => {
+        let source = match kind {
+            Kind::Flood(flood) => {
                 serde_json::json!({ "kernel_image_path": kernel, "boot_args": format!("flood={flood}") })
             }
-            None => serde_json::json!({ "kernel_image_path": dir.join(IDLE) }),
+            Kind::None | Kind::Idle => serde_json::json!({ "kernel_image_path": dir.join(IDLE) }),
+            Kind::Program(words) => {
+                let child = program(words, &disk).map_err(io_error(words[0]))?;
+                return Ok(Neighbour { process: Process::hold(child, group)?, files: [disk, log] });
+            }
         };
         let config = serde_json::json!({
             "boot-source": source,
