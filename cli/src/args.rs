@@ -436,6 +436,6 @@ mod tests {
         let Parsed::Text(help) = parse(["bulkhead", "--help"].map(OsString::from)) else { panic!() };
         assert!(help.contains("vmm") && help.contains("doctor") && help.contains("125"));
         let Parsed::Text(help) = parse(["bulkhead", "run", "--help"].map(OsString::from)) else { panic!() };
-        assert!(help.contains("SRC:DST[:ro]") && help.contains("oci-archive:FILE"));
+        assert!(help.contains("[SRC:]DST[:ro]") && help.contains("oci-archive:FILE"));
     }
 }

@@ -102,7 +102,6 @@ use crate::args::{Cli, Parsed, Verb, Vmm};
 use crate::containers::Containers;
 use crate::failure::{FAILED, Failure, Outcome};
 use crate::snapshots::Snapshots;
-use crate::volumes::named::NamedVolumes;
 
 /// The program `bulkhead`.
 pub fn main() -> ExitCode {
@@ -165,9 +164,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
     if let Some(Err(error)) = Snapshots::existing(&paths::store()).map(|snapshots| snapshots.collect()) {
         tracing::warn!("{error}");
     }
-    if let Some(Err(error)) = NamedVolumes::existing(&paths::store()).map(|volumes| volumes.sweep()) {
-        tracing::warn!("{error}");
-    }
+    volumes::sweep();
     match cli.verb {
         Verb::Run(run) => commands::run::run(*run, cli.talk, began),
         Verb::Create(run) => commands::run::create(*run, cli.talk),

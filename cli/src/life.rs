@@ -38,7 +38,7 @@ use crate::snapshots::What;
 use crate::supervisor::Report;
 use crate::templates::Templates;
 use crate::upper;
-use crate::volumes::Volumes;
+use crate::volumes::{self, Volumes};
 
 /// Sectors of virtio disks and of layer ranges, in bytes.
 const SECTOR: u64 = 512;
@@ -113,6 +113,7 @@ impl Life {
         // One that goes takes its record with it.
         tracked.borrow_mut().ended(code, cause, error);
         drop(held);
+        volumes::sweep();
         tracked.borrow_mut().attached.end(result.as_ref().map(|done| done.outcome.exit_code));
         let report = tracked.borrow_mut().report.take();
         let done = result.inspect_err(|failure| report.into_iter().for_each(|report| report.failed(failure)))?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
+use rustix::process::Signal;
 use tests::{Lab, Running};
 
 use crate::lab;
@@ -153,5 +154,54 @@ fn volumes_have_names_and_outlive_containers() {
     }
     assert_eq!(done(&lab, &["volume", "ls", "-q"]), "", "and nothing was made for them");
     assert_eq!(done(&lab, &["volume", "rm", "-f", "conf"]), "conf\n");
+    lab.assert_clean();
+}
+
+/// One without a name is its container's, and stays or goes as docker has it; what an image wants a volume for is no change of it.
+#[test]
+fn volumes_without_names_are_of_one_container() {
+    let lab = lab!("volumes_without_names_are_of_one_container", on hardware);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
+    let tar = lab.images("debian.tar").display().to_string();
+    done(&lab, &["load", "-q", "-i", &tar, "--name", "debian"]);
+    let context = lab.path("context");
+    fs::create_dir(&context).unwrap();
+    fs::write(context.join("Dockerfile"), "FROM debian\nVOLUME /opt /made/for/it\n").unwrap();
+    done(&lab, &["build", "-q", "-t", "wants", &context.display().to_string()]);
+    let volumes = || done(&lab, &["volume", "ls", "-q"]).lines().count();
+
+    // Created only: no guest is needed to find what has become of volumes.
+    let create = |flags: &[&str]| done(&lab, &[&["create"], flags, &["wants"]].concat()).trim().to_owned();
+    let stays = create(&["-v", "/etc", "-v", "named:/srv"]);
+    let mounts = done(&lab, &["inspect", "-f", "{{json .Mounts}} {{json .HostConfig.Binds}}", &stays]);
+    assert!(mounts.matches("\"volume\"").count() == 4 && mounts.contains("[\"named:/srv\"]"), "{mounts}");
+    done(&lab, &["rm", &stays]);
+    assert_eq!(volumes(), 2, "rm leaves them");
+    let goes = create(&["--image-volume", "anonymous", "-v", "named:/srv"]);
+    assert_eq!(volumes(), 4);
+    done(&lab, &["rm", "-v", &goes]);
+    assert_eq!(volumes(), 2, "rm -v does not");
+    assert_eq!(done(&lab, &["volume", "prune"]).lines().filter(|line| line.len() == 63).count(), 1);
+    assert_eq!(done(&lab, &["volume", "ls", "-q"]), "named\n");
+
+    // Its own are where its files are: with what the image has there, writable, and in no diff.
+    let script =
+        "head -c 4 /etc/passwd; echo; touch /opt/x /made/for/it/x /etc/x && echo written; touch /usr/x || echo refused";
+    let arguments = ["run", "--name", "c", "--read-only", "-v", "/etc", "wants", "sh", "-c", script];
+    let ended = Running::start(lab.bulkhead(arguments)).end(lab.patience(2));
+    assert_eq!((ended.code, ended.text()), (Some(0), "root\nwritten\nrefused\n"), "{ended:?}");
+    assert_eq!(done(&lab, &["diff", "c"]), "A /made\nA /made/for\nA /made/for/it\n");
+    assert_eq!(volumes(), 2);
+    done(&lab, &["rm", "-v", "c"]);
+    // One that goes with its end takes it along, however that comes.
+    let mut killed =
+        Running::start(lab.bulkhead(["run", "--rm", "-v", "/x", "wants", "sh", "-c", "echo up; sleep 1000"]));
+    killed.wait_for("up", lab.patience(2));
+    assert_eq!(volumes(), 2);
+    killed.signal(Signal::KILL);
+    killed.end(lab.patience(1));
+    lab.wait_for_processes(lab.patience(1));
+    assert_eq!(done(&lab, &["volume", "ls", "-q"]), "named\n", "the next command removes it");
+    done(&lab, &["volume", "rm", "named"]);
     lab.assert_clean();
 }

@@ -84,6 +84,9 @@ pub struct Rm {
     /// Kill those that run
     #[arg(short, long)]
     pub force: bool,
+    /// Remove their anonymous volumes, too
+    #[arg(short, long)]
+    pub volumes: bool,
     /// Containers, by name or the beginning of the id
     #[arg(required = true, value_name = "CONTAINER", value_parser = NonEmptyStringValueParser::new())]
     pub containers: Vec<String>,

@@ -13,7 +13,7 @@ use crate::restart::Policy;
 use crate::session::keys::Keys;
 use crate::signals;
 use crate::size::{self, Cpus, Refused};
-use crate::volumes::VolumeFlag;
+use crate::volumes::{ImageVolume, VolumeFlag};
 
 /// Guest RAM where `-m` does not say, MiB. Memory costs the host nothing before the guest touches it, but a guest kernel
 /// prepares each page of it at boot, which is what counts on software-nested KVM.
@@ -61,9 +61,13 @@ pub struct Run {
     /// Run this program instead of the image's entrypoint; "" for none
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
-    /// A directory or file of this host in the container, for reading and writing or (ro) for reading only; or a volume, by its name
-    #[arg(short, long, value_name = "SRC:DST[:ro]")]
+    /// A directory or file of this host in the container, for reading and writing or (ro) for reading only; or a volume, by its name, or
+    /// without one
+    #[arg(short, long, value_name = "[SRC:]DST[:ro]")]
     pub volume: Vec<VolumeFlag>,
+    /// What the container has where its image wants a volume (VOLUME)
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub image_volume: ImageVolume,
     /// Name of the container; one is made up if not given
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

@@ -22,7 +22,7 @@ pub enum VolumeWhat {
         /// Add to what is known of it, for `ls --filter` and `inspect`
         #[arg(short, long, value_name = "KEY[=VALUE]")]
         label: Vec<String>,
-        /// Its name; one is made up if not given
+        /// Its name; one is made up if not given, and the volume is an anonymous one
         #[arg(value_name = "NAME")]
         name: Option<String>,
     },
@@ -55,9 +55,9 @@ pub enum VolumeWhat {
         #[arg(required = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
         names: Vec<String>,
     },
-    /// Remove all volumes that no container has, with what is in them
+    /// Remove the anonymous volumes that no container has, with what is in them
     Prune {
-        /// Also those with a name; all have one here, so that without this none goes
+        /// Also those with a name of their own
         #[arg(short, long)]
         all: bool,
         /// Accepted, as in docker: nothing is asked

@@ -72,6 +72,9 @@ fn as_the_container(config: &mut Value, record: &Record) {
     config["Env"] = json!(record.process.env);
     config["WorkingDir"] = json!(record.process.cwd);
     config["User"] = json!(record.process.user);
+    for volume in record.flags.volume.iter().filter(|volume| volume.is_anonymous()) {
+        config["Volumes"][volume.target()] = json!({});
+    }
     if !record.labels.is_empty() {
         config["Labels"] = json!(record.labels);
     }

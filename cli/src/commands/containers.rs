@@ -29,6 +29,7 @@ use crate::running;
 use crate::session::Io;
 use crate::signals::Guard;
 use crate::supervisor;
+use crate::volumes;
 
 const SIGKILL: u8 = 9;
 /// How long one that waits to be started again may take to hear that it is not to be.
@@ -216,7 +217,12 @@ pub fn rm(args: &Rm) -> Outcome {
             }
             running.end()?;
         }
-        remove(&entry, args.force).map(|()| word.to_owned())
+        remove(&entry, args.force)?;
+        if args.volumes {
+            volumes::remove_anonymous(&entry.record.flags.volume)?;
+        }
+        volumes::sweep();
+        Ok(word.to_owned())
     })
 }
 

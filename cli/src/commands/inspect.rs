@@ -158,8 +158,13 @@ fn rate(rate: Option<u64>) -> Value {
     rate.filter(|rate| *rate > 0).map_or_else(|| json!([]), |rate| json!([{ "Path": "", "Rate": rate }]))
 }
 
-/// A directory or file of this host that it has.
+/// A directory or file of this host that it has, or a place of its own that is no part of its changes.
 fn mount(volume: &VolumeFlag) -> Value {
+    if volume.is_own() {
+        return json!({
+            "Type": "volume", "Name": "", "Source": "", "Destination": volume.target(), "Driver": "container", "Mode": "", "RW": true,
+        });
+    }
     // A volume may have been removed by hand.
     let source = volume.place().unwrap_or_default();
     let (writable, mode) = if volume.is_read_only() { (false, "ro") } else { (true, "") };
@@ -184,6 +189,8 @@ fn describe(entry: &Entry) -> Value {
         .collect();
     // As docker: what waits to be started again counts as running.
     let running = state.is_live();
+    let volumes = flags.volume.iter().filter(|volume| !volume.is_given());
+    let volumes: serde_json::Map<_, _> = volumes.map(|volume| (volume.target().to_owned(), json!({}))).collect();
     let (wanted, rates) = (&flags.settings, &flags.rates);
     json!({
         "Id": id,
@@ -202,7 +209,7 @@ fn describe(entry: &Entry) -> Value {
         "HostConfig": {
             "AutoRemove": flags.rm,
             "RestartPolicy": { "Name": flags.restart.name(), "MaximumRetryCount": flags.restart.most() },
-            "Binds": flags.volume.iter().map(|volume| volume.shown()).collect::<Vec<_>>(),
+            "Binds": flags.volume.iter().filter(|volume| volume.is_given()).map(VolumeFlag::shown).collect::<Vec<_>>(),
             "Memory": flags.machine.memory_mib() * MIB,
             "NanoCpus": u64::from(flags.machine.all_cpus().thousandths()) * 1_000_000,
             "BlkioDeviceReadBps": rate(rates.device_read_bps), "BlkioDeviceWriteBps": rate(rates.device_write_bps),
@@ -224,7 +231,7 @@ fn describe(entry: &Entry) -> Value {
         "Config": {
             "Hostname": flags.hostname.as_deref().unwrap_or(id.short()),
             "User": process.user, "Env": process.env, "Cmd": process.args, "Image": entry.record.image(),
-            "WorkingDir": process.cwd, "Labels": labels, "Tty": flags.tty, "OpenStdin": flags.interactive,
+            "WorkingDir": process.cwd, "Labels": labels, "Volumes": volumes, "Tty": flags.tty, "OpenStdin": flags.interactive,
             "StopSignal": stop_signal.to_string(),
         },
         "Sandbox": if running { sandbox(entry) } else { Value::Null },

@@ -47,7 +47,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let io = if args.detach { None } else { Some(Io::inherit(args.interactive, args.tty)?) };
     decide_network(&mut args)?;
     life::check(&args)?;
-    let (image, store, volumes) = prepare(&args, talk)?;
+    let (image, store, volumes) = prepare(&mut args, talk)?;
     let image_ready = monotonic_ns();
     let holding = guard.hold();
     // What can be left behind is not this process's; but only here there is somebody to hear of phases.
@@ -84,7 +84,7 @@ pub fn create(mut args: Run, talk: Talk) -> Outcome {
     let guard: Guard<()> = Guard::new().context("cannot wait for signals")?;
     decide_network(&mut args)?;
     life::check(&args)?;
-    let (image, store, volumes) = prepare(&args, talk)?;
+    let (image, store, volumes) = prepare(&mut args, talk)?;
     let holding = guard.hold();
     let (_, held, record) = make(args, &image, &store, volumes, true)?;
     held.stays();
@@ -101,7 +101,7 @@ fn decide_network(args: &mut Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn prepare(args: &Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store, Option<Locked>)> {
+fn prepare(args: &mut Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store, Option<Locked>)> {
     if args.rm && args.restart != Policy::No {
         return Err(anyhow!("--restart and --rm exclude each other: what goes with its end cannot be started again"));
     }
@@ -109,7 +109,9 @@ fn prepare(args: &Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store, Opti
     let reference: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
     let store = Store::open(paths::store())?;
     let image = store.prepare(&reference, &mut Progress::new(talk))?;
-    let volumes = volumes::prepare(&args.volume, &image)?;
+    let taken = args.settings.tmpfs.iter().map(|tmpfs| tmpfs.target.as_str()).collect();
+    volumes::add_of_image(&mut args.volume, &image.config.volumes, &taken, args.image_volume)?;
+    let volumes = volumes::prepare(&mut args.volume, &image, args.rm)?;
     Ok((image, store, volumes))
 }
 
@@ -164,7 +166,9 @@ pub fn make(
     };
     let made = containers.create(name.as_deref(), record, furnish)?;
     // Its record says which it has.
-    drop(volumes);
+    if let Some(locked) = volumes.filter(|_| made.2.flags.rm) {
+        locked.pass_with(&made.2.id, &made.2.flags.volume)?;
+    }
     if let Some(file) = &mut id_file {
         file.write(&made.2.id)?;
     }

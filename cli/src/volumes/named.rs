@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <store>/volumes/.lock        held while volumes come, go and are filled, and until a container's record says that it has one
+//! <store>/volumes/.passing/    which go with their containers ([`anonymous`])
 //! <store>/volumes/.work/       what whoever has the lock is making or removing; without a holder it is rubbish
 //! <store>/volumes/NAME/        record.json; a volume exists from the moment it has its name, complete
 //! <store>/volumes/NAME/data/   what containers see
@@ -20,7 +21,7 @@ use rustix::fs::{FlockOperation, flock, syncfs};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::VolumeFlag;
+use super::{VolumeFlag, anonymous};
 use crate::containers::record::now_ns;
 use crate::containers::{self, Containers, ContainersError, Entry, Id};
 use crate::failure::sanitize;
@@ -88,7 +89,7 @@ fn shown(users: &[Id]) -> String {
     users.iter().map(Id::short).collect::<Vec<_>>().join(", ")
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> VolumesError {
+pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> VolumesError {
     let path = path.to_owned();
     move |source| VolumesError::Io { path, source }
 }
@@ -123,6 +124,13 @@ pub struct Volume {
     pub data: PathBuf,
     /// The containers that have it, whether they run or not.
     pub users: Vec<Id>,
+}
+
+impl Volume {
+    /// Its name was made up.
+    pub fn is_anonymous(&self) -> bool {
+        self.labels.contains_key(anonymous::LABEL)
+    }
 }
 
 /// The named volumes of a store.
@@ -188,14 +196,18 @@ impl NamedVolumes {
         Ok(locked)
     }
 
-    /// Removes what killed processes have left, unless somebody is at work.
+    /// Removes what killed processes have left, and what was to go with containers that are gone, unless somebody is at work.
     pub fn sweep(&self) -> Result<(), VolumesError> {
-        if !self.dir().join(WORK).exists() {
+        if !self.dir().join(WORK).exists() && self.left().is_empty() {
             return Ok(());
         }
         let (path, file) = self.lock_file()?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Locked { volumes: self.clone(), _lock: file }.clear(),
+            Ok(()) => {
+                let locked = Locked { volumes: self.clone(), _lock: file };
+                locked.clear()?;
+                locked.remove_left()
+            }
             Err(Errno::WOULDBLOCK) => Ok(()),
             Err(error) => Err(io_error(&path)(error.into())),
         }
@@ -207,8 +219,13 @@ impl NamedVolumes {
         file.map(|file| (path.clone(), file)).map_err(io_error(&path))
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(super) fn dir(&self) -> PathBuf {
         self.store.join(VOLUMES)
+    }
+
+    /// Whether there is this container.
+    pub(super) fn has_container(&self, id: &Id) -> bool {
+        self.store.join(guest_images::CONTAINERS).join(id.as_str()).exists()
     }
 
     fn read(&self, name: &str, users: Vec<Id>) -> Result<Volume, VolumesError> {
@@ -269,6 +286,10 @@ pub struct Locked {
 }
 
 impl Locked {
+    pub(super) fn volumes(&self) -> &NamedVolumes {
+        &self.volumes
+    }
+
     /// Makes a volume, or leaves it as it is if it is there, as docker does.
     pub fn create(&self, name: &str, labels: BTreeMap<String, String>) -> Result<(), VolumesError> {
         check_name(name)?;
@@ -301,7 +322,8 @@ impl Locked {
     pub fn prepare(&self, flags: &[VolumeFlag], image: &PreparedImage) -> Result<(), VolumesError> {
         let users = self.volumes.all_users()?;
         for (name, flag) in flags.iter().filter_map(|flag| Some((flag.name()?, flag))) {
-            self.create(name, BTreeMap::new())?;
+            let label = flag.is_anonymous().then(|| (anonymous::LABEL.to_owned(), String::new()));
+            self.create(name, label.into_iter().collect())?;
             if !users.contains_key(name) {
                 self.fill(name, flag.target(), image)?;
             }

@@ -77,13 +77,17 @@ fn set(Sysctl { path, value }: &Sysctl) -> io::Result<()> {
 mod tests {
     use super::*;
     use alloc::vec::Vec;
+    use guest_protocol::VolumeSource;
 
     #[test]
     fn what_is_in_a_volume_is_mounted_after_it() {
         let tmpfs =
             |target: &str| Tmpfs { target: target.into(), bytes: None, mode: 0o1777, exec: false, writable: true };
-        let volume =
-            |target: &str| Volume { name: "v".into(), target: target.into(), directory: true, read_only: false };
+        let volume = |target: &str| Volume {
+            source: VolumeSource::Directory("v".into()),
+            target: target.into(),
+            read_only: false,
+        };
         let list = ["/run", "/data", "/data/cache", "/database"].map(tmpfs);
         let (before, after) = split(&list, &[volume("/data/"), volume("/run/x")]);
         let targets = |list: Vec<Tmpfs>| list.into_iter().map(|one| one.target).collect::<Vec<_>>();

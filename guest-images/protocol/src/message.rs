@@ -261,17 +261,27 @@ pub struct Address {
     pub gateway: Option<[u8; 4]>,
 }
 
-/// A directory of the host, which is an entry of the file system behind the tag [`crate::VOLUMES`], or a file, which is `file` in one.
+/// What the container has at a place of its root that is no part of what it changes of its image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// Its name there.
-    pub name: String,
+    /// What it is.
+    pub source: VolumeSource,
     /// Where it goes, absolute; made if missing.
     pub target: String,
-    /// It is a directory, not a file.
-    pub directory: bool,
     /// The host refuses changes, and the guest is to know.
     pub read_only: bool,
+}
+
+/// What a [`Volume`] is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeSource {
+    /// A directory of the host: an entry of this name of the file system behind the tag [`crate::VOLUMES`].
+    Directory(String),
+    /// A file of the host: `file` in an entry of this name.
+    File(String),
+    /// What the container has there anyway: where its other files are, and beginning with what its image has. It can be written to where
+    /// the root is read-only, and [`crate::files::Helper::Changes`] does not tell what is in it.
+    Own,
 }
 
 /// What becomes of /etc/hosts and /etc/resolv.conf.

@@ -67,12 +67,12 @@ fn settings(names: &[String], number: u64) -> Settings {
 }
 
 fn volume(name: &String) -> Volume {
-    Volume {
-        name: name.clone(),
-        target: format!("/{name}"),
-        directory: name.len() % 2 == 0,
-        read_only: name.len() % 3 == 0,
-    }
+    let source = match name.len() % 3 {
+        0 => VolumeSource::Directory(name.clone()),
+        1 => VolumeSource::File(name.clone()),
+        _ => VolumeSource::Own,
+    };
+    Volume { source, target: format!("/{name}"), read_only: name.len() % 3 == 0 }
 }
 
 fn thaw() -> impl Strategy<Value = HostMessage> {

@@ -4,11 +4,12 @@
 use super::pack::{attributes, described, is_directory, link, names, send};
 use super::{Broken, Output, broken, open};
 use crate::failure::Reason;
+use crate::volumes;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 use guest_protocol::files::{EntryKind, FileMessage, join};
-use rustix::fs::{AtFlags, CWD, FileType, Stat, major, minor, statat};
+use rustix::fs::{AtFlags, CWD, FileType, Stat, lgetxattr, major, minor, statat};
 use rustix::io;
 
 /// What init has put there for every container.
@@ -31,9 +32,13 @@ pub fn all(output: &mut Output<'_>, content: bool) -> Result<(), Broken> {
             if OWN.contains(&path.as_slice()) || path == ETC && is_own(&path) {
                 continue;
             }
+            let volume = mark(&path);
+            if volume == Some(Volume::OfImage) {
+                continue;
+            }
             match change(output, &path, content) {
                 Ok(stat) => {
-                    if is_directory(&stat?) {
+                    if is_directory(&stat?) && volume.is_none() {
                         waiting.push(path);
                     }
                 }
@@ -42,6 +47,21 @@ pub fn all(output: &mut Output<'_>, content: bool) -> Result<(), Broken> {
         }
     }
     Ok(())
+}
+
+/// A directory whose content is the container's own business ([`volumes`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Volume {
+    /// The image has it.
+    OfImage,
+    /// It was made for that.
+    Made,
+}
+
+fn mark(path: &[u8]) -> Option<Volume> {
+    let mut value = [0; volumes::OF_IMAGE.len()];
+    let length = lgetxattr(path, volumes::MARK, value.as_mut_slice()).ok()?;
+    Some(if value.get(..length) == Some(volumes::OF_IMAGE) { Volume::OfImage } else { Volume::Made })
 }
 
 fn is_own(etc: &[u8]) -> bool {

@@ -2,6 +2,7 @@
 
 use super::{Broken, Output, broken, open, read_full};
 use crate::failure::Reason;
+use crate::volumes;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec;
@@ -178,6 +179,8 @@ pub fn attributes(place: &[u8], follow: bool) -> io::Result<(Vec<(Bytes, Bytes)>
         value.truncate(length);
         match name.strip_prefix(OVERLAY) {
             Some(name) => opaque |= name == b"opaque" && value == b"y",
+            // Where it comes to it is no volume.
+            None if name == volumes::MARK.as_bytes() => {}
             None => found.push((name.into(), Bytes(value))),
         }
     }

@@ -244,6 +244,22 @@ fn changes_are_what_is_in_the_writable_layer() {
     assert!(without.iter().zip(&entries).all(|(a, b)| (&a.0, &a.1) == (&b.0, &b.1) && a.2.is_empty()));
 }
 
+/// Volumes of the container's own: writable under a root that is not, and no changes, those of the container's last life included.
+#[test]
+fn what_is_in_the_containers_own_volumes_is_no_change() {
+    let own = |target: &str| Volume { source: VolumeSource::Own, target: target.into(), read_only: false };
+    let mut order = start(shell("echo x >/etc/x; mkdir /made/it/x; exec sleep 1000"));
+    order.volumes = vec![own("/etc"), own("/made/it")];
+    order.root.read_only = true;
+    let Some(mut host) = Host::new() else { return };
+    host.send(&HostMessage::Start(Box::new(order)));
+    host.started();
+    let seen = host.shell("until [ -e /made/it/x ]; do :; done; cat /etc/x; rm -r /made/it 2>/dev/null || ls -d /made/it; touch /x || echo no");
+    assert!(seen.starts_with("x\n/made/it\n") && seen.ends_with("no\n"), "{seen}");
+    let entries = host.help(Helper::Changes { content: true }, &[]).entries();
+    assert_eq!(entries, ["made", "made/it"].map(|path| (path.into(), directory(), vec![])));
+}
+
 #[test]
 fn usage_is_told() {
     let Some((mut host, _stdout)) = container(":") else { return };

@@ -397,7 +397,8 @@ fn run_on(mut host: Host, start: Start) -> (String, String, ExitStatus) {
 }
 
 fn volume(name: &str, target: &str, read_only: bool) -> Volume {
-    Volume { name: name.into(), target: target.into(), directory: name == "dir", read_only }
+    let source = if name == "dir" { VolumeSource::Directory(name.into()) } else { VolumeSource::File(name.into()) };
+    Volume { source, target: target.into(), read_only }
 }
 
 #[test]
