@@ -188,14 +188,14 @@ fn volumes_without_names_are_of_one_container() {
     let script =
         "head -c 4 /etc/passwd; echo; touch /opt/x /made/for/it/x /etc/x && echo written; touch /usr/x || echo refused";
     let arguments = ["run", "--name", "c", "--read-only", "-v", "/etc", "wants", "sh", "-c", script];
-    let ended = Running::start(lab.bulkhead(arguments)).end(lab.patience(2));
+    let ended = Running::start(lab.keeping(arguments)).end(lab.patience(2));
     assert_eq!((ended.code, ended.text()), (Some(0), "root\nwritten\nrefused\n"), "{ended:?}");
     assert_eq!(done(&lab, &["diff", "c"]), "A /made\nA /made/for\nA /made/for/it\n");
     assert_eq!(volumes(), 2);
     done(&lab, &["rm", "-v", "c"]);
     // One that goes with its end takes it along, however that comes.
     let mut killed =
-        Running::start(lab.bulkhead(["run", "--rm", "-v", "/x", "wants", "sh", "-c", "echo up; sleep 1000"]));
+        Running::start(lab.keeping(["run", "--rm", "-v", "/x", "wants", "sh", "-c", "echo up; sleep 1000"]));
     killed.wait_for("up", lab.patience(2));
     assert_eq!(volumes(), 2);
     killed.signal(Signal::KILL);

@@ -1,14 +1,13 @@
 //! `bulkhead conformance`: whether docker's habits come to the same here and with another engine.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use bench::compare::conformance::{Bout, Difference, Habit, Verdict, clear, find, habits, prepare, try_habit};
+use bench::compare::conformance::{Bout, Difference, Habit, Lent, Verdict, find, habits, try_habit};
 use bench::process::BenchError;
 use serde_json::json;
-use tempfile::TempDir;
 
 use super::measuring::{Saying, Stop};
 use crate::args::{Conformance, Format, Talk};
@@ -33,7 +32,7 @@ pub fn conformance(args: &Conformance, talk: Talk) -> Outcome {
     let stop = Stop::new().context("cannot wait for signals")?;
     let limit = Duration::from_secs(args.timeout);
     let say = Saying::new(talk);
-    let lent = Lent::new(&args.image, &theirs, limit, stop.readable.as_fd())?;
+    let lent = Lent::new(&args.image, Path::new(OURS), &theirs, limit, stop.readable.as_fd())?;
     let bout = Bout {
         ours: Path::new(OURS),
         theirs: &theirs,
@@ -75,36 +74,6 @@ fn try_all(habits: &[&'static Habit], bout: &Bout<'_>) -> (Vec<Verdict>, Option<
         }
     }
     (verdicts, None)
-}
-
-/// The image under a name that both have, until this is dropped.
-struct Lent<'a> {
-    name: String,
-    theirs: &'a Path,
-    limit: Duration,
-}
-
-impl<'a> Lent<'a> {
-    fn new(image: &str, theirs: &'a Path, limit: Duration, stop: BorrowedFd<'_>) -> anyhow::Result<Self> {
-        let lent = Lent { name: format!("localhost/bulkhead-conformance:{}", std::process::id()), theirs, limit };
-        let dir = TempDir::with_prefix("bulkhead-conformance.").context("a directory for the image")?;
-        let archive = dir.path().join("image.tar");
-        let archive = archive.to_str().context("a directory for temporary files whose name is text")?;
-        prepare(Path::new(OURS), &["tag", image, &lent.name], limit, stop)?;
-        prepare(Path::new(OURS), &["save", "-o", archive, &lent.name], limit, stop)?;
-        prepare(theirs, &["load", "-i", archive], limit, stop)?;
-        Ok(lent)
-    }
-}
-
-impl Drop for Lent<'_> {
-    fn drop(&mut self) {
-        for program in [Path::new(OURS), self.theirs] {
-            if let Err(error) = clear(program, &["rmi", "-f", &self.name], self.limit) {
-                tracing::warn!("{error}");
-            }
-        }
-    }
 }
 
 fn show(verdicts: &[Verdict], with: &str) -> std::io::Result<()> {

@@ -2,6 +2,7 @@
 //! both, whose exit codes and outputs are compared.
 
 mod habits;
+mod lent;
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 pub use self::habits::{Habit, habits};
 use self::habits::{Step, Told};
+pub use self::lent::Lent;
 use super::arm::program;
 use super::running::{Ended, Input, Patience, Running};
 use crate::place::Place;
@@ -130,7 +132,7 @@ impl<'a> Side<'a> {
         write("in", "from the host\n")
             .and_then(|()| write("env", "# a comment\nX=1\nY=two words\n"))
             .map_err(io_error("files"))?;
-        Ok(Side { bout, program, name: format!("bulkhead-habit-{}-{number}", std::process::id()), dir })
+        Ok(Side { bout, program, name: format!("{}{}-{number}", lent::HABIT, std::process::id()), dir })
     }
 
     fn tell(&self, step: &Step) -> Result<Answer, BenchError> {
@@ -210,10 +212,7 @@ pub fn find<'a>(names: &[&'a str]) -> Option<(&'a str, PathBuf)> {
 }
 
 /// Runs a program that has to do something for a bout, but is no part of one.
-///
-/// # Errors
-/// It cannot, and says why.
-pub fn prepare(program: &Path, words: &[&str], limit: Duration, stop: BorrowedFd<'_>) -> Result<(), BenchError> {
+fn prepare(program: &Path, words: &[&str], limit: Duration, stop: BorrowedFd<'_>) -> Result<(), BenchError> {
     let mut command = Command::new(program);
     command.args(words);
     let ended = Running::start(command, Input::Nothing)?.end(Patience { limit, stop })?;
@@ -221,10 +220,7 @@ pub fn prepare(program: &Path, words: &[&str], limit: Duration, stop: BorrowedFd
 }
 
 /// The same for what is to be done whatever became of a bout: nobody breaks it off.
-///
-/// # Errors
-/// As [`prepare`].
-pub fn clear(program: &Path, words: &[&str], limit: Duration) -> Result<(), BenchError> {
+fn clear(program: &Path, words: &[&str], limit: Duration) -> Result<(), BenchError> {
     let (stop, _other) = UnixStream::pair().map_err(io_error("socket"))?;
     prepare(program, words, limit, stop.as_fd())
 }
