@@ -37,7 +37,7 @@ pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
 pub use self::network::{Destination, Network, Publish, network};
 #[cfg(test)]
 pub use self::network::{egress, publish};
-pub use self::run::{Machine, Run};
+pub use self::run::{Isolation, Machine, Run};
 pub use self::settings::Settings;
 pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
 pub use self::vmm::Vmm;

@@ -66,6 +66,7 @@ mod life;
 mod logs;
 mod monitor;
 mod net;
+mod oci;
 mod output;
 mod owner;
 mod paths;

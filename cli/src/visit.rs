@@ -23,6 +23,7 @@ use serde_json::Value;
 use vmm::config::SerialConfig;
 use vmm::host;
 
+use crate::args::Isolation;
 use crate::cgroup::Limits;
 use crate::container::{devices, end};
 use crate::containers::{Containers, Held, Id, Record, Status};
@@ -31,6 +32,7 @@ use crate::helping::Helping;
 use crate::launch::Launch;
 use crate::life;
 use crate::monitor;
+use crate::oci;
 use crate::owner;
 use crate::paths;
 use crate::rundir::RunDir;
@@ -102,6 +104,9 @@ impl Visit {
     fn begin(id: &Id, name: &str, helper: &Helper) -> anyhow::Result<Self> {
         let store = Store::open(paths::store())?;
         let (held, record) = Containers::of(store.dir())?.visit(id)?;
+        if record.flags.isolation == Isolation::Container {
+            return Err(oci::refusal(name));
+        }
         if matches!(helper, Helper::Unpack { .. }) && !record.flags.on_disk() {
             return Err(anyhow!(
                 "container {name}: with --rm it has its files in guest memory, so they last no longer than it runs: start it first"

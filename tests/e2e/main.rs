@@ -63,6 +63,7 @@ mod filesystem;
 mod frozen;
 mod images;
 mod interactive;
+mod isolation;
 mod killed;
 mod lifecycle;
 mod load;

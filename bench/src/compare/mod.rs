@@ -18,6 +18,7 @@
 mod arm;
 pub mod audit;
 mod bare;
+pub mod bundle;
 pub mod conformance;
 mod engine;
 mod fleet;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::network::{self, Destination, Network, Publish};
@@ -68,6 +68,13 @@ pub struct Run {
     /// What the container has where its image wants a volume (VOLUME)
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub image_volume: ImageVolume,
+    /// What is between the container and this host: a microVM of its own, or only what runc or crun make of the host's kernel. With
+    /// `container`, flags that are about a microVM are refused, and it is run in the foreground
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    pub isolation: Isolation,
+    /// The runtime for `--isolation container`, instead of BULKHEAD_RUNTIME, or runc or crun, whichever is installed
+    #[arg(long, value_name = "PROGRAM")]
+    pub runtime: Option<PathBuf>,
     /// Name of the container; one is made up if not given
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -125,10 +132,21 @@ pub struct Run {
     pub image_and_command: Vec<String>,
 }
 
+/// What is between a container and the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// A microVM
+    #[default]
+    Vm,
+    /// Namespaces, by an OCI runtime
+    Container,
+}
+
 impl Run {
     /// Whether its files are on a disk, and not in guest memory.
     pub fn on_disk(&self) -> bool {
-        !self.rm || self.for_layer
+        (!self.rm || self.for_layer) && self.isolation == Isolation::Vm
     }
 
     /// Whether it is connected to anything, by what it was made with.

@@ -12,7 +12,7 @@ use vmm::events::monotonic_ns;
 
 use super::attach::in_front;
 use super::restore::run_warm;
-use crate::args::{Run, Talk};
+use crate::args::{Isolation, Run, Talk};
 use crate::containers::record::{State, now_ns};
 use crate::containers::{Containers, Held, Id, Record};
 use crate::env;
@@ -20,6 +20,7 @@ use crate::failure::Outcome;
 use crate::life::{self, Kept, Life};
 use crate::logs::writer::Writer;
 use crate::net;
+use crate::oci;
 use crate::output::{self, Progress};
 use crate::owner::Attached;
 use crate::paths;
@@ -39,6 +40,9 @@ const USUAL_STOP_SIGNAL: u8 = 15;
 pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     if args.image_and_command[0].ends_with(WARM) {
         return run_warm(args, talk, began);
+    }
+    if args.isolation == Isolation::Container {
+        return oci::run(args, talk);
     }
     if args.restart != Policy::No && !args.detach {
         return Err(anyhow!("--restart: in the foreground a container is run once; say -d as well").into());
@@ -81,6 +85,9 @@ pub fn create(mut args: Run, talk: Talk) -> Outcome {
     if args.detach {
         return Err(anyhow!("-d: what is created does not run yet; leave it out").into());
     }
+    if args.isolation == Isolation::Container {
+        return Err(anyhow!("--isolation container: it is run at once, in the foreground: `bulkhead run`").into());
+    }
     let guard: Guard<()> = Guard::new().context("cannot wait for signals")?;
     decide_network(&mut args)?;
     life::check(&args)?;
@@ -101,7 +108,8 @@ fn decide_network(args: &mut Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn prepare(args: &mut Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store, Option<Locked>)> {
+/// The image, and what is made for a container of it before there is one: its named volumes.
+pub fn prepare(args: &mut Run, talk: Talk) -> anyhow::Result<(PreparedImage, Store, Option<Locked>)> {
     if args.rm && args.restart != Policy::No {
         return Err(anyhow!("--restart and --rm exclude each other: what goes with its end cannot be started again"));
     }

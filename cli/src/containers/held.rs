@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Containers, ContainersError, Id, Record, io_error, names};
 use crate::events;
+use crate::oci;
 
 /// How often a name is made up before one gets a number.
 const TRIES: usize = 8;
@@ -173,6 +174,7 @@ impl Containers {
             }
         }
         self.unmark(id);
+        record.iter().for_each(|record| oci::clear(&path, record));
         fs::remove_dir_all(&path).map_err(io_error(&path))
     }
 

@@ -7,6 +7,7 @@ use super::held::take;
 use super::record::KILLED;
 use super::{Containers, ContainersError, Id, Record, Status, io_error};
 use crate::events;
+use crate::oci;
 
 impl Containers {
     /// Says of containers whose owners were killed that they have ended, or removes them, if that is what was to become of them.
@@ -43,6 +44,7 @@ impl Containers {
             let name = name.map_or(id.short(), String::as_str);
             events::tell_of(self, &record, name, "die", &[("exitCode", KILLED.to_string())]);
         }
+        oci::clear(&path, &record);
         if record.flags.rm {
             return self.remove_under(guard, id);
         }

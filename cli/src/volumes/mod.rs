@@ -232,6 +232,11 @@ impl Volumes {
         Ok((!entries.is_empty()).then(|| json!({ "volumes": entries })))
     }
 
+    /// Where on this host what is shared is, and as what.
+    pub fn binds(&self) -> impl Iterator<Item = (&Path, &Volume)> {
+        self.0.iter().filter_map(|(path, volume)| Some((path.as_deref()?, volume)))
+    }
+
     /// What the guest is told.
     pub fn for_guest(&self) -> Vec<Volume> {
         self.0.iter().map(|(_, volume)| volume.clone()).collect()

@@ -221,7 +221,7 @@ pub(super) const HABITS: &[Habit] = &[
                 "{image}",
                 "sh",
                 "-c",
-                "echo x >/media/x; ls /media",
+                "echo x >/media/x; touch /etc/x; ls /media",
             ]),
             out(&["diff", "{name}"]).any_order(),
             done(&["commit", "{name}", "{name}"]),

@@ -1,0 +1,112 @@
+//! `run --isolation container`: the same flags without a microVM.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use rustix::process::Signal;
+use tests::lab::skip;
+use tests::{Lab, Running};
+
+use crate::lab;
+
+/// Whether there is a runtime, and who may use it for more than one user.
+fn has_runc() -> bool {
+    let runc = Command::new("runc").arg("--version").output().is_ok_and(|told| told.status.success());
+    runc && fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+/// Processes of any container that were started with this word.
+fn started_with(word: &str) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    lines.filter(|line| line.split(|byte| *byte == 0).any(|found| found == word.as_bytes())).count()
+}
+
+fn keep(lab: &Lab, arguments: &[&str]) -> Running {
+    Running::start(lab.keeping(arguments))
+}
+
+/// What a process finds and how it ends is the same with and without a microVM; what can be done with it is said; nothing is left.
+#[test]
+fn a_container_without_a_microvm_is_the_same_to_its_process() {
+    const NAME: &str = "a_container_without_a_microvm_is_the_same_to_its_process";
+    let lab = lab!(NAME, on the machine);
+    if !has_runc() {
+        return skip(NAME, "there is no runc here, or no root to run it");
+    }
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
+    let (image, patience) = (lab.debian(), lab.patience(1));
+    let script = "id; pwd; echo $X $HOME $HOSTNAME; hostname; ulimit -n; cat /srv/x 2>/dev/null; echo $$ >/srv/x 2>/dev/null; \
+                  grep -c ' /mem ' /proc/mounts; touch /no 2>/dev/null || echo refused; cat; echo err >&2; exit 7";
+    let told = ["vm", "container"].map(|kind| {
+        let volume = format!("{}:/srv:ro", lab.path("shared").display());
+        fs::create_dir_all(lab.path("shared")).unwrap();
+        fs::write(lab.path("shared").join("x"), "of the host\n").unwrap();
+        let flags = [
+            "--isolation",
+            kind,
+            "--runtime",
+            "runc",
+            "-i",
+            "-e",
+            "X=1",
+            "-w",
+            "/tmp",
+            "-u",
+            "daemon",
+            "--hostname",
+            "box",
+        ];
+        let more =
+            ["--ulimit", "nofile=77", "--tmpfs", "/mem", "--read-only", "-v", &volume, &image, "sh", "-c", script];
+        let mut running = keep(&lab, &[&["run", "--rm"][..], &flags, &more].concat());
+        running.say("fed\n");
+        running.say_no_more();
+        let ended = running.end(patience);
+        (ended.code, ended.text().to_owned(), ended.stderr)
+    });
+    assert!(
+        told[0].0 == Some(7) && told[0].1.ends_with("refused\nfed\n") && told[0].1.contains("of the host"),
+        "{told:?}"
+    );
+    assert_eq!(told[0], told[1]);
+
+    let container = |flags: &[&'static str], words: &[&str]| {
+        keep(&lab, &[&["run", "--isolation", "container", "--runtime", "runc"][..], flags, &[&image], words].concat())
+    };
+    for (word, code) in [("no-such-program", 127), ("/etc", 126)] {
+        let ended = container(&["--rm"], &[word]).end(patience);
+        assert!(ended.code == Some(code) && ended.stderr.lines().count() == 1, "{ended:?}");
+    }
+    lab.run(["run", "--isolation", "container", "-d", &image, "true"])
+        .assert_failed(125, &["-d", "--isolation container"]);
+
+    let mut waits =
+        container(&["--name", "c"], &["sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done"]);
+    waits.wait_for("up", patience);
+    lab.run(["exec", "c", "true"]).assert_failed(1, &["c", "--isolation container"]);
+    assert_eq!(lab.run(["stop", "c"]).code, Some(0));
+    assert_eq!(waits.end(patience).code, Some(9));
+    assert_eq!(lab.run(["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "c"]).text(), "exited 9\n");
+    for verb in ["start", "logs", "diff"] {
+        lab.run([verb, "c"]).assert_failed(1, &["c", "--isolation container"]);
+    }
+    assert_eq!(lab.run(["rm", "c"]).code, Some(0));
+
+    // Whoever is killed, the next command clears away after it.
+    let word = format!("100{}", std::process::id());
+    for by_us in [true, false] {
+        let mut lost = container(&["--rm", "--name", "lost"], &["sh", "-c", &format!("echo up; sleep {word}; :")]);
+        lost.wait_for("up", patience);
+        if by_us {
+            assert_eq!(lab.run(["rm", "-f", "lost"]).code, Some(0));
+        } else {
+            lost.signal(Signal::KILL);
+        }
+        lost.end(patience);
+        assert_eq!(lab.run(["ps", "-aq"]).text(), "");
+        assert_eq!(started_with(&word), 0, "its process is gone, too");
+    }
+    lab.assert_clean();
+}
