@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use tests::lab::skip;
@@ -60,9 +60,10 @@ fn a_container_without_a_microvm_is_the_same_to_its_process() {
         ];
         let more =
             ["--ulimit", "nofile=77", "--tmpfs", "/mem", "--read-only", "-v", &volume, &image, "sh", "-c", script];
-        let mut running = keep(&lab, &[&["run", "--rm"][..], &flags, &more].concat());
-        running.say("fed\n");
-        running.say_no_more();
+        let mut command = lab.keeping([&["run", "--rm"][..], &flags, &more].concat());
+        command.stdin(Stdio::piped());
+        let mut running = Running::start(command);
+        running.feed(b"fed\n".to_vec());
         let ended = running.end(patience);
         (ended.code, ended.text().to_owned(), ended.stderr)
     });
