@@ -173,8 +173,8 @@ impl Bundle {
 /// The last error in a runtime's log, one line of JSON each.
 fn last_error(log: &str) -> Option<String> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let errors = lines.filter(|line| matches!(line["level"].as_str(), Some("error" | "fatal")));
-    errors.last().map(|line| sanitize(line["msg"].as_str().unwrap_or_default()))
+    let mut errors = lines.filter(|line| matches!(line["level"].as_str(), Some("error" | "fatal")));
+    errors.next_back().map(|line| sanitize(line["msg"].as_str().unwrap_or_default()))
 }
 
 /// docker's codes for a process that cannot be started.
