@@ -12,6 +12,7 @@ use super::backend::Backend;
 use super::egress::{Egress, MOST_RULES, Rule};
 use super::passt::User;
 use super::stream::Stream;
+use super::switch::Port;
 use super::tap::{NAME_MOST, NewTap, Tap};
 use super::{MOST_PAIRS, Net, Offer};
 use crate::virtio::VirtioDevice;
@@ -29,7 +30,7 @@ pub const KIND: DeviceKind = DeviceKind {
     help: "a network interface as eth0, eth1, ... in the order given; user: through passt, without privileges; tap: one of the host's, or a new one",
     parse_flag,
     id_key: Some("iface_id"),
-    swappable: &["host_dev_name", "new_tap", "user", "unplugged"],
+    swappable: &["host_dev_name", "new_tap", "user", "port", "unplugged"],
     adjustable: &["egress"],
     limiters: &[
         ("rx_rate_limiter", Scope::Only(Direction::ToGuest)),
@@ -76,6 +77,9 @@ struct Interface {
     /// Ours: user mode, through passt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<User>,
+    /// Ours: a port of a switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    port: Option<Port>,
     /// Bytes of the largest IP packet, for the driver to know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mtu: Option<u16>,
@@ -153,13 +157,14 @@ fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
 /// What can be told without opening anything.
 fn check(interfaces: &[Interface]) -> Result<(), DeviceError> {
     for (index, interface) in interfaces.iter().enumerate() {
-        let Interface { iface_id: id, host_dev_name, new_tap, user, unplugged, .. } = interface;
+        let Interface { iface_id: id, host_dev_name, new_tap, user, port, unplugged, .. } = interface;
         if interfaces[..index].iter().any(|other| other.iface_id == *id) {
             return Err(invalid(format!("two interfaces have the iface_id '{id}'")));
         }
-        let behind = [host_dev_name.is_some(), new_tap.is_some(), user.is_some(), *unplugged];
+        let behind = [host_dev_name.is_some(), new_tap.is_some(), user.is_some(), port.is_some(), *unplugged];
         if behind.iter().filter(|there| **there).count() != 1 {
-            return Err(invalid(format!("interface '{id}' needs one of host_dev_name, new_tap, user and unplugged")));
+            let one_of = "host_dev_name, new_tap, user, port and unplugged";
+            return Err(invalid(format!("interface '{id}' needs one of {one_of}")));
         }
         if let Some(name) = host_dev_name.as_deref().filter(|name| !is_name(name)) {
             return Err(invalid(format!("interface '{id}': '{name}' is not the name of an interface")));
@@ -176,6 +181,7 @@ fn check(interfaces: &[Interface]) -> Result<(), DeviceError> {
             return Err(invalid(format!("interface '{id}': egress has {MOST_RULES} rules at most")));
         }
         let sound = user.as_ref().map_or(Ok(()), User::check).and(new_tap.as_ref().map_or(Ok(()), NewTap::check));
+        let sound = sound.and(port.as_ref().map_or(Ok(()), Port::check));
         sound.map_err(|why| invalid(format!("interface '{id}': {why}")))?;
     }
     Ok(())
@@ -198,8 +204,8 @@ fn build(section: &Value) -> Built {
 enum Behind {
     Nothing,
     Tap(Tap),
-    /// passt.
-    User(UnixStream),
+    /// passt, or a switch.
+    Process(UnixStream),
 }
 
 /// Opens, makes or starts it.
@@ -211,7 +217,9 @@ fn behind(interface: &Interface) -> Result<Behind, DeviceError> {
         let tap = new.make(pairs, interface.mtu);
         Behind::Tap(tap.map_err(DeviceError::host(SECTION, "a tap of its own".into()))?)
     } else if let Some(user) = &interface.user {
-        Behind::User(user.start().map_err(DeviceError::host(SECTION, "passt".into()))?)
+        Behind::Process(user.start().map_err(DeviceError::host(SECTION, "passt".into()))?)
+    } else if let Some(port) = &interface.port {
+        Behind::Process(port.start().map_err(DeviceError::host(SECTION, "the network".into()))?)
     } else {
         Behind::Nothing
     })
@@ -228,7 +236,7 @@ pub fn descriptors(interface: &Value) -> Result<Vec<OwnedFd>, DeviceError> {
     Ok(match behind(&interface)? {
         Behind::Nothing => Vec::new(),
         Behind::Tap(tap) => tap.into_descriptors(),
-        Behind::User(socket) => vec![socket.into()],
+        Behind::Process(socket) => vec![socket.into()],
     })
 }
 
@@ -237,12 +245,17 @@ fn wanted(section: &Value) -> Result<(Interface, usize), DeviceError> {
     let interfaces = parse(section)?;
     check(&interfaces)?;
     let [interface]: [Interface; 1] = interfaces.try_into().map_err(|_| invalid("it is about one interface".into()))?;
-    let count = match (&interface.user, interface.unplugged) {
-        (Some(_), _) => 1,
-        (None, true) => 0,
-        (None, false) => interface.num_queue_pairs.unwrap_or(1).into(),
+    let count = match interface.unplugged {
+        _ if by_socket(&interface) => 1,
+        true => 0,
+        false => interface.num_queue_pairs.unwrap_or(1).into(),
     };
     Ok((interface, count))
+}
+
+/// What is behind it is a process that speaks frames.
+fn by_socket(interface: &Interface) -> bool {
+    interface.user.is_some() || interface.port.is_some()
 }
 
 fn build_given(section: &Value, descriptors: Vec<OwnedFd>) -> Built {
@@ -250,8 +263,8 @@ fn build_given(section: &Value, descriptors: Vec<OwnedFd>) -> Built {
     if descriptors.len() != count {
         return Err(invalid(format!("it takes {count} descriptors")));
     }
-    let behind = if interface.user.is_some() {
-        descriptors.into_iter().next().map_or(Behind::Nothing, |socket| Behind::User(socket.into()))
+    let behind = if by_socket(&interface) {
+        descriptors.into_iter().next().map_or(Behind::Nothing, |socket| Behind::Process(socket.into()))
     } else if interface.unplugged {
         Behind::Nothing
     } else {
@@ -266,8 +279,9 @@ fn device(interface: &Interface, behind: Behind) -> Result<Box<dyn VirtioDevice>
     let backend: Option<Box<dyn Backend>> = match behind {
         Behind::Nothing => None,
         Behind::Tap(tap) => Some(Box::new(tap)),
-        Behind::User(socket) => {
-            Some(Box::new(Stream::to_process(socket).map_err(DeviceError::host(SECTION, "passt".into()))?))
+        Behind::Process(socket) => {
+            let stream = Stream::to_process(socket);
+            Some(Box::new(stream.map_err(DeviceError::host(SECTION, "what is behind it".into()))?))
         }
     };
     let offer = Offer { mac: interface.guest_mac.map(|Mac(bytes)| bytes), mtu: interface.mtu, pairs };
@@ -321,7 +335,7 @@ mod tests {
         };
         let port = |port: u16| json!({ "protocol": "tcp", "host_ip": "127.0.0.1", "host_port": port, "guest_port": 1 });
         for (section, words) in [
-            (one(json!({})), "one of host_dev_name, new_tap, user and unplugged"),
+            (one(json!({})), "one of host_dev_name, new_tap, user, port and unplugged"),
             (one(json!({ "user": {}, "host_dev_name": "tap0" })), "one of"),
             (one(json!({ "new_tap": { "host_ip": "10.0.0.1" } })), "or neither"),
             (one(json!({ "new_tap": { "host_ip": "10.0.0.1", "prefix_len": 31 } })), "1 to 30"),
@@ -355,6 +369,8 @@ mod tests {
         let socket = || vec![OwnedFd::from(UnixStream::pair().unwrap().0)];
         assert_eq!((given.count)(&section("user")).unwrap(), 1);
         assert_eq!((given.build)(&section("user"), socket()).unwrap().len(), 1);
+        let port = json!([{ "iface_id": "eth0", "port": { "socket": "/s", "greeting": "g", "network": "n" } }]);
+        assert_eq!(((given.count)(&port).unwrap(), (given.build)(&port, socket()).unwrap().len()), (1, 1));
         let unplugged = json!([{ "iface_id": "eth0", "unplugged": true }]);
         assert_eq!((given.count)(&unplugged).unwrap(), 0);
         assert_eq!((given.build)(&unplugged, Vec::new()).unwrap().len(), 1);

@@ -2,7 +2,7 @@
 //!
 //! - [`config`]: the section and flag, and how they become a device;
 //! - [`backend`]: what a backend is; [`tap`]: a tap interface of the host; [`stream`]: frames over a unix socket;
-//!   [`passt`]: the program at the other end of that, for networking without privileges;
+//!   [`passt`]: the program at the other end of that, for networking without privileges; [`switch`]: another, which connects microVMs;
 //! - [`pair`]: packets through two queues; [`control`]: the commands of the control queue;
 //! - [`egress`]: which of the guest's packets may leave;
 //! - [`checksum`]: what is left to do of a packet whose sender relies on the device;
@@ -23,6 +23,7 @@ pub mod egress;
 mod pair;
 pub mod passt;
 mod stream;
+mod switch;
 pub mod tap;
 
 use std::io;

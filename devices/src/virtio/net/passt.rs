@@ -2,8 +2,8 @@
 //! (`apt install passt`). A process a device; it ends when the device closes its end of their socket, so that nothing of it stays whatever
 //! happens to this process.
 //!
-//! The guest's network is always the same one: 10.0.2.15/24, the gateway 10.0.2.2, and a resolver at 10.0.2.3 that asks the host's.
-//! passt tells by DHCP, too. Nothing in it leads to the host's loopback interface, where services are that trust who connects.
+//! The guest's network is always the same one: 10.0.2.15/24, the gateway 10.0.2.2, and a resolver at 10.0.2.3 that asks the host's; but for a guest
+//! with a place in another network ([`Place`]). passt tells by DHCP, too. Nothing in it leads to the host's loopback interface, where services are that trust who connects.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -32,6 +32,21 @@ pub struct User {
     /// Ports of the host that lead to the guest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<Port>,
+    /// Where the guest is, if not where it usually is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+}
+
+/// A guest's place in a network.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// Its address.
+    pub guest: Ipv4Addr,
+    /// The length of its network's prefix.
+    pub prefix_len: u8,
+    /// Its way out, and the resolver.
+    pub gateway: Ipv4Addr,
 }
 
 /// A port of the host that leads to one of the guest.
@@ -55,17 +70,24 @@ enum Protocol {
 impl User {
     /// What cannot be, if anything.
     pub fn check(&self) -> Result<(), String> {
-        match self.publish.iter().any(|port| port.host_port == 0 || port.guest_port == 0) {
-            true => Err("port 0 is none".into()),
+        if self.publish.iter().any(|port| port.host_port == 0 || port.guest_port == 0) {
+            return Err("port 0 is none".into());
+        }
+        match self.place.as_ref().is_some_and(|place| !(1..=30).contains(&place.prefix_len)) {
+            true => Err("a place has a prefix_len of 1 to 30".into()),
             false => Ok(()),
         }
     }
 
     fn arguments(&self) -> Vec<String> {
         let mut words: Vec<String> = ["--quiet", "--ipv4-only", "--no-map-gw"].map(str::to_owned).into();
-        words.extend(["--netmask".into(), PREFIX_LEN.to_string(), "--mtu".into(), MTU.to_string()]);
+        let (guest, prefix_len, gateway, resolver) = match &self.place {
+            None => (GUEST, PREFIX_LEN, GATEWAY, RESOLVER),
+            Some(Place { guest, prefix_len, gateway }) => (*guest, *prefix_len, *gateway, *gateway),
+        };
+        words.extend(["--netmask".into(), prefix_len.to_string(), "--mtu".into(), MTU.to_string()]);
         let addresses =
-            [("--address", GUEST), ("--gateway", GATEWAY), ("--dns-forward", RESOLVER), ("--dns", RESOLVER)];
+            [("--address", guest), ("--gateway", gateway), ("--dns-forward", resolver), ("--dns", resolver)];
         words.extend(addresses.iter().flat_map(|(flag, address)| [(*flag).to_owned(), address.to_string()]));
         for Port { protocol, host_ip, host_port, guest_port } in &self.publish {
             let flag = if *protocol == Protocol::Tcp { "--tcp-ports" } else { "--udp-ports" };
