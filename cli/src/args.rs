@@ -10,6 +10,7 @@ mod exec;
 mod files;
 mod images;
 mod network;
+mod networks;
 mod run;
 pub mod settings;
 mod snapshots;
@@ -34,9 +35,10 @@ pub use self::containers::{
 pub use self::exec::Exec;
 pub use self::files::{Copy, Diff, Stats, Top};
 pub use self::images::{History, Images, Load, Pull, Push, Rmi, Save, Tag};
-pub use self::network::{Destination, Network, Publish, network};
+pub use self::network::{Destination, Network, Place, Publish, network};
 #[cfg(test)]
 pub use self::network::{egress, publish};
+pub use self::networks::{NetworkVerb, NetworkWhat};
 pub use self::run::{Isolation, Machine, Run};
 pub use self::settings::Settings;
 pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
@@ -153,6 +155,8 @@ pub enum Verb {
     Doctor(Doctor),
     /// Make, list and remove named volumes
     Volume(Volume),
+    /// Networks in which containers reach each other by name: make, list and remove them
+    Network(NetworkVerb),
     /// See and clear what is kept on this host
     System(System),
     /// Tell what a workload can reach, in a microVM and in a container

@@ -26,6 +26,7 @@
 //! | [`templates`] | snapshots that later runs go on from |
 //! | [`signals`] | signals by name, and before there is a guest |
 //! | [`net`], [`egress`] | what a microVM's interfaces lead to, and where its packets may go |
+//! | [`networks`] | networks of several containers, and the process that each of them has |
 //! | [`upper`] | the writable layer of a container that stays |
 //! | [`usage`] | what a container takes of its host |
 //! | [`visit`] | a container that does not run, for verbs that have business with its files |
@@ -66,6 +67,7 @@ mod life;
 mod logs;
 mod monitor;
 mod net;
+mod networks;
 mod oci;
 mod output;
 mod owner;
@@ -117,6 +119,12 @@ pub fn main() -> ExitCode {
     {
         vmm::process::close_inherited();
         return failure::conclude(supervisor::supervise(id), false).into();
+    }
+    if let [verb, served] = std::env::args().skip(1).take(3).collect::<Vec<_>>().as_slice()
+        && verb == networks::switch::VERB
+    {
+        vmm::process::close_inherited();
+        return failure::conclude(networks::switch::serve(served), false).into();
     }
     ExitCode::from(all_verbs(began))
 }
@@ -207,6 +215,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::History(history) => commands::history::history(&history, cli.talk),
         Verb::Save(save) => commands::images::save(&save),
         Verb::Rmi(rmi) => commands::images::rmi(&rmi, cli.talk),
+        Verb::Network(network) => commands::networks::network(network, cli.talk),
         Verb::Volume(volume) => commands::volumes::volume(&volume, cli.talk),
         Verb::Doctor(doctor) => commands::doctor::doctor(&doctor),
         Verb::System(system) => commands::system::system(&system, cli.talk),

@@ -77,8 +77,8 @@ pub struct Life {
 /// What nothing works without, looked at before anything is made.
 pub fn check(flags: &Run) -> anyhow::Result<()> {
     drop(host::open()?);
-    let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
-    flags.rates.check(network.is_some())?;
+    let network = net::check(flags.network.as_ref(), &flags.publish, &flags.egress, &flags.place)?;
+    flags.rates.check(network)?;
     Volumes::check(&flags.volume)?;
     check_size(flags)
 }
@@ -148,7 +148,9 @@ impl Running {
         if flags.require_jail {
             monitor::require_jail();
         }
-        let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress)?;
+        let (id, short) = (self.record.id.as_str(), self.record.id.short());
+        let who = net::Who { id, names: &[&self.name, short], place: &flags.place };
+        let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress, who)?;
         let (volumes, limits) = (Volumes::find(&flags.volume)?, flags.machine.limits());
         let mut config = machine(flags, network.is_some())?;
         config.validate(host::memory_mib())?;
@@ -308,9 +310,17 @@ pub fn kernel_kind(kvm: KvmKind) -> kernel::KernelKind {
 /// What the guest is told.
 pub fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection>) -> anyhow::Result<Start> {
     let flags = &record.flags;
-    // passt's gateway is not this host (`--no-map-gw`).
-    let at_tap = network.filter(|network| network.section[0]["user"].is_null());
+    // Only at a tap the gateway is this host (passt: `--no-map-gw`).
+    let taps = ["host_dev_name", "new_tap"];
+    let at_tap = network.filter(|network| taps.iter().any(|tap| !network.section[0][tap].is_null()));
     let gateway = at_tap.and_then(|network| network.guest.address?.gateway).map(Ipv4Addr::from);
+    let mut names = flags.settings.names(network.and_then(|network| network.resolv_conf.clone()), gateway)?;
+    if let (Some(own), false) = (network.and_then(|network| network.membership.as_ref()), flags.settings.dns.is_empty())
+    {
+        // Who is in its network, only that one's resolver knows.
+        let others = names.resolv_conf.unwrap_or_default();
+        names.resolv_conf = Some(format!("nameserver {}\n{others}", own.network.gateway));
+    }
     Ok(Start {
         // The session fills in both when it sends this.
         seed: Seed([0; 32]),
@@ -324,7 +334,7 @@ pub fn start(record: &Record, layers: &[Layer], network: Option<&net::Connection
         },
         volumes: Vec::new(),
         network: network.as_ref().map(|network| network.guest.clone()),
-        names: flags.settings.names(network.and_then(|network| network.resolv_conf.clone()), gateway)?,
+        names,
         settings: flags.settings.for_guest(),
         end: if flags.kernel.is_none() { End::PowerOff } else { End::Reset },
         process: record.process.clone(),

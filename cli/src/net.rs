@@ -1,6 +1,6 @@
 //! Network interfaces of machines.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+mod tap;
 
 use anyhow::{Context, anyhow};
 use guest_protocol::Address;
@@ -9,23 +9,19 @@ use serde_json::{Map, Value, json};
 use vmm::config::add_device;
 use vmm::user_network as user;
 
-use crate::args::{self, Destination, Network, Publish};
-use crate::{egress, plug};
+use crate::args::{self, Destination, Network, Place, Publish};
+use crate::networks::switch::{self, Member, Membership};
+use crate::networks::{Networks, NetworksError};
+use crate::{egress, paths, plug};
+
+pub use tap::free_network;
+use tap::{at_new_tap, at_tap, new_tap};
 
 /// Key of the section in a machine's configuration.
 pub const SECTION: &str = "network-interfaces";
 
-/// Networks for microVMs' own taps are parts of 198.18.0.0/15, which is nobody's on the internet (RFC 2544, RFC 6890), and by
-/// default nobody's on a host, either.
-const OWN_RANGE: u32 = 198 << 24 | 18 << 16;
-const OWN_RANGE_MASK: u32 = u32::MAX << 17;
-/// Length of their prefixes: two addresses each.
-const OWN_PREFIX: u8 = 30;
 /// What [`usual`] is, as `--network` says it.
 const USUAL_VARIABLE: &str = "BULKHEAD_NETWORK";
-/// How often to look for a free one.
-const TRIES: usize = 100;
-
 /// Adds an interface for each value of `boot --net`. Those that are told no MAC address get one that nothing else has.
 pub fn add(flags: &[String], devices: &mut Map<String, Value>) -> anyhow::Result<()> {
     for flag in flags {
@@ -33,7 +29,7 @@ pub fn add(flags: &[String], devices: &mut Map<String, Value>) -> anyhow::Result
     }
     for interface in devices.get_mut(SECTION).and_then(Value::as_array_mut).into_iter().flatten() {
         if interface["guest_mac"].is_null() {
-            interface["guest_mac"] = text(mac()?).into();
+            interface["guest_mac"] = text(random_mac()?).into();
         }
         if interface["new_tap"].is_object() {
             interface["new_tap"] = new_tap(free_network()?);
@@ -50,6 +46,19 @@ pub struct Connection {
     pub guest: guest_protocol::Network,
     /// Content of its /etc/resolv.conf; `None` leaves the image's own.
     pub resolv_conf: Option<String>,
+    /// Its place in a network that was made: its address is its own as long as this is there.
+    pub membership: Option<Membership>,
+}
+
+/// A container that is to be connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Who<'a> {
+    /// What nobody else has.
+    pub id: &'a str,
+    /// What it answers to in its network.
+    pub names: &'a [&'a str],
+    /// What its place there is to be.
+    pub place: &'a Place,
 }
 
 /// The network of a container of which `--network` says nothing: through passt if `-p` or `--egress` ask for one; else what
@@ -72,14 +81,54 @@ fn user_leads_somewhere() -> bool {
     installed && std::fs::read_to_string("/proc/net/route").is_ok_and(|routes| has_default(&routes))
 }
 
+/// The network that `--network` means, which was made, if it is one of those.
+///
+/// # Errors
+/// There is no such network.
+pub fn made(network: Option<&Network>) -> anyhow::Result<Option<crate::networks::Network>> {
+    let Some(Network::Named(name)) = network else { return Ok(None) };
+    match Networks::existing(&paths::store()) {
+        Some(networks) => Ok(Some(networks.find(name)?)),
+        None => Err(NetworksError::NotFound(name.clone()).into()),
+    }
+}
+
+/// Looks whether [`connection`] may do what it is asked for; says whether there is to be an interface. A container that is only checked joins
+/// no network that was made.
+pub fn check(
+    network: Option<&Network>,
+    publish: &[Publish],
+    egress: &[Destination],
+    place: &Place,
+) -> anyhow::Result<bool> {
+    if let Some(made) = made(network)? {
+        if made.internal && !publish.is_empty() {
+            return Err(anyhow!("-p: nothing leads into network {}, which is internal; leave -p out", made.name));
+        }
+        match place.ip.filter(|ip| *ip == made.gateway || !made.subnet.may_have(*ip)) {
+            Some(ip) => {
+                return Err(anyhow!("--ip {ip}: no configured subnet contains it for a container of {}", made.name));
+            }
+            None => return Ok(true),
+        }
+    }
+    if place.ip.is_some() || !place.network_alias.is_empty() {
+        let flag = if place.ip.is_some() { "--ip" } else { "--network-alias" };
+        return Err(anyhow!("{flag}: it is for networks that were made (`bulkhead network create`)"));
+    }
+    let nobody = Who { id: "", names: &[], place };
+    Ok(connection(network, publish, egress, nobody)?.is_some())
+}
+
 /// What `run --network`, `-p` and `--egress` ask for. The last two ask for a network where the first does not say.
 pub fn connection(
     network: Option<&Network>,
     publish: &[Publish],
     egress: &[Destination],
+    who: Who<'_>,
 ) -> anyhow::Result<Option<Connection>> {
     let implied = (!egress.is_empty()).then_some(&Network::User);
-    let connection = connected(network.or(implied), publish)?;
+    let connection = connected(network.or(implied), publish, who)?;
     match connection {
         None if !egress.is_empty() => {
             Err(anyhow!("--egress: the container has no network; use --network user or --network tap"))
@@ -99,17 +148,19 @@ impl Connection {
     }
 }
 
-fn connected(network: Option<&Network>, publish: &[Publish]) -> anyhow::Result<Option<Connection>> {
+fn connected(network: Option<&Network>, publish: &[Publish], who: Who<'_>) -> anyhow::Result<Option<Connection>> {
     let ports = !publish.is_empty();
+    let mac = who.place.mac_address.map_or_else(random_mac, Ok)?;
     match network {
-        None if ports => through_passt(publish).map(Some),
-        Some(Network::User) => through_passt(publish).map(Some),
+        None if ports => Ok(Some(through_passt(publish, mac))),
+        Some(Network::User) => Ok(Some(through_passt(publish, mac))),
+        Some(Network::Named(name)) => in_network(name, publish, who, mac).map(Some),
         Some(Network::None) if ports => Err(anyhow!("-p: the container has no network; use --network user")),
         Some(Network::Tap(_) | Network::NewTap) if ports => Err(anyhow!(
             "-p: a container at a tap interface is reached by its own address; leave -p out, or use --network user"
         )),
-        Some(Network::Tap(name)) => at_tap(name).map(Some),
-        Some(Network::NewTap) => at_new_tap().map(Some),
+        Some(Network::Tap(name)) => at_tap(name, mac).map(Some),
+        Some(Network::NewTap) => at_new_tap(mac).map(Some),
         None | Some(Network::None) => Ok(None),
     }
 }
@@ -122,6 +173,7 @@ pub fn of_clone(
     network: Option<&Network>,
     publish: &[Publish],
     egress: &[Destination],
+    who: Who<'_>,
 ) -> anyhow::Result<Option<Connection>> {
     let Some(interface) = saved.and_then(|section| section.get(0)) else {
         let asked = network.is_some_and(|network| *network != Network::None) || !publish.is_empty();
@@ -134,9 +186,12 @@ pub fn of_clone(
         (None, Some(tap)) => Network::Tap(tap.to_owned()),
         (None, None) if interface["new_tap"].is_object() => Network::NewTap,
         (None, None) if interface["user"].is_object() => Network::User,
+        (None, None) if interface["port"].is_object() => {
+            Network::Named(interface["port"]["network"].as_str().unwrap_or_default().to_owned())
+        }
         (None, None) => Network::None,
     };
-    let mut clone = connected(Some(&wanted), publish)?.map_or_else(unplugged, Ok)?;
+    let mut clone = connected(Some(&wanted), publish, who)?.map_or_else(unplugged, Ok)?;
     if !interface["egress"].is_null() {
         clone.section[0]["egress"] = interface["egress"].clone();
     }
@@ -169,7 +224,11 @@ fn bare_clone(saved: &Value, network: Option<&Network>, publish: &[Publish]) -> 
         let several = "it has several interfaces; --network can only be none, which leads nowhere";
         return Err(anyhow!(several));
     }
-    let connection = of_clone(Some(saved), network, publish, &[])?;
+    if matches!(network, Some(Network::Named(_))) {
+        return Err(anyhow!("a bare microVM keeps its addresses, which are none of a network that was made"));
+    }
+    let nobody = Who { id: "", names: &[], place: &Place::default() };
+    let connection = of_clone(Some(saved), network, publish, &[], nobody)?;
     let mut section = plug::unplugged(saved);
     if let Some(behind) = connection.as_ref().filter(|connection| connection.section[0]["unplugged"].is_null()) {
         let interface = section.get_mut(0).and_then(Value::as_object_mut).ok_or_else(|| anyhow!("no interface"))?;
@@ -184,113 +243,44 @@ fn bare_clone(saved: &Value, network: Option<&Network>, publish: &[Publish]) -> 
 
 /// For a guest that has an interface, and is to have nothing behind it.
 fn unplugged() -> anyhow::Result<Connection> {
-    let mac = mac()?;
+    let mac = random_mac()?;
     Ok(Connection {
         section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "unplugged": true }]),
         guest: guest_protocol::Network { mac, mtu: None, address: None },
         resolv_conf: None,
+        membership: None,
     })
 }
 
-fn through_passt(publish: &[Publish]) -> anyhow::Result<Connection> {
-    let mac = mac()?;
-    let port = |port: &Publish| {
-        let protocol = if port.udp { "udp" } else { "tcp" };
-        json!({ "protocol": protocol, "host_ip": port.host_ip, "host_port": port.host_port, "guest_port": port.guest_port })
-    };
-    let publish: Vec<Value> = publish.iter().map(port).collect();
+fn through_passt(publish: &[Publish], mac: [u8; 6]) -> Connection {
     let address =
         Address { ip: user::GUEST.octets(), prefix_len: user::PREFIX_LEN, gateway: Some(user::GATEWAY.octets()) };
-    Ok(Connection {
+    let publish = switch::published(publish);
+    Connection {
         section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "user": { "publish": publish } }]),
         guest: guest_protocol::Network { mac, mtu: Some(user::MTU), address: Some(address) },
         resolv_conf: Some(format!("nameserver {}\n", user::RESOLVER)),
-    })
-}
-
-/// At a tap interface that has an address on the host the container gets one beside it, and the host as its gateway. At one
-/// that has none (it may be part of a bridge) addresses are the container's business.
-fn at_tap(name: &str) -> anyhow::Result<Connection> {
-    let routes = std::fs::read_to_string("/proc/net/route").context("/proc/net/route")?;
-    let address = network_of(name, &routes).and_then(|(network, prefix_len)| {
-        let host = host_address(network)?;
-        Some(Address { ip: beside(host, prefix_len)?.octets(), prefix_len, gateway: Some(host.octets()) })
-    });
-    let mac = mac()?;
-    Ok(Connection {
-        section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "host_dev_name": name }]),
-        guest: guest_protocol::Network { mac, mtu: None, address },
-        resolv_conf: address.and_then(|_| resolvers(&std::fs::read_to_string("/etc/resolv.conf").ok()?)),
-    })
-}
-
-/// At a tap interface of its own, in a network of the two of them.
-fn at_new_tap() -> anyhow::Result<Connection> {
-    let network = free_network()?;
-    let [host, guest] = hosts(network);
-    let address = Address { ip: guest.octets(), prefix_len: OWN_PREFIX, gateway: Some(host.octets()) };
-    let mac = mac()?;
-    Ok(Connection {
-        section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "new_tap": new_tap(network) }]),
-        guest: guest_protocol::Network { mac, mtu: None, address: Some(address) },
-        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").ok().and_then(|conf| resolvers(&conf)),
-    })
-}
-
-/// A tap interface's part of the configuration, in such a network.
-fn new_tap(network: Ipv4Addr) -> Value {
-    let [host, _] = hosts(network);
-    json!({ "host_ip": host, "prefix_len": OWN_PREFIX })
-}
-
-/// The host's address in such a network, and its guest's.
-fn hosts(network: Ipv4Addr) -> [Ipv4Addr; 2] {
-    [1, 2].map(|at| Ipv4Addr::from(u32::from(network) + at))
-}
-
-/// One of the networks for microVMs' own taps that nothing of this host is in.
-pub fn free_network() -> anyhow::Result<Ipv4Addr> {
-    let routes = std::fs::read_to_string("/proc/net/route").context("/proc/net/route")?;
-    // There are far more of them than of interfaces.
-    for _ in 0..TRIES {
-        let mut random = [0; 4];
-        rustix::rand::getrandom(&mut random, GetRandomFlags::empty()).context("cannot get random numbers")?;
-        let network = nth_network(u32::from_ne_bytes(random));
-        if is_free(network, &routes) {
-            return Ok(network);
-        }
+        membership: None,
     }
-    let range = Ipv4Addr::from(OWN_RANGE);
-    Err(anyhow!("no network of {range}/15 is free for a tap of the microVM's own; use --network tap=NAME"))
 }
 
-fn nth_network(number: u32) -> Ipv4Addr {
-    Ipv4Addr::from(OWN_RANGE | (number << (32 - OWN_PREFIX)) & !OWN_RANGE_MASK)
-}
-
-/// Whether no interface's own network has anything in common with this one.
-fn is_free(network: Ipv4Addr, routes: &str) -> bool {
-    let own_mask = u32::MAX << (32 - OWN_PREFIX);
-    interfaces_networks(routes).all(|(_, other, mask)| {
-        let common = mask & own_mask;
-        u32::from(network) & common != other & common
+/// In a network that was made, among others. What is beyond is passt's, for each of them.
+fn in_network(name: &str, publish: &[Publish], who: Who<'_>, mac: [u8; 6]) -> anyhow::Result<Connection> {
+    let names = who.names.iter().map(|name| (*name).to_owned()).chain(who.place.network_alias.iter().cloned());
+    let member = Member { id: who.id.to_owned(), names: names.collect(), ip: who.place.ip, mac };
+    let membership = switch::join(name, member)?;
+    let port = membership.port(&switch::published(publish));
+    Ok(Connection {
+        section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "port": port }]),
+        guest: membership.guest(),
+        resolv_conf: Some(format!("nameserver {}\noptions ndots:0\n", membership.network.gateway)),
+        membership: Some(membership),
     })
 }
 
-/// The network that `name` itself is in, by the kernel's table of routes (proc(5)), and the length of its prefix.
-fn network_of(name: &str, routes: &str) -> Option<(Ipv4Addr, u8)> {
-    let own = interfaces_networks(routes).find(|(interface, ..)| *interface == name);
-    own.map(|(_, network, mask)| (network.into(), mask.leading_ones() as u8))
-}
-
-/// By the same table: interfaces, the networks they are in, and those's masks.
-fn interfaces_networks(routes: &str) -> impl Iterator<Item = (&str, u32, u32)> {
-    routes.lines().skip(1).filter_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let number = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok().map(u32::swap_bytes);
-        let (network, gateway, mask) = (number(1)?, number(2)?, number(7)?);
-        (gateway == 0 && mask != 0).then(|| (words[0], network, mask))
-    })
+/// The host's routes, as /proc/net/route has them; none where there is no such file.
+pub fn routes() -> String {
+    std::fs::read_to_string("/proc/net/route").unwrap_or_default()
 }
 
 /// Whether the same table has a default route.
@@ -302,35 +292,8 @@ fn has_default(routes: &str) -> bool {
     })
 }
 
-/// This host's own address in a network: where it would send from. Nothing is sent.
-fn host_address(network: Ipv4Addr) -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((Ipv4Addr::from(u32::from(network) + 1), 9)).ok()?;
-    match socket.local_addr().ok()? {
-        SocketAddr::V4(address) => Some(*address.ip()),
-        SocketAddr::V6(_) => None,
-    }
-}
-
-/// The next address of the host's network, or the first if the host has the last. None: there is no other.
-fn beside(host: Ipv4Addr, prefix_len: u8) -> Option<Ipv4Addr> {
-    let hosts = u32::MAX.checked_shr(prefix_len.into()).unwrap_or(0);
-    let own = u32::from(host) & hosts;
-    // The first and the last of all name the network and everybody in it.
-    let next = if own + 1 < hosts { own + 1 } else { 1 };
-    (next != own && hosts > 2).then(|| (u32::from(host) & !hosts | next).into())
-}
-
-/// Those of the host's resolvers that others reach, too.
-fn resolvers(conf: &str) -> Option<String> {
-    let loopback =
-        |line: &str| line.split_whitespace().nth(1).is_none_or(|word| word.starts_with("127.") || word == "::1");
-    let lines: Vec<&str> = conf.lines().filter(|line| !line.starts_with("nameserver") || !loopback(line)).collect();
-    lines.iter().any(|line| line.starts_with("nameserver")).then(|| lines.join("\n") + "\n")
-}
-
 /// A MAC address of the range that is for everybody's own use.
-fn mac() -> anyhow::Result<[u8; 6]> {
+fn random_mac() -> anyhow::Result<[u8; 6]> {
     let mut mac = [0; 6];
     rustix::rand::getrandom(&mut mac, GetRandomFlags::empty()).context("cannot get random numbers")?;
     // Unicast, locally administered (IEEE 802, 8.4).
@@ -339,13 +302,32 @@ fn mac() -> anyhow::Result<[u8; 6]> {
 }
 
 /// As it is written.
-fn text([a, b, c, d, e, f]: [u8; 6]) -> String {
+pub fn text([a, b, c, d, e, f]: [u8; 6]) -> String {
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    fn connection(
+        network: Option<&Network>,
+        publish: &[Publish],
+        egress: &[Destination],
+    ) -> anyhow::Result<Option<Connection>> {
+        super::connection(network, publish, egress, Who { id: "", names: &[], place: &Place::default() })
+    }
+
+    fn of_clone(
+        saved: Option<&Value>,
+        network: Option<&Network>,
+        publish: &[Publish],
+        egress: &[Destination],
+    ) -> anyhow::Result<Option<Connection>> {
+        super::of_clone(saved, network, publish, egress, Who { id: "", names: &[], place: &Place::default() })
+    }
 
     #[test]
     fn interfaces_have_addresses_of_their_own_or_those_they_are_given() {
@@ -456,20 +438,6 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_beside_its_host() {
-        let beside = |host: [u8; 4], prefix_len| beside(host.into(), prefix_len).map(|ip| ip.octets());
-        assert_eq!(beside([192, 0, 2, 1], 24), Some([192, 0, 2, 2]));
-        assert_eq!(beside([192, 0, 2, 254], 24), Some([192, 0, 2, 1]));
-        assert_eq!(beside([10, 0, 0, 6], 30), Some([10, 0, 0, 5]));
-        assert_eq!((beside([10, 0, 0, 6], 31), beside([10, 0, 0, 6], 32)), (None, None));
-        let routes = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
-                      eth0\t00000000\tFE02A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
-                      t0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
-        assert_eq!(network_of("t0", routes), Some(([192, 0, 2, 0].into(), 24)));
-        assert_eq!((network_of("eth0", routes), network_of("t1", "")), (None, None));
-    }
-
-    #[test]
     fn a_tap_of_its_own_is_in_a_network_that_no_interface_has() {
         let own = connection(Some(&Network::NewTap), &[], &[]).unwrap().unwrap();
         let address = own.guest.address.unwrap();
@@ -482,21 +450,5 @@ mod tests {
         let mut section = Map::new();
         add(&["tap".into()], &mut section).unwrap();
         assert_eq!(section[SECTION][0]["new_tap"]["prefix_len"], 30);
-
-        let networks = [nth_network(0), nth_network(1), nth_network(u32::MAX)].map(|network| network.octets());
-        assert_eq!(networks, [[198, 18, 0, 0], [198, 18, 0, 4], [198, 19, 255, 252]]);
-        let routes = "head\nbulkhead0\t040012C6\t00000000\t0001\t0\t0\t0\tFCFFFFFF\t0\t0\t0\n";
-        assert!(!is_free([198, 18, 0, 4].into(), routes));
-        assert!(is_free([198, 18, 0, 0].into(), routes) && is_free([198, 18, 0, 8].into(), routes));
-        // One that has all of them, and a default route, which has none.
-        assert!(!is_free([198, 18, 0, 0].into(), "head\nx\t000012C6\t00000000\t1\t0\t0\t0\t0000FEFF\t0\n"));
-        assert!(is_free([198, 18, 0, 0].into(), "head\nx\t00000000\t00000000\t1\t0\t0\t0\t00000000\t0\n"));
-    }
-
-    #[test]
-    fn resolvers_of_the_host_alone_are_not_the_guests() {
-        let conf = "search here\nnameserver 127.0.0.53\nnameserver 192.0.2.9\n";
-        assert_eq!(resolvers(conf).unwrap(), "search here\nnameserver 192.0.2.9\n");
-        assert_eq!(resolvers("nameserver 127.0.0.53\nnameserver ::1\n"), None);
     }
 }

@@ -7,7 +7,7 @@ use vmm::network_descriptors;
 use crate::control::{Control, ControlError};
 
 /// The members of an interface that say what is behind it.
-pub const BEHIND: [&str; 4] = ["host_dev_name", "new_tap", "user", "unplugged"];
+pub const BEHIND: [&str; 5] = ["host_dev_name", "new_tap", "user", "port", "unplugged"];
 
 /// A section of interfaces with nothing behind any of them.
 pub fn unplugged(section: &Value) -> Value {

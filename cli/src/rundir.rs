@@ -4,6 +4,7 @@
 //! <root>/.lock            held while a directory is made or removed
 //! <root>/<name>/lock      held for as long as whoever has the VM lives; free = nobody's any more
 //! <root>/<name>/owned     paths outside the directory that go with it, one a line
+//! <root>/.net-<id>        socket of a network's switch; nobody listens there = nobody's any more
 //! <root>/.<name>.groups   control groups of its processes, one a line, where these cannot change it: what is in such a group is killed
 //! ```
 //!
@@ -26,6 +27,8 @@ use crate::cgroup;
 const MAX_SOCKET_PATH: usize = 107;
 /// Longest file name put into a run directory: `/vsock2_1025`, with room for a port of ten digits.
 const LONGEST_SOCKET: usize = "/vsock2_4294967295".len();
+/// What the sockets of networks' switches are called, before the beginning of their ids. No VM's name begins so.
+pub const SWITCH_PREFIX: &str = ".net-";
 /// Longest name of a VM.
 const MAX_NAME: usize = 63;
 /// No VM makes more files in its directory.
@@ -191,6 +194,21 @@ pub fn ensure(root: &Path) -> Result<(), RunDirError> {
     lock_root(root).map(drop)
 }
 
+/// Calls `make`, which makes something in the root beside run directories. Nothing is swept meanwhile.
+pub fn beside<T>(root: &Path, make: impl FnOnce() -> T) -> Result<T, RunDirError> {
+    let _guard = lock_root(root)?;
+    Ok(make())
+}
+
+/// Removes a socket in the root if nobody listens there.
+pub fn remove_if_deaf(root: &Path, socket: &Path) -> Result<(), RunDirError> {
+    let _guard = lock_root(root)?;
+    if nobody_listens(socket) {
+        fs::remove_file(socket).map_err(io_error(socket))?;
+    }
+    Ok(())
+}
+
 /// The running VM of this name, or the only one whose name begins so: its name, and its directory.
 pub fn named(root: &Path, word: &str) -> Result<(String, PathBuf), RunDirError> {
     let mut names = running(root)?;
@@ -234,6 +252,11 @@ pub fn sweep(root: &Path) -> Result<(), RunDirError> {
     let _guard = lock_root(root)?;
     for entry in fs::read_dir(root).map_err(io_error(root))? {
         let path = entry.map_err(io_error(root))?.path();
+        let is_switch = path.file_name().is_some_and(|name| name.as_bytes().starts_with(SWITCH_PREFIX.as_bytes()));
+        if is_switch && nobody_listens(&path) {
+            fs::remove_file(&path).map_err(io_error(&path))?;
+            continue;
+        }
         // A file is not a run directory: not ours to judge.
         if !path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
             continue;

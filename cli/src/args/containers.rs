@@ -36,7 +36,7 @@ pub struct Filter {
 }
 
 /// What can be filtered by.
-const FILTERS: [&str; 6] = ["name", "id", "status", "label", "ancestor", "exited"];
+const FILTERS: [&str; 7] = ["name", "id", "status", "label", "ancestor", "exited", "network"];
 
 fn filter(text: &str) -> Result<Filter, String> {
     key_of(text, &FILTERS)

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use vmm::egress::Rule;
+
+use crate::containers::is_name;
 
 /// What a container's interface leads to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +22,8 @@ pub enum Network {
     Tap(String),
     /// A tap interface of its own, which goes with the microVM.
     NewTap,
+    /// A network that was made (`network create`), by its name or id.
+    Named(String),
 }
 
 impl fmt::Display for Network {
@@ -28,6 +33,7 @@ impl fmt::Display for Network {
             Network::User => f.write_str("user"),
             Network::Tap(name) => write!(f, "tap={name}"),
             Network::NewTap => f.write_str("tap"),
+            Network::Named(name) => f.write_str(name),
         }
     }
 }
@@ -39,7 +45,49 @@ pub fn network(text: &str) -> Result<Network, String> {
         None if text == "user" => Ok(Network::User),
         None if text == "tap" => Ok(Network::NewTap),
         Some(("tap", name)) if !name.is_empty() => Ok(Network::Tap(name.to_owned())),
-        _ => Err("it is none, user, tap or tap=NAME".into()),
+        // docker's words for what there is not here.
+        None if is_name(text) && !["host", "bridge", "default"].contains(&text) => Ok(Network::Named(text.to_owned())),
+        _ => Err("it is none, user, tap, tap=NAME, or the name of a network (`bulkhead network ls`)".into()),
+    }
+}
+
+/// What a container's place in its network is to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Place {
+    /// The container's address in its network, where that is one of `bulkhead network`; a free one if not given
+    #[arg(long, value_name = "IP")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<Ipv4Addr>,
+    /// MAC address of the container's interface; a random one if not given
+    #[arg(long, value_name = "MAC", value_parser = mac)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac_address: Option<[u8; 6]>,
+    /// Another name of the container in its network; may be repeated
+    #[arg(long, value_name = "NAME", value_parser = alias)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub network_alias: Vec<String>,
+}
+
+fn mac(text: &str) -> Result<[u8; 6], String> {
+    let byte = |word: &str| {
+        u8::from_str_radix(word, 16).ok().filter(|_| word.len() == 2 && word.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+    let bytes: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
+    // That of one interface: the other kind is for many (IEEE 802, 8.2).
+    let bytes = bytes.filter(|bytes| bytes[0] & 1 == 0 && *bytes != [0; 6]);
+    bytes.ok_or_else(|| format!("'{text}' is not the MAC address of an interface, as in 02:00:00:00:00:01"))
+}
+
+/// A name that DNS can have: parts of up to 63 bytes.
+fn alias(text: &str) -> Result<String, String> {
+    let part = |part: &str| {
+        (1..=63).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+    };
+    match text.len() <= 253 && text.split('.').all(part) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("'{text}' is not a name for DNS")),
     }
 }
 
@@ -123,9 +171,23 @@ mod tests {
         assert_eq!(network("user"), Ok(Network::User));
         assert_eq!(network("tap=t0"), Ok(Network::Tap("t0".into())));
         assert_eq!(network("tap"), Ok(Network::NewTap));
-        for bad in ["", "tap=", "host", "user=x"] {
+        assert_eq!(network("web_1"), Ok(Network::Named("web_1".into())));
+        for bad in ["", "tap=", "host", "user=x", "bridge", "container:x", "a/b", ".x"] {
             assert!(network(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn places_in_a_network() {
+        assert_eq!(mac("02:00:00:00:00:Fe"), Ok([2, 0, 0, 0, 0, 0xfe]));
+        for bad in ["", "02:00:00:00:00", "01:00:00:00:00:01", "00:00:00:00:00:00", "2:0:0:0:0:1", "02:00:00:00:00:0g"]
+        {
+            assert!(mac(bad).is_err(), "{bad}");
+        }
+        for (name, good) in [("db", true), ("a.b_c-1", true), ("", false), ("a..b", false), ("a b", false)] {
+            assert_eq!(alias(name).is_ok(), good, "{name}");
+        }
+        assert!(alias(&"x".repeat(64)).is_err() && alias(&"x.".repeat(200)).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::network::{self, Destination, Network, Publish};
+use super::network::{self, Destination, Network, Place, Publish};
 use super::settings::Settings;
 use crate::cgroup::Limits;
 use crate::rates::Rates;
@@ -97,9 +97,11 @@ pub struct Run {
     #[arg(long)]
     pub read_only: bool,
     /// What the container's network is: `user` (through passt, without privileges; the default where passt is installed), `none`, or
-    /// a tap interface: the host's `NAME`, or one of its own
-    #[arg(long, value_name = "none|user|tap[=NAME]", value_parser = network::network)]
+    /// a tap interface: the host's `NAME`, or one of its own; or one of `bulkhead network`, by its name
+    #[arg(long, alias = "net", value_name = "none|user|tap[=NAME]|NAME", value_parser = network::network)]
     pub network: Option<Network>,
+    #[command(flatten)]
+    pub place: Place,
     /// Have a port of the host lead to one of the container; on 127.0.0.1 if there is no IP. Implies `--network user`
     #[arg(short, long, value_name = "[IP:]HOST_PORT:PORT[/tcp|/udp]", value_parser = network::publish)]
     pub publish: Vec<Publish>,

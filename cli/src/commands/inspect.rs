@@ -7,12 +7,14 @@ use guest_images::{ImageDetails, ImageError, Store};
 use guest_protocol::{Limit, Tmpfs};
 use serde_json::{Value, json};
 
-use crate::args::{Inspect, Kind, Port, Publish, settings};
+use crate::args::{Inspect, Kind, Network, Port, Publish, Run, settings};
 use crate::cgroup;
 use crate::clock;
-use crate::containers::{Containers, ContainersError, Entry, Record, Status};
+use crate::containers::{Containers, ContainersError, Entry, Id, Record, Status};
 use crate::control::Control;
 use crate::failure::{Failure, Outcome};
+use crate::net;
+use crate::networks::{Networks, switch};
 use crate::output;
 use crate::paths;
 use crate::running;
@@ -179,6 +181,26 @@ fn mount(volume: &VolumeFlag) -> Value {
     mount
 }
 
+/// The network that was made for it and others, if it is in one: with addresses while it runs, which its switch knows.
+fn networks(id: &Id, flags: &Run) -> Value {
+    let Some(Network::Named(name)) = &flags.network else { return json!({}) };
+    let network = Networks::existing(&paths::store()).and_then(|networks| networks.find(name).ok());
+    let listing = network.as_ref().and_then(|network| switch::members(network).ok()).unwrap_or_default();
+    let member = listing.members.into_iter().find(|member| member.id == id.as_str());
+    let there = network.as_ref().zip(member.as_ref());
+    let place = &flags.place;
+    let asked = place.ip.map_or(Value::Null, |ip| json!({ "IPv4Address": ip }));
+    let is = json!({
+        "IPAMConfig": asked, "Aliases": place.network_alias, "DNSNames": member.as_ref().map(|member| &member.names),
+        "NetworkID": network.as_ref().map_or("", |network| network.id.as_str()),
+        "MacAddress": member.as_ref().map_or(String::new(), |member| net::text(member.mac)),
+        "IPAddress": member.as_ref().map_or(String::new(), |member| member.ip.to_string()),
+        "IPPrefixLen": there.map_or(0, |(network, _)| network.subnet.prefix_len()),
+        "Gateway": there.map_or(String::new(), |(network, _)| network.gateway.to_string()),
+    });
+    json!({ name.as_str(): is })
+}
+
 fn describe(entry: &Entry) -> Value {
     let Record { id, created_ns, image_id, labels, flags, process, stop_signal, state } = &entry.record;
     let (program, arguments) = process.args.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
@@ -235,6 +257,9 @@ fn describe(entry: &Entry) -> Value {
             "StopSignal": stop_signal.to_string(),
         },
         "Sandbox": if running { sandbox(entry) } else { Value::Null },
-        "NetworkSettings": { "Ports": if running { bindings.clone() } else { serde_json::Map::new() } },
+        "NetworkSettings": {
+            "Ports": if running { bindings.clone() } else { serde_json::Map::new() },
+            "Networks": networks(id, flags),
+        },
     })
 }

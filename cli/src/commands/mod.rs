@@ -19,6 +19,7 @@ pub mod inspect;
 pub mod logs;
 pub mod look;
 mod measuring;
+pub mod networks;
 pub mod ps;
 pub mod registry;
 pub mod restore;

@@ -60,7 +60,13 @@ fn row(entry: &Entry, now_ns: u64, whole: bool) -> Value {
         "Labels": sanitize(&labels),
         "Mounts": record.flags.volume.iter().map(|volume| sanitize(&volume.shown())).collect::<Vec<_>>().join(","),
         "Names": entry.name,
+        "Networks": network(record),
     })
+}
+
+/// What it is connected to, by what it was made with.
+fn network(record: &Record) -> String {
+    record.flags.network.as_ref().map_or("none".into(), ToString::to_string)
 }
 
 fn since(then_ns: u64, now_ns: u64) -> String {
@@ -107,6 +113,7 @@ fn fits_one(entry: &Entry, key: &str, value: &str) -> bool {
     match key {
         "name" => entry.name.contains(value.trim_start_matches('^').trim_start_matches('/').trim_end_matches('$')),
         "id" => record.id.as_str().starts_with(value),
+        "network" => network(record) == value,
         "status" => record.state.word() == value,
         "exited" => record.state.status == Status::Exited && value.parse() == Ok(record.state.exit_code),
         "ancestor" => {
@@ -178,6 +185,7 @@ mod tests {
         assert!(fit(&[]) && fit(&["name=hopper"]) && fit(&["name=x", "name=brave"]) && fit(&["status=created"]));
         assert!(!fit(&["name=hopper", "status=running"]) && !fit(&["name=x"]) && !fit(&["exited=0"]));
         assert!(fit(&["label=tier"]) && fit(&["label=tier=web"]) && !fit(&["label=tier", "label=other"]));
+        assert!(fit(&["network=none"]) && !fit(&["network=web"]));
         assert!(fit(&["ancestor=debian"]) && fit(&["ancestor=debian:latest"]) && !fit(&["ancestor=deb"]));
         assert!(fit(&[&format!("id={}", entry.record.id.short())]));
     }

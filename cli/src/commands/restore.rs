@@ -9,7 +9,7 @@ use vmm::config::{Paging, SerialConfig, SnapshotSource, VmConfig};
 use vmm::events::monotonic_ns;
 use vmm::host;
 
-use crate::args::{Restore, Run, Settings, Talk};
+use crate::args::{self, Restore, Run, Settings, Talk};
 use crate::bare::Bare;
 use crate::container::{Place, breakdown, console_tail, devices, end};
 use crate::failure::Outcome;
@@ -56,6 +56,7 @@ pub fn run_warm(args: Run, talk: Talk, began: u64) -> Outcome {
         (!args.label.is_empty(), "--label"),
         (args.stop_signal.is_some(), "--stop-signal"),
         (args.settings != Settings::default(), "what it has beside its files (--tmpfs to --init)"),
+        (args.place != args::Place::default(), "--ip, --mac-address or --network-alias"),
         (args.machine.memory.is_some(), "--memory"),
         (args.machine.cpus.is_some(), "--cpus"),
         (args.rates != Rates::default(), "a rate of its disks or network"),
@@ -92,14 +93,15 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
     }
     let io = Io::inherit(args.interactive, args.tty)?;
     let (saved, _) = vmm::snapshot::files::open(held.path())?;
-    let network =
-        net::of_clone(saved.config.devices.get(net::SECTION), args.network.as_ref(), &args.publish, &args.egress)
-            .with_context(|| format!("snapshot '{}'", args.snapshot))?;
     let kept = store.kept(Keeper::Snapshot(&held.record.id.to_string()))?;
     let kept = kept.ok_or_else(|| anyhow!("snapshot '{}': it has no list of layers", args.snapshot))?;
     let holding = guard.hold();
     let directory = RunDir::create(&paths::run(), args.name.as_deref())?;
     let (name, log, uds) = (directory.name().to_owned(), directory.file("console.log"), directory.file("vsock"));
+    let (section, place) = (saved.config.devices.get(net::SECTION), args::Place::default());
+    let who = net::Who { id: &name, names: &[&name], place: &place };
+    let network = net::of_clone(section, args.network.as_ref(), &args.publish, &args.egress, who)
+        .with_context(|| format!("snapshot '{}'", args.snapshot))?;
     let facts = Facts {
         name: name.clone(),
         what: held.record.what.clone(),

@@ -12,7 +12,7 @@ use vmm::events::monotonic_ns;
 
 use super::attach::in_front;
 use super::restore::run_warm;
-use crate::args::{Isolation, Run, Talk};
+use crate::args::{Isolation, Network, Run, Talk};
 use crate::containers::record::{State, now_ns};
 use crate::containers::{Containers, Held, Id, Record};
 use crate::env;
@@ -104,6 +104,9 @@ pub fn create(mut args: Run, talk: Talk) -> Outcome {
 fn decide_network(args: &mut Run) -> anyhow::Result<()> {
     if args.network.is_none() {
         args.network = Some(net::usual(&args.publish, &args.egress)?);
+    }
+    if let Some(made) = net::made(args.network.as_ref())? {
+        args.network = Some(Network::Named(made.name));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use guest_images::Store;
 use serde_json::json;
 
+use super::networks;
 use crate::args::{Format, System, SystemWhat, Talk};
 use crate::containers::{Containers, Status};
 use crate::failure::Outcome;
@@ -99,13 +100,17 @@ fn snapshots(store: &Store) -> anyhow::Result<(usize, u64)> {
     }
 }
 
-/// Templates, what builds keep for later ones, and layers that no loaded image or snapshot has and no microVM uses. What killed processes left, every verb removes.
+/// Networks that no container has, templates, what builds keep for later ones, and layers that no loaded image or snapshot has and no microVM uses. What killed processes left, every verb removes.
 fn prune(store: &Store, templates: &Templates, talk: Talk) -> Outcome {
+    let (networks, code) = networks::remove_unused()?;
+    if !networks.is_empty() {
+        output::print(&format!("Deleted Networks:\n{}\n", networks.concat()))?;
+    }
     let freed = templates.prune().context("templates")? + store.prune()?;
     output::print(&format!("Total reclaimed space: {}\n", human(freed)))?;
     let (count, bytes) = snapshots(store)?;
     if count != 0 && !talk.quiet {
         eprintln!("bulkhead: {count} snapshots ({}) stay; `bulkhead snapshots rm` removes them", human(bytes));
     }
-    Ok(0)
+    Ok(code)
 }

@@ -39,6 +39,7 @@ use devices::worker::{self, Work};
 use ::landlock::RulesetStatus;
 pub use calls::{Calls, REQUESTS};
 pub use filter::FilterError;
+use libc::c_long;
 use privileges::Keep;
 use reached::Reached;
 
@@ -171,43 +172,8 @@ impl Sandbox {
 
     /// Takes the host's files and the process's privileges away: those of its devices' workers stay. Tells what the host does not have for that.
     fn take_files(&self) -> Result<Missing, SandboxError> {
-        let mut missing = Missing::new();
         let reached = self.files.as_ref().map(|files| Reached::of(files, &self.config, self.requests));
-        // Rules name files of the host, which have other places in the new root, or none.
-        let rules = reached.as_ref().map(|reached| landlock::rules(reached).map_err(io::Error::other));
-        let rules = rules.transpose().map_err(host("Landlock"))?;
-        let by_path = reached.map(|reached| reached.by_path());
-        let mut user = self.user();
-        let (what, entered) = match jail::enter(by_path.as_deref(), user) {
-            Ok(owned) => ("a user of its own", owned),
-            Err(error) => ("a root directory, namespaces and a user of its own", Err(error)),
-        };
-        if let Err(error) = entered {
-            missing.push(format!("{what}: {error}"));
-            user = None;
-        }
-        if self.connects() && (rules.is_none() || !landlock::scopes_sockets()) {
-            jail::leave_network().unwrap_or_else(|error| missing.push(format!("a network namespace: {error}")));
-        }
-        match privileges::close(self.keep(), user) {
-            // In a user namespace that does not have that user. Nothing that it reaches is that user's, or it would be there.
-            Err(error) if user.is_some() && error.kind() == io::ErrorKind::InvalidInput => {
-                missing.push(format!("a user of its own: {error}"));
-                self.close_privileges()?;
-            }
-            result => result.map_err(host("give up privileges"))?,
-        }
-        if let Some(rules) = rules {
-            let status = rules.restrict_self().map_err(io::Error::other).map_err(host("Landlock"))?;
-            match status.ruleset {
-                RulesetStatus::FullyEnforced => {}
-                RulesetStatus::PartiallyEnforced => {
-                    missing.push("parts of Landlock, which this kernel does not know".into())
-                }
-                RulesetStatus::NotEnforced => missing.push("Landlock, which this kernel does not have".into()),
-            }
-        }
-        Ok(missing)
+        take_files(reached, self.user(), self.keep(), self.connects())
     }
 
     fn close_privileges(&self) -> Result<(), SandboxError> {
@@ -310,6 +276,62 @@ pub fn prepare(mode: Mode) {
         or_end(work.name, privileges::give_up(Keep::for_work(work)));
         or_end(work.name, enter(mode, work.name, &calls::worker(work)).map_err(io::Error::other));
     }));
+}
+
+/// Confines a process for good that has one thread, and needs no files and no network: all that it has is open. It makes the system calls
+/// `numbers`, and those that any thread does. Tells what the host does not have for that.
+///
+/// # Errors
+/// [`SandboxError`].
+pub fn confine(name: &'static str, numbers: &[c_long]) -> Result<Missing, SandboxError> {
+    let missing = take_files(Some(Reached::default()), user::own(), Keep::Nothing, true)?;
+    enter(Mode::Enforce, name, &Calls::of(numbers, &[]))?;
+    Ok(missing)
+}
+
+/// Leaves the process with what is `reached` of the host's files, or all of them, as `user`, with privileges to `keep`. Without a network, if
+/// it `connects` to sockets and nothing else keeps it from those of others. Tells what the host does not have for that.
+fn take_files(
+    reached: Option<Reached>,
+    mut user: Option<u32>,
+    keep: Keep,
+    connects: bool,
+) -> Result<Missing, SandboxError> {
+    let mut missing = Missing::new();
+    // Rules name files of the host, which have other places in the new root, or none.
+    let rules = reached.as_ref().map(|reached| landlock::rules(reached).map_err(io::Error::other));
+    let rules = rules.transpose().map_err(host("Landlock"))?;
+    let by_path = reached.map(|reached| reached.by_path());
+    let (what, entered) = match jail::enter(by_path.as_deref(), user) {
+        Ok(owned) => ("a user of its own", owned),
+        Err(error) => ("a root directory, namespaces and a user of its own", Err(error)),
+    };
+    if let Err(error) = entered {
+        missing.push(format!("{what}: {error}"));
+        user = None;
+    }
+    if connects && (rules.is_none() || !landlock::scopes_sockets()) {
+        jail::leave_network().unwrap_or_else(|error| missing.push(format!("a network namespace: {error}")));
+    }
+    match privileges::close(keep, user) {
+        // In a user namespace that does not have that user. Nothing that it reaches is that user's, or it would be there.
+        Err(error) if user.is_some() && error.kind() == io::ErrorKind::InvalidInput => {
+            missing.push(format!("a user of its own: {error}"));
+            privileges::close(keep, None).map_err(host("give up privileges"))?;
+        }
+        result => result.map_err(host("give up privileges"))?,
+    }
+    if let Some(rules) = rules {
+        let status = rules.restrict_self().map_err(io::Error::other).map_err(host("Landlock"))?;
+        match status.ruleset {
+            RulesetStatus::FullyEnforced => {}
+            RulesetStatus::PartiallyEnforced => {
+                missing.push("parts of Landlock, which this kernel does not know".into())
+            }
+            RulesetStatus::NotEnforced => missing.push("Landlock, which this kernel does not have".into()),
+        }
+    }
+    Ok(missing)
 }
 
 fn enter(mode: Mode, thread: &'static str, calls: &Calls) -> Result<(), SandboxError> {

@@ -12,6 +12,7 @@ use crate::snapshot::disks;
 const OWN: &str = "/proc/self";
 
 /// What there is to reach, found once: it takes the host to look at paths.
+#[derive(Default)]
 pub struct Reached {
     /// Below these requests may name files; the snapshot that the machine goes on from is there as well.
     pub below: Vec<PathBuf>,
