@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// Where tests are.
-const SOURCES: [&str; 8] = ["bench", "boot", "cli", "devices", "guest-images", "registry", "tests", "vmm"];
+const SOURCES: [&str; 9] = ["bench", "boot", "cli", "devices", "guest-images", "registry", "switch", "tests", "vmm"];
 /// Groups of the checklist.
 const GROUPS: u32 = 13;
 

@@ -33,7 +33,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Frames over a socket, which does not block.
+    /// Frames over a socket. Nothing here blocks, whatever that does.
     pub fn new(socket: OwnedFd) -> Self {
         let input = vec![0; INPUT].into_boxed_slice();
         Link { socket, input, have: (0, 0), output: VecDeque::new(), watched: EventFlags::empty() }

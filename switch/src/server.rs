@@ -28,7 +28,7 @@ use crate::client::message;
 use crate::dns::{self, Answer};
 use crate::frame::{self, Own, Verdict};
 use crate::link::Link;
-use crate::members::Members;
+use crate::members::{Member, Members};
 use crate::protocol::{Joined, LONGEST_REQUEST, Listing, Network, PREFIX, Request, VERSION};
 
 /// The system calls of the loop beside those that any thread makes.
@@ -83,22 +83,24 @@ struct Server {
     next: u64,
     /// Somebody has been a member.
     used: bool,
+    /// Those that are members no more. Who finds its lease closed finds no socket either, if nobody else was there.
+    gone: Vec<Member>,
 }
 
-/// Serves a network on a socket that listens, until its last member is gone, or none has come in time. `missing`: what the host did not
+/// Serves a network on a socket that listens and does not block, until its last member is gone, or none has come in time. `missing`: what the host did not
 /// give of the sandbox.
 ///
 /// # Errors
 /// The host does not let it wait for anything.
 pub fn serve(listener: OwnedFd, network: Network, missing: Vec<String>) -> io::Result<()> {
-    rustix::io::ioctl_fionbio(&listener, true)?;
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
     let (members, pending) = (Members::default(), BTreeMap::new());
-    let mut server = Server { network, missing, epoll, members, pending, next: 0, used: false };
+    let mut server = Server { network, missing, epoll, members, pending, next: 0, used: false, gone: Vec::new() };
     let began = Instant::now();
     let mut events = [const { MaybeUninit::uninit() }; EVENTS];
     while !server.is_over(began) {
+        server.gone.clear();
         let busy = server.pending.is_empty() && !server.members.is_empty();
         match epoll::wait(&server.epoll, &mut events, if busy { None } else { Some(&GLANCE) }) {
             Ok((happened, _)) => happened.iter().for_each(|event| server.happened(&listener, event)),
@@ -124,7 +126,7 @@ impl Server {
         }
         let key = token / KINDS;
         match token % KINDS {
-            PENDING => self.hear(key),
+            PENDING => self.hear_pending(key),
             // It has nothing to say.
             LEASE => self.remove(key),
             PORT => {
@@ -132,7 +134,7 @@ impl Server {
                     self.flush(key);
                 }
                 if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
-                    self.from_port(key);
+                    self.hear_port(key);
                 }
             }
             _ => {
@@ -140,7 +142,7 @@ impl Server {
                     self.flush(key);
                 }
                 if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
-                    self.from_uplink(key);
+                    self.hear_uplink(key);
                 }
             }
         }
@@ -160,7 +162,7 @@ impl Server {
     }
 
     /// Reads of what a connection is.
-    fn hear(&mut self, key: u64) {
+    fn hear_pending(&mut self, key: u64) {
         let Some(pending) = self.pending.get_mut(&key) else { return };
         match pending.read() {
             Ok(None) => {}
@@ -202,10 +204,7 @@ impl Server {
         let Some(member) = self.members.get(key) else { return Ok(()) };
         say_words(&socket, "")?;
         member.port = Some(Link::new(socket));
-        if let Some(uplink) = uplink {
-            rustix::io::ioctl_fionbio(&uplink, true)?;
-            member.uplink = Some(Link::new(uplink));
-        }
+        member.uplink = uplink.map(Link::new);
         self.rewatch(key);
         Ok(())
     }
@@ -224,6 +223,7 @@ impl Server {
         self.detach(key);
         if let Some(member) = self.members.remove(key) {
             let _ = epoll::delete(&self.epoll, &member.lease);
+            self.gone.push(member);
         }
     }
 
@@ -241,7 +241,7 @@ impl Server {
     }
 
     /// Passes on what a member's guest has sent.
-    fn from_port(&mut self, key: u64) {
+    fn hear_port(&mut self, key: u64) {
         let Some(member) = self.members.get(key).filter(|member| !member.leaving) else { return };
         let (own, Some(mut port)) = (member.own, member.port.take()) else { return };
         let passed = self.pass(key, own, &mut port);
@@ -337,7 +337,7 @@ impl Server {
     }
 
     /// Passes on what is for a member's guest from beyond the network, as long as it takes it.
-    fn from_uplink(&mut self, key: u64) {
+    fn hear_uplink(&mut self, key: u64) {
         let network = self.network.clone();
         let Some(member) = self.members.get(key) else { return };
         let Some(uplink) = &mut member.uplink else { return };

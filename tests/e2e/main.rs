@@ -72,6 +72,7 @@ mod many;
 mod memory;
 mod mixed;
 mod net;
+mod networks;
 mod paused;
 mod registry;
 mod restarts;

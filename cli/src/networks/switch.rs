@@ -142,7 +142,9 @@ fn start(network: &Network, socket: &Path) -> anyhow::Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        UnixListener::bind(socket)
+        let listener = UnixListener::bind(socket)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
     };
     let listener = rundir::beside(&paths::run(), listen)?.with_context(|| format!("socket {}", socket.display()))?;
     let served = Served {
@@ -167,8 +169,7 @@ pub fn serve(served: &str) -> Outcome {
     let _ = rustix::process::setsid();
     let served: Served = serde_json::from_str(served).map_err(|error| anyhow!("switch: {error}"))?;
     let listener = io::stdin().as_fd().try_clone_to_owned()?;
-    let null = fs::File::open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdin(fs::File::open("/dev/null")?)?;
     let missing = match Sandbox::wanted(None)? {
         Sandbox::Enforce | Sandbox::Require => vmm::sandbox::confine(NAME, switch::CALLS)?,
         Sandbox::Log | Sandbox::Off => vec!["all of it, as it was told (BULKHEAD_SANDBOX)".into()],

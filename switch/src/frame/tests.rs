@@ -45,8 +45,8 @@ fn what_is_in_its_own_name_goes_where_it_is_to() {
     assert_eq!(judged(&udp(OWN, [1, 0, 0x5e, 0, 0, 0xfb], [224, 0, 0, 251], 5353)), Verdict::Everybody);
     assert_eq!(judged(&udp(OWN, gateway, [198, 51, 100, 7], 53)), Verdict::Out);
     assert_eq!(judged(&udp(OWN, gateway, [172, 28, 5, 1], 53)), Verdict::Dns(1234, b"payload"));
-    // Of the gateway there is nothing else, and members are not reached by it.
-    assert_eq!(judged(&udp(OWN, gateway, [172, 28, 5, 1], 80)), Verdict::Nobody);
+    // Who calls from the host is answered there; members are not reached by it.
+    assert_eq!(judged(&udp(OWN, gateway, [172, 28, 5, 1], 80)), Verdict::Out);
     assert_eq!(judged(&udp(OWN, gateway, [172, 28, 5, 3], 53)), Verdict::Nobody);
 }
 
@@ -96,7 +96,7 @@ fn what_is_malformed_or_of_another_protocol_goes_nowhere() {
     // A later part of a packet has no ports.
     let mut part = udp(OWN, network().gateway_mac(), [172, 28, 5, 1], 53);
     part[ETHERNET + 7] = 1;
-    assert_eq!(judged(&part), Verdict::Nobody);
+    assert_eq!(judged(&part), Verdict::Out);
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn start(internal: bool) -> Running {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("socket");
     let listener = UnixListener::bind(&socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
     let network = Network { name: "net".into(), gateway: [172, 28, 5, 1].into(), prefix_len: 24, internal };
     let its = network.clone();
     let ends = std::thread::spawn(move || serve(listener.into(), its, vec!["nothing".into()]));
@@ -143,7 +144,7 @@ fn a_hostile_member_takes_nobodys_name() {
     let running = start(true);
     let (mut bad, mut good, mut other) = (running.join("bad", 1), running.join("good", 2), running.join("other", 3));
     let as_good = Own { mac: bad.own.mac, ip: good.own.ip };
-    let mut lies = vec![
+    let mut lies = [
         udp(as_good, other.own.mac, other.own.ip, 80, b"lie"),
         udp(good.own, other.own.mac, other.own.ip, 80, b"lie"),
         frame::arp_answer(other.own, good.own.ip, bad.own.mac),

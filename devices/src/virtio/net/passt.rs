@@ -86,8 +86,8 @@ impl User {
             Some(Place { guest, prefix_len, gateway }) => (*guest, *prefix_len, *gateway, *gateway),
         };
         words.extend(["--netmask".into(), prefix_len.to_string(), "--mtu".into(), MTU.to_string()]);
-        let addresses =
-            [("--address", guest), ("--gateway", gateway), ("--dns-forward", resolver), ("--dns", resolver)];
+        // It is not told a resolver for its DHCP (`--dns`): it would take that for the host's, too, and ask nobody.
+        let addresses = [("--address", guest), ("--gateway", gateway), ("--dns-forward", resolver)];
         words.extend(addresses.iter().flat_map(|(flag, address)| [(*flag).to_owned(), address.to_string()]));
         for Port { protocol, host_ip, host_port, guest_port } in &self.publish {
             let flag = if *protocol == Protocol::Tcp { "--tcp-ports" } else { "--udp-ports" };
@@ -115,5 +115,29 @@ impl User {
         let telling = |line: &&str| !line.trim().is_empty() && !line.starts_with("Failed to send ");
         let last = said.lines().rev().find(telling).unwrap_or("it does not say why").trim();
         Err(io::Error::other(format!("{}: {last}", done.status)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(words: &[String], flag: &str) -> Option<String> {
+        words.iter().position(|word| word == flag).and_then(|at| words.get(at + 1).cloned())
+    }
+
+    #[test]
+    fn a_guest_is_where_it_usually_is_or_has_a_place_and_the_resolver_is_the_hosts() {
+        let usual = User::default().arguments();
+        let flags = ["--address", "--netmask", "--gateway", "--dns-forward", "--dns"];
+        let wanted = [Some("10.0.2.15"), Some("24"), Some("10.0.2.2"), Some("10.0.2.3"), None];
+        assert_eq!(flags.map(|flag| value(&usual, flag)), wanted.map(|value| value.map(str::to_owned)));
+        let place = Place { guest: [172, 28, 5, 2].into(), prefix_len: 16, gateway: [172, 28, 0, 1].into() };
+        let placed = User { publish: Vec::new(), place: Some(place) };
+        let wanted = [Some("172.28.5.2"), Some("16"), Some("172.28.0.1"), Some("172.28.0.1"), None];
+        assert_eq!(flags.map(|flag| value(&placed.arguments(), flag)), wanted.map(|value| value.map(str::to_owned)));
+        assert!(placed.check().is_ok());
+        let place = placed.place.map(|place| Place { prefix_len: 31, ..place });
+        assert!(User { place, ..User::default() }.check().is_err());
     }
 }

@@ -1,0 +1,34 @@
+//! Frames of a hostile member before a network's switch: no panic, and what leaves its port has its addresses; what comes from beyond
+//! is from nobody of the network.
+
+#![no_main]
+
+use std::net::Ipv4Addr;
+
+use libfuzzer_sys::fuzz_target;
+use switch::frame::{Own, Verdict, admit, judge};
+use switch::protocol::Network;
+
+const OWN: Own = Own { mac: [2, 0, 0, 0, 0, 2], ip: Ipv4Addr::new(172, 28, 5, 2) };
+
+fuzz_target!(|data: &[u8]| {
+    let Some((kind, data)) = data.split_first() else { return };
+    let mut frame = data.to_vec();
+    // Most of what is interesting comes after the right addresses.
+    if kind & 1 != 0 && frame.len() >= 12 {
+        frame[6..12].copy_from_slice(&OWN.mac);
+    }
+    let network = Network { name: "net".into(), gateway: [172, 28, 5, 1].into(), prefix_len: 24, internal: kind & 2 != 0 };
+    match judge(&frame, OWN, &network) {
+        Verdict::Denied | Verdict::Nobody => {}
+        Verdict::Question(ip) => {
+            assert!(frame[6..12] == OWN.mac && frame[22..28] == OWN.mac && ip != OWN.ip);
+            assert!(frame[28..32] == OWN.ip.octets() || frame[28..32] == [0; 4]);
+        }
+        _ => assert!(frame[6..12] == OWN.mac && frame[26..30] == OWN.ip.octets()),
+    }
+    if admit(&mut frame, OWN, &network) {
+        assert_eq!((&frame[..6], &frame[6..12]), (&OWN.mac[..], &network.gateway_mac()[..]));
+        assert!(frame[26..29] != [172, 28, 5] || frame[29] == 1, "from a member");
+    }
+});
