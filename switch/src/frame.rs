@@ -94,16 +94,16 @@ fn ipv4<'a>(to: [u8; 6], packet: &'a [u8], own: Own, network: &Network) -> Verdi
     if to != network.gateway_mac() {
         return Verdict::To(to);
     }
-    if !network.has(destination) {
-        return Verdict::Out;
+    if destination != network.gateway {
+        // Members are reached directly.
+        return if network.has(destination) { Verdict::Nobody } else { Verdict::Out };
     }
-    // Members are reached directly, and of the gateway there is nothing but the resolver.
-    let udp =
-        (destination == network.gateway && ip.payload_ip_number() == IpNumber::UDP && !ip.is_payload_fragmented())
-            .then(|| UdpSlice::from_slice(ip.payload().payload).ok());
+    let udp = (ip.payload_ip_number() == IpNumber::UDP && !ip.is_payload_fragmented())
+        .then(|| UdpSlice::from_slice(ip.payload().payload).ok());
     match udp.flatten().filter(|udp| udp.destination_port() == DNS_PORT) {
         Some(udp) => Verdict::Dns(udp.source_port(), udp.payload()),
-        None => Verdict::Nobody,
+        // Who calls from the host itself, by a published port, has this address.
+        None => Verdict::Out,
     }
 }
 

@@ -8,28 +8,26 @@
 //!
 //! It ends when its last member has gone: the socket first, so that whoever finds it closed may start another.
 
+mod pending;
+
 use std::collections::BTreeMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libc::c_long;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recvmsg, send,
-    shutdown,
-};
-use serde::Serialize;
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
-use crate::client::message;
 use crate::dns::{self, Answer};
 use crate::frame::{self, Own, Verdict};
 use crate::link::Link;
 use crate::members::{Member, Members};
-use crate::protocol::{Joined, LONGEST_REQUEST, Listing, Network, PREFIX, Request, VERSION};
+use crate::protocol::{Joined, Listing, Network, Request, VERSION};
+use pending::{Pending, say, say_words};
 
 /// The system calls of the loop beside those that any thread makes.
 pub const CALLS: &[c_long] = &[
@@ -62,15 +60,6 @@ const UPLINK: u64 = 2;
 const PENDING: u64 = 3;
 const KINDS: u64 = 4;
 const LISTENER: u64 = u64::MAX;
-
-/// A connection that has not said what it is.
-#[derive(Debug)]
-struct Pending {
-    socket: OwnedFd,
-    said: Vec<u8>,
-    uplink: Option<OwnedFd>,
-    since: Instant,
-}
 
 #[derive(Debug)]
 struct Server {
@@ -156,8 +145,7 @@ impl Server {
         }
         self.next += 1;
         if watch(&self.epoll, &socket, self.next, PENDING).is_ok() {
-            let pending = Pending { socket, said: Vec::new(), uplink: None, since: Instant::now() };
-            self.pending.insert(self.next, pending);
+            self.pending.insert(self.next, Pending::new(socket));
         }
     }
 
@@ -424,53 +412,6 @@ fn watch_link(epoll: &OwnedFd, link: &mut Link, key: u64, kind: u64, wanted: Opt
     };
     if done.is_ok() {
         link.watched = now;
-    }
-}
-
-impl Pending {
-    /// The request, if all of it has come.
-    fn read(&mut self) -> io::Result<Option<Request>> {
-        let mut bytes = [0; 4096];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let count = match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
-            Ok(message) => message.bytes,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.uplink = descriptors.last().or(self.uplink.take());
-            }
-        }
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.said.extend_from_slice(&bytes[..count]);
-        let Some((prefix, request)) = self.said.split_first_chunk::<PREFIX>() else { return Ok(None) };
-        let len = u32::from_be_bytes(*prefix) as usize;
-        if len > LONGEST_REQUEST || request.len() > len {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        if request.len() < len { Ok(None) } else { Ok(Some(serde_json::from_slice(request)?)) }
-    }
-}
-
-fn say(socket: &impl AsFd, answer: &impl Serialize) -> io::Result<()> {
-    say_bytes(socket.as_fd(), &message(answer)?)
-}
-
-/// What a port is answered: nothing, or why it is none.
-fn say_words(socket: &impl AsFd, words: &str) -> io::Result<()> {
-    say_bytes(socket.as_fd(), &[&(words.len() as u32).to_be_bytes()[..], words.as_bytes()].concat())
-}
-
-/// The socket is a new one, and has room for an answer.
-fn say_bytes(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
-    match send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)? {
-        count if count == bytes.len() => Ok(()),
-        _ => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 

@@ -226,7 +226,8 @@ fn wait_for_denied(lab: &Lab, running: &Running, patience: Duration) -> Control 
     control
 }
 
-/// Out through passt, and in through a port of the host: the first container boots, the second goes on from its template.
+/// Out through passt, and in through a port of the host: the first container boots, the second goes on from its template, in a network
+/// with others.
 #[test]
 fn a_container_reaches_out_and_is_reached_through_passt() {
     const TEST: &str = "a_container_reaches_out_and_is_reached_through_passt";
@@ -249,23 +250,27 @@ fn a_container_reaches_out_and_is_reached_through_passt() {
     // All of it comes to the last one, whatever that takes: once is enough.
     let (all, some) = (bytes(&lab), bytes(&lab).min(1_000_000));
     let port = format!("{}:80", published.port());
-    let run = |more: &[&str]| {
+    let run = |network: &[&str], more: &[&str]| {
         let image = lab.probe_image();
-        lab.bulkhead([&["run", "-p", &port, &image, "/probe"], more].concat())
+        lab.bulkhead([&["run", "-p", &port], network, &[&image, "/probe"], more].concat())
     };
     // Its port is somebody else's.
-    let ended = Running::start(run(&["memory"])).end(patience);
+    let ended = Running::start(run(&[], &["memory"])).end(patience);
     ended.assert_failed(125, &["passt", published.to_string().replace(':', "/").as_str()]);
     drop(taken);
-    for _ in 0..2 {
+    // The other one in a network that was made, by way of its switch.
+    let made = format!("out{}", std::process::id());
+    assert_eq!(lab.run(["network", "create", &made]).code, Some(0));
+    for network in [&[][..], &["--network", &made]] {
         let server = serve(&listener, some);
-        let mut running = Running::start(run(&["meet", &address, &some.to_string(), "80"]));
+        let mut running = Running::start(run(network, &["meet", &address, &some.to_string(), "80"]));
         running.wait_for("listening", patience);
         assert!(server.join().unwrap());
         assert!(exchange(TcpStream::connect(published).unwrap(), some));
         let ended = running.end(patience);
         assert_eq!(ended.code, Some(0), "{ended:?}");
     }
+    assert_eq!(lab.run(["network", "rm", &made]).code, Some(0));
     // So does one that nobody said anything of networks for, as this host has all that it takes.
     let server = serve(&listener, all);
     let mut usual = lab.bulkhead(["run", &lab.probe_image(), "/probe", "fetch", &address, &all.to_string()]);

@@ -36,8 +36,8 @@ const LIAR: &str = r#"
 /// Two containers find each other by name, and are not who they are not; what is left when the network's switch is killed, the next
 /// command clears away.
 #[test]
-fn group_11_containers_of_a_network_find_each_other_and_nobody_is_another() {
-    let lab = lab!("group_11_containers_of_a_network_find_each_other_and_nobody_is_another", on hardware);
+fn containers_of_a_network_find_each_other_and_nobody_is_another() {
+    let lab = lab!("containers_of_a_network_find_each_other_and_nobody_is_another");
     let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     let (image, patience) = (lab.debian(), lab.patience(2));
     // By which its switch is found as well.

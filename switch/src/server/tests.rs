@@ -6,13 +6,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, RCODE, TYPE};
 use tempfile::TempDir;
 
 use super::*;
 use crate::client::{self, ClientError, Lease};
-use crate::protocol::Join;
+use crate::protocol::{Join, PREFIX};
 
 struct Running {
     _dir: TempDir,
@@ -217,4 +217,44 @@ fn who_says_nothing_sensible_is_no_member() {
     assert!(String::from_utf8(receive(&mut stranger)).unwrap().contains("lease"));
     drop(a);
     running.ends.join().unwrap().unwrap();
+}
+
+/// Frames through a switch, and the same through a pair of sockets: a batch, and an answer to it, so that none is lost.
+/// `cargo test --release -p switch -- --ignored --nocapture how_fast`
+#[test]
+#[ignore = "a measurement, by hand"]
+fn how_fast_frames_are() {
+    const BATCH: usize = 12;
+    fn measure(from: (UnixStream, Own), to: (UnixStream, Own), len: usize, batches: usize) -> f64 {
+        let ((mut here, a), (mut there, b)) = (from, to);
+        let frame = udp(a, b.mac, b.ip, 80, &vec![7; len]);
+        let answer = udp(b, a.mac, a.ip, 80, b"go on");
+        let began = Instant::now();
+        let other = std::thread::spawn(move || {
+            let mut bytes = vec![0; BATCH * (PREFIX + 42 + len)];
+            for _ in 0..batches {
+                there.read_exact(&mut bytes).unwrap();
+                send_frame(&mut there, &answer);
+            }
+            there
+        });
+        let batch = [&(frame.len() as u32).to_be_bytes()[..], &frame].concat().repeat(BATCH);
+        for _ in 0..batches {
+            here.write_all(&batch).unwrap();
+            receive(&mut here);
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        drop(other.join().unwrap());
+        (batches * BATCH * len) as f64 * 8.0 / seconds / 1e9
+    }
+    for (len, batches) in [(60_000, 4000), (1400, 20_000)] {
+        let running = start(true);
+        let (a, b) = (running.join("a", 1), running.join("b", 2));
+        let (one, two) = UnixStream::pair().unwrap();
+        let plain = measure((one, a.own), (two, b.own), len, batches);
+        let through = measure((a.port, a.own), (b.port, b.own), len, batches);
+        println!("{len} bytes: {through:.2} Gb/s, a pair of sockets {plain:.2} Gb/s, {:.2} of it", through / plain);
+        drop((a.lease, b.lease));
+        running.ends.join().unwrap().unwrap();
+    }
 }
