@@ -84,14 +84,6 @@ pub(crate) fn message(content: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok([&len.to_be_bytes()[..], &content].concat())
 }
 
-impl Lease {
-    /// Whether the switch is still there: it says nothing, so that there is nothing to read but its end.
-    pub fn lives(&self) -> bool {
-        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
-        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
-    }
-}
-
 impl Drop for Lease {
     fn drop(&mut self) {
         // When it has closed its end it has forgotten us, and if nobody else was there, it has ended.

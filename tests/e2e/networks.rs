@@ -1,5 +1,6 @@
 //! Networks that were made: containers that find each other by name, and who would be another.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,11 +26,11 @@ const SERVER: &str = r#"
 const LIAR: &str = r#"
     socket($s, 17, 3, 0) or die "socket: $!";
     open($f, "<", "/sys/class/net/eth0/address") or die; ($own = <$f>) =~ s/[:\n]//g;
-    sub tell { send($s, $_[0], 0, pack("S n i S C C a8", 17, 3, 2, 0, 0, 6, "")) or die "send: $!" }
+    sub lie { send($s, $_[0], 0, pack("S n i S C C a8", 17, 3, 2, 0, 0, 6, "")) or die "send: $!" }
     ($web) = map { pack("C4", split /\./) } $ARGV[0];
     $ip = pack("C C n n n C C n a4 a4", 0x45, 0, 28, 1, 0, 64, 17, 0, $web, pack("C4", 172, 28, 0, 1));
-    tell(pack("H12 H12 n", "ffffffffffff", $own, 0x0800) . $ip . pack("n4", 1, 2, 8, 0));
-    tell(pack("H12 H12 n n n C C n H12 a4 H12 a4", "ffffffffffff", $own, 0x0806, 1, 0x0800, 6, 4, 2, $own, $web, "ffffffffffff", $web));
+    lie(pack("H12 H12 n", "ffffffffffff", $own, 0x0800) . $ip . pack("n4", 1, 2, 8, 0));
+    lie(pack("H12 H12 n n n C C n H12 a4 H12 a4", "ffffffffffff", $own, 0x0806, 1, 0x0800, 6, 4, 2, $own, $web, "ffffffffffff", $web));
     print "lied\n";
 "#;
 
@@ -37,7 +38,7 @@ const LIAR: &str = r#"
 /// command clears away.
 #[test]
 fn containers_of_a_network_find_each_other_and_nobody_is_another() {
-    let lab = lab!("containers_of_a_network_find_each_other_and_nobody_is_another");
+    let lab = lab!("containers_of_a_network_find_each_other_and_nobody_is_another", on hardware);
     let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     let (image, patience) = (lab.debian(), lab.patience(2));
     // By which its switch is found as well.
@@ -75,7 +76,9 @@ fn containers_of_a_network_find_each_other_and_nobody_is_another() {
         "-c",
         &client,
     ];
-    let mut running = Running::start(lab.bulkhead(words));
+    let mut command = lab.bulkhead(words);
+    command.stdin(Stdio::piped());
+    let mut running = Running::start(command);
     running.wait_for("lied\nhello 172.28.0.9\n", patience);
     let network = lab.run(["network", "inspect", net]);
     let network: serde_json::Value = serde_json::from_slice(&network.stdout).unwrap();

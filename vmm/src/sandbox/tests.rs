@@ -170,3 +170,29 @@ fn workers_can_be_named_and_have_a_stack() {
         }
     }
 }
+
+/// In a process of its own: it stays confined.
+#[test]
+fn group_11_a_process_that_needs_nothing_reaches_nothing() {
+    const CHILD: &str = "BULKHEAD_TEST_CONFINED";
+    if std::env::var_os(CHILD).is_none() {
+        let run = |how: &str| {
+            let test = "sandbox::tests::group_11_a_process_that_needs_nothing_reaches_nothing";
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            again.args(["--exact", test, "--nocapture"]).env(CHILD, how).output().unwrap()
+        };
+        let ended = run("open");
+        assert!(ended.status.success(), "{ended:?}");
+        let signal = std::os::unix::process::ExitStatusExt::signal(&run("socket").status);
+        assert_eq!(signal, Some(libc::SIGSYS));
+        return;
+    }
+    let opens = std::env::var(CHILD).as_deref() == Ok("open");
+    let missing = confine("test", &[libc::SYS_openat]).unwrap();
+    if opens {
+        // What the host does not give is told, and nothing else is left out.
+        assert!(std::fs::File::open("/etc/passwd").is_err() || !missing.is_empty(), "{missing:?}");
+    } else {
+        let _ = std::os::unix::net::UnixStream::pair();
+    }
+}
