@@ -70,8 +70,9 @@ pub fn join(name: &str, member: Member) -> anyhow::Result<Membership> {
             Err(error) => return Err(error).with_context(|| format!("network {}", network.name)),
         }
     }
+    let _ = rundir::remove_if_deaf(&paths::run(), &socket);
     Err(anyhow!(
-        "network {}: its switch ends as soon as it is started; BULKHEAD_SANDBOX=log tells why in the kernel's log",
+        "network {}: its switch ends as soon as it is started; `dmesg` may tell why, or BULKHEAD_SANDBOX asks for more than this host has",
         network.name
     ))
 }
@@ -171,7 +172,13 @@ pub fn serve(served: &str) -> Outcome {
     let listener = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(fs::File::open("/dev/null")?)?;
     let missing = match Sandbox::wanted(None)? {
-        Sandbox::Enforce | Sandbox::Require => vmm::sandbox::confine(NAME, switch::CALLS)?,
+        wanted @ (Sandbox::Enforce | Sandbox::Require) => {
+            let missing = vmm::sandbox::confine(NAME, switch::CALLS)?;
+            match missing.first().filter(|_| wanted == Sandbox::Require) {
+                Some(what) => return Err(anyhow!("the network's switch lacks {what}").into()),
+                None => missing,
+            }
+        }
         Sandbox::Log | Sandbox::Off => vec!["all of it, as it was told (BULKHEAD_SANDBOX)".into()],
     };
     switch::serve(listener, served, missing)?;
