@@ -175,7 +175,8 @@ impl Networks {
     pub fn find(&self, word: &str) -> Result<Network, NetworksError> {
         let not_found = || NetworksError::NotFound(sanitize(word).chars().take(160).collect());
         match check_name(word).and_then(|()| self.read(word)) {
-            Err(NetworksError::NotFound(_)) => {}
+            // A whole id is longer than names are.
+            Err(NetworksError::NotFound(_) | NetworksError::BadName(_)) if !word.is_empty() => {}
             Err(NetworksError::BadName(_) | NetworksError::Predefined(_)) => return Err(not_found()),
             other => return other,
         }
