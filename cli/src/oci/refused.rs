@@ -2,14 +2,16 @@
 
 use anyhow::anyhow;
 
-use crate::args::{Network, Run};
+use crate::args::{Network, Place, Run};
 use crate::rates::Rates;
 use crate::restart::Policy;
 
 /// Refuses the first that is given.
 pub fn check(args: &Run) -> anyhow::Result<()> {
-    let network =
-        !matches!(args.network, None | Some(Network::None)) || !args.publish.is_empty() || !args.egress.is_empty();
+    let network = !matches!(args.network, None | Some(Network::None))
+        || !args.publish.is_empty()
+        || !args.egress.is_empty()
+        || args.place != Place::default();
     let refused = [
         (args.detach, "-d", "nobody would look after it; leave it out, or run it in a microVM"),
         (args.restart != Policy::No, "--restart", "nobody would look after it"),
