@@ -33,8 +33,8 @@ fn assert_counted(control: &Control) {
 }
 
 /// Memory that the guest uses for a while in one of the rounds, and least of it that must come back, MiB. What comes back are pieces of
-/// 2 MiB that are free as a whole, and elsewhere the guest begins to use memory meanwhile: half as much was at times too little.
-const MEMORY: u64 = 8;
+/// 2 MiB that are free as a whole, and elsewhere the guest begins to use memory meanwhile: a third as much was once too little.
+const MEMORY: u64 = 24;
 const BACK: u64 = 2;
 
 /// Bytes of anonymous memory that a process has.
