@@ -9,11 +9,12 @@
 //! It ends when its last member has gone: the socket first, so that whoever finds it closed may start another.
 
 mod pending;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use libc::c_long;
@@ -28,6 +29,7 @@ use crate::link::Link;
 use crate::members::{Member, Members};
 use crate::protocol::{Joined, Listing, Network, Request, VERSION};
 use pending::{Pending, say, say_words};
+use watching::{KINDS, LEASE, LISTENER, PENDING, PORT, UPLINK, watch, watch_link};
 
 /// The system calls of the loop beside those that any thread makes.
 pub const CALLS: &[c_long] = &[
@@ -52,14 +54,6 @@ const MOST_PENDING: usize = 64;
 const READS: usize = 4;
 /// Events that are taken at once.
 const EVENTS: usize = 64;
-
-/// What something has happened to: with a member's number in the bits above.
-const LEASE: u64 = 0;
-const PORT: u64 = 1;
-const UPLINK: u64 = 2;
-const PENDING: u64 = 3;
-const KINDS: u64 = 4;
-const LISTENER: u64 = u64::MAX;
 
 #[derive(Debug)]
 struct Server {
@@ -389,29 +383,6 @@ impl Server {
             let wanted = Some(reads(has_room || leaving) | writes(uplink));
             watch_link(&self.epoll, uplink, key, UPLINK, wanted);
         }
-    }
-}
-
-fn watch(epoll: &OwnedFd, socket: &impl AsFd, key: u64, kind: u64) -> io::Result<()> {
-    Ok(epoll::add(epoll, socket, EventData::new_u64(key * KINDS + kind), EventFlags::IN)?)
-}
-
-/// Has the loop listen to a link for `wanted`, or not at all.
-fn watch_link(epoll: &OwnedFd, link: &mut Link, key: u64, kind: u64, wanted: Option<EventFlags>) {
-    // That it is listened to at all: hanging up is always told.
-    const LISTENS: EventFlags = EventFlags::HUP;
-    let now = wanted.map_or(EventFlags::empty(), |wanted| wanted | LISTENS);
-    if now == link.watched {
-        return;
-    }
-    let data = EventData::new_u64(key * KINDS + kind);
-    let done = match (link.watched.is_empty(), wanted) {
-        (_, None) => epoll::delete(epoll, &*link),
-        (true, Some(wanted)) => epoll::add(epoll, &*link, data, wanted),
-        (false, Some(wanted)) => epoll::modify(epoll, &*link, data, wanted),
-    };
-    if done.is_ok() {
-        link.watched = now;
     }
 }
 
