@@ -13,8 +13,10 @@ const DRAWN: usize = 2_000_000;
 pub const ENOUGH: usize = 6;
 /// Part of the draws that lies in an interval.
 const CONFIDENCE: f64 = 0.95;
-/// The same for what has changed: many rows are looked at, and each is a chance to be wrong.
+/// The same for what has changed: of all that is looked at, since each of it is a chance to be wrong.
 const CONFIDENCE_OF_CHANGE: f64 = 0.99;
+/// So many draws at least lie outside an interval, as long as that are not too many in all.
+const OUTSIDE: f64 = 4.0;
 /// So many times the distance of the quartiles beyond them lies an outlier (Tukey's fences).
 const FENCE: f64 = 1.5;
 
@@ -88,6 +90,21 @@ fn draw(sorted: &[f64], random: &mut Rng) -> Vec<f64> {
     sorted.iter().zip(counts).flat_map(|(sample, count)| std::iter::repeat_n(*sample, count)).collect()
 }
 
+/// The median of as many of the samples, which are in order, drawn with replacement; `counts` is room for that.
+fn drawn_median(sorted: &[f64], counts: &mut Vec<usize>, random: &mut Rng) -> f64 {
+    counts.clear();
+    counts.resize(sorted.len(), 0);
+    sorted.iter().for_each(|_| counts[random.usize(..sorted.len())] += 1);
+    let mut before = sorted.len().div_ceil(2);
+    for (sample, count) in sorted.iter().zip(counts) {
+        if *count >= before {
+            return *sample;
+        }
+        before -= *count;
+    }
+    f64::NAN
+}
+
 fn interval(of: &[f64], confidence: f64) -> Interval {
     let sorted = sorted(of);
     let at = |part: f64| sorted[((sorted.len() - 1) as f64 * part).round() as usize];
@@ -124,31 +141,34 @@ pub fn estimate(samples: &[f64], seed: u64) -> Option<Estimate> {
     })
 }
 
-/// By how much the median of `new` differs from that of `old`, as a ratio with an interval of 99 %. `None`: too few samples, or
-/// nothing to divide by.
+/// By how much the median of `new` differs from that of `old`, as a ratio with an interval. Of the intervals of so many ratios as are looked at
+/// (`among`), all are right in 99 of 100 cases (Bonferroni). `None`: too few samples, or nothing to divide by.
 #[must_use]
-pub fn change(old: &[f64], new: &[f64], seed: u64) -> Option<(f64, Interval)> {
-    between(old, new, seed, |old, new| new / old)
+pub fn change(old: &[f64], new: &[f64], seed: u64, among: usize) -> Option<(f64, Interval)> {
+    let confidence = 1.0 - (1.0 - CONFIDENCE_OF_CHANGE) / among.max(1) as f64;
+    between(old, new, seed, confidence, |old, new| new / old)
 }
 
-/// The same as a difference, in the samples' unit.
+/// The same as a difference, in the samples' unit, with an interval of 99 %.
 #[must_use]
 pub fn difference(old: &[f64], new: &[f64], seed: u64) -> Option<(f64, Interval)> {
-    between(old, new, seed, |old, new| new - old)
+    between(old, new, seed, CONFIDENCE_OF_CHANGE, |old, new| new - old)
 }
 
-fn between(old: &[f64], new: &[f64], seed: u64, by: fn(f64, f64) -> f64) -> Option<(f64, Interval)> {
+fn between(old: &[f64], new: &[f64], seed: u64, confidence: f64, by: fn(f64, f64) -> f64) -> Option<(f64, Interval)> {
     if old.len() < ENOUGH || new.len() < ENOUGH {
         return None;
     }
     let mut random = Rng::with_seed(seed);
-    let medians = |old: &[f64], new: &[f64]| by(ranked(old, 50), ranked(new, 50));
     let (old, new) = (sorted(old), sorted(new));
-    let drawn: Vec<f64> =
-        draws(old.len().max(new.len())).map(|_| medians(&draw(&old, &mut random), &draw(&new, &mut random))).collect();
-    let all = medians(&old, &new);
-    (all.is_finite() && drawn.iter().all(|value| value.is_finite()))
-        .then(|| (all, interval(&drawn, CONFIDENCE_OF_CHANGE)))
+    let most = old.len().max(new.len());
+    let fine = ((OUTSIDE / (1.0 - confidence)) as usize).min(DRAWN / most);
+    let count = draws(most).len().max(fine);
+    let mut counts = Vec::new();
+    let mut median = |sorted| drawn_median(sorted, &mut counts, &mut random);
+    let drawn: Vec<f64> = (0..count).map(|_| by(median(&old), median(&new))).collect();
+    let all = by(ranked(&old, 50), ranked(&new, 50));
+    (all.is_finite() && drawn.iter().all(|value| value.is_finite())).then(|| (all, interval(&drawn, confidence)))
 }
 
 #[cfg(test)]
@@ -180,8 +200,8 @@ mod tests {
         let few = estimate(&[1.0, 2.0, 3.0, 4.0, 5.0], 1).unwrap();
         assert_eq!((few.p50.value, few.p50.interval), (3.0, None));
         assert!(estimate(&[1.0; ENOUGH], 1).unwrap().p50.interval.is_some());
-        assert_eq!(change(&[1.0; 5], &[2.0; 30], 1), None);
-        assert_eq!(change(&[0.0; 30], &[2.0; 30], 1), None);
+        assert_eq!(change(&[1.0; 5], &[2.0; 30], 1, 1), None);
+        assert_eq!(change(&[0.0; 30], &[2.0; 30], 1, 1), None);
         assert_eq!(difference(&[0.0; 30], &[2.0; 30], 1), Some((2.0, Interval { low: 2.0, high: 2.0 })));
     }
 
@@ -204,7 +224,7 @@ mod tests {
         let mut found = |factor| {
             let tries = (0..60).filter(|seed| {
                 let (old, new) = (times(30, 1.0, &mut random), times(30, factor, &mut random));
-                let (_, interval) = change(&old, &new, *seed).unwrap();
+                let (_, interval) = change(&old, &new, *seed, 1).unwrap();
                 interval.low > 1.0 || interval.high < 1.0
             });
             tries.count()
