@@ -13,6 +13,7 @@
 //! | [`replay`] | what Linux has asked of each device, asked again without a guest |
 //! | [`neighbours`] | what a machine notices of others that take all they can get |
 //! | [`compare`] | one image's command as a process, in containers and in microVMs, side by side |
+//! | [`mover`] | what is run in those to move data to files and through a network |
 //! | [`report`] | what that comes down to: estimates, differences, conditions, a page |
 //! | [`host`] | what a host is, as far as it bears on figures |
 //! | [`run`] | `bulkhead run`, booting and from a template |
@@ -41,6 +42,7 @@ pub mod host;
 pub mod layers;
 pub mod machine;
 pub mod memory;
+pub mod mover;
 pub mod neighbours;
 pub mod net;
 pub mod null;

@@ -83,6 +83,10 @@ fn containers_and_microvms_are_compared() {
         {
             assert_eq!(samples(name, metric).len(), count, "{name} {metric}: {saved}");
         }
+        // A host without a way out has no rows for networks.
+        for metric in ["disk-write", "disk-read", "disk-sync", "volume-write", "volume-read", "volume-sync"] {
+            assert_eq!(samples(name, metric).len(), 1, "{name} {metric}: {saved}");
+        }
         assert!(samples(name, "start") <= samples(name, "run") && samples(name, "memory-first")[0] > 100.0, "{name}");
         assert!(samples(name, "density")[0] > 1.0, "{name}");
     }
@@ -149,6 +153,37 @@ fn what_was_measured_until_an_interrupt_is_told() {
     lab.assert_clean();
 }
 
+/// What waits to be taken, and what is no container; a monitor that is not there is named.
+#[test]
+fn a_pool_and_bare_microvms_are_compared() {
+    let lab = lab!("a_pool_and_bare_microvms_are_compared", on hardware);
+    let patience = lab.patience(GUESTS);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
+    fs::create_dir(lab.path("tmp")).unwrap();
+    let debian = lab.debian();
+    let flags = ["--arms", "vm-pool", "--monitor", "qemu=/nonexistent/qemu", "--rows", "memory"];
+    let rest = ["-n", "1", "--instances", "1", "--format", "json", &debian];
+    let ended = Running::start(bench(&lab, &[&["compare"], &flags[..], &rest].concat())).end(patience);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let result: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let arms = result["arms"].as_array().unwrap();
+    let names: Vec<_> = arms.iter().map(|arm| arm["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["vm-pool", "vm-boot", "qemu"]);
+    assert_eq!((&arms[0]["problem"], &arms[1]["problem"]), (&Value::Null, &Value::Null), "{result}");
+    assert!(arms[2]["problem"].as_str().unwrap().contains("/nonexistent/qemu"), "{result}");
+    let rows = |arm: &str| {
+        let series = result["series"].as_array().unwrap().iter().filter(|series| series["arm"] == arm);
+        series.map(|series| series["metric"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(
+        rows("vm-pool").contains(&"memory-waiting".into()) && rows("vm-boot").contains(&"memory-first".into()),
+        "{result}"
+    );
+    // Who waited has gone.
+    assert_eq!((temporary(&lab), lab.run(["ps", "--all", "--quiet"]).text()), (0, ""));
+    lab.assert_clean();
+}
+
 /// One thing switched at a time, and as many as there can be: the same measuring, other arms and rows.
 #[test]
 fn variants_and_fleets_are_measured() {
@@ -193,6 +228,9 @@ fn a_wrong_comparison_is_said_before_anything_runs() {
         (&["compare"][..], &["IMAGE"][..]),
         (&["compare", "--arms", "vm-hot", &debian], &["vm-hot", "vm-warm"]),
         (&["compare", "--assert", "crun.start <", &debian], &["character 13"]),
+        (&["compare", "--monitor", "qemu", &debian], &["NAME=PATH"]),
+        (&["compare", "--monitor", "xen=/usr/bin/xen", &debian], &["xen", "firecracker, cloud-hypervisor, qemu"]),
+        (&["compare", "--rows", "speed", &debian], &["speed", "moves"]),
         (&["compare", "--out", "/nonexistent/r.json", &debian], &["/nonexistent/r.json"]),
         (&["compare", "no-such-image"], &["no-such-image"]),
         (&["ablate", "--variants", "huge", &debian], &["huge", "two-cpus"]),

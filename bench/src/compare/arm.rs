@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::running::{Patience, Running};
+use super::moving::Errand;
+use super::running::{Ended, Patience, Running};
 use super::tree;
 use super::{Place, What};
 use crate::process::BenchError;
@@ -29,10 +30,28 @@ pub(super) trait Arm: Sync {
         false
     }
 
+    /// What an instance says when its words have ended, if its exit does not tell how they did.
+    fn mark(&self) -> Option<Mark> {
+        None
+    }
+
+    /// The memory of an instance that waits to be taken, KiB, which is made for that and called `id`; none if instances do not wait.
+    fn waiting_kib(&self, id: &str) -> Result<Option<u64>, BenchError> {
+        let _ = id;
+        Ok(None)
+    }
+
     /// The processes of a running instance, whose verb is `child`.
     fn processes(&self, child: u32, id: &str) -> Vec<u32> {
         let _ = id;
         tree::descendants(child)
+    }
+
+    /// The command that runs an errand in a new instance, as root; none if there is nothing to be learnt by it that another arm does not
+    /// tell.
+    fn errand(&self, id: &str, errand: &Errand<'_>) -> Result<Option<Command>, BenchError> {
+        let _ = (id, errand);
+        Ok(None)
     }
 
     /// What the image takes on disk, KiB.
@@ -52,6 +71,36 @@ pub(super) trait Arm: Sync {
         let _ = (id, words, patience);
         Ok(Vec::new())
     }
+}
+
+/// How an instance says that its words have ended: a line of this and their exit code.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    pub text: &'static str,
+    /// It does not end by that, but is to be asked to.
+    pub stop: bool,
+}
+
+impl Mark {
+    /// The moments, if the words have ended well.
+    pub fn good(self, ended: Ended) -> Result<Ended, BenchError> {
+        let said = String::from_utf8_lossy(&ended.seen.stdout);
+        let mut codes = said.lines().filter_map(|line| line.trim().strip_prefix(self.text));
+        match codes.next() {
+            Some("0") => Ok(ended),
+            Some(code) => Err(BenchError::Container(format!("the command: exit code {code}"))),
+            None => {
+                let words = [&*said, &*String::from_utf8_lossy(&ended.seen.stderr)].concat();
+                let last = words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+                Err(BenchError::Container(format!("the guest did not come to its end: {}", last.trim())))
+            }
+        }
+    }
+}
+
+/// Words in single quotes, for a shell: each is what it is.
+pub(super) fn quoted(words: &[String]) -> String {
+    words.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect::<Vec<_>>().join(" ")
 }
 
 /// What arms are made of.

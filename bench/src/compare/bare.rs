@@ -5,6 +5,7 @@ use std::process::Command;
 
 use super::What;
 use super::arm::{Arm, Made, Making, missing, program};
+use super::moving::Errand;
 use crate::process::BenchError;
 
 struct Bare {
@@ -42,6 +43,14 @@ impl Arm for Bare {
         command.arg(format!("--userspec={}", self.user)).arg(format!("--groups={}", self.groups));
         command.arg(&self.root).args(words);
         Ok(command)
+    }
+
+    /// The program is static: it needs none of the image's files, and has the host's directories as they are.
+    fn errand(&self, _: &str, errand: &Errand<'_>) -> Result<Option<Command>, BenchError> {
+        let words = errand.words(errand.volume, errand.own);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        Ok(Some(command))
     }
 
     fn image_disk(&self) -> Option<u64> {

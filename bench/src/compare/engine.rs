@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::arm::{Arm, Made, Making, first_line, missing, program};
+use super::moving::{Errand, VOLUME};
 use super::running::{Input, Patience, Running, answer};
 use super::tree;
 use super::{PREFIX, Process, is_alive};
@@ -91,6 +92,16 @@ impl Arm for Engine {
     fn clear(&self, id: &str) {
         // It says so if there is none, and that is well.
         let _ = Command::new(&self.program).args(["rm", "--force", id]).stdin(Stdio::null()).output();
+    }
+
+    fn errand(&self, id: &str, errand: &Errand<'_>) -> Result<Option<Command>, BenchError> {
+        let mut command = Command::new(&self.program);
+        command.args(["run", "--rm", "--pull=never", "--user=0:0", "--workdir=/", "--name", id]);
+        // Where there is a network, it is the engine's usual one.
+        command.args((!errand.network).then_some("--network=none"));
+        command.arg("--volume").arg(format!("{}:{VOLUME}", errand.volume.display()));
+        command.arg(&self.image).args(errand.words(Path::new(VOLUME), Path::new("/")));
+        Ok(Some(command))
     }
 
     /// The verb that waits, the container, and the process that looks after it: conmon, or containerd's shim.

@@ -3,10 +3,11 @@
 //! | module | what it does |
 //! |---|---|
 //! | `arm` | what is compared, seen alike |
-//! | `bare`, `oci`, `engine`, `vm` | the arms |
+//! | `bare`, `oci`, `engine`, `vm`, `pool`, `monitors` | the arms |
 //! | `running` | processes timed from outside |
 //! | `tree` | processes of an instance, memory, files |
 //! | `rows` | what is measured of each arm |
+//! | `moving`, `wire` | what disks and networks give, and a network for those who have none |
 //! | `fleet` | how many there can be |
 //! | `order` | which arm has its turn when |
 //! | `notes` | what follows from what was measured |
@@ -22,16 +23,20 @@ pub mod bundle;
 pub mod conformance;
 mod engine;
 mod fleet;
+pub mod monitors;
+mod moving;
 mod notes;
 mod oci;
 mod order;
+mod pool;
 mod rows;
 mod running;
 mod tree;
 mod vm;
+mod wire;
 
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::host::Host;
@@ -111,8 +116,14 @@ pub struct What<'a> {
     pub process: Process,
     /// What its process is for the times: it says something, and ends by itself with 0.
     pub command: &'a [String],
-    /// Names of arms; none: all of the scope.
+    /// Names of arms; none: all of the scope, but for other monitors.
     pub arms: &'a [&'static str],
+    /// Other monitors, by the names of their arms: where they are.
+    pub monitors: &'a [(&'static str, PathBuf)],
+    /// What bare microVMs are made of, or why there are none.
+    pub machine: &'a dyn Fn() -> Result<monitors::Machine, String>,
+    /// Names of groups of rows; none: all of them.
+    pub rows: &'a [&'static str],
     /// Samples of the times of each arm.
     pub samples: usize,
     /// How long those of one arm may take: a slower arm has fewer.
@@ -131,6 +142,16 @@ pub struct What<'a> {
     pub stop: BorrowedFd<'a>,
     /// Is told what happens.
     pub say: &'a dyn Fn(&str),
+}
+
+impl What<'_> {
+    /// Whether an arm is to be there.
+    fn wants(&self, kind: &Kind) -> bool {
+        let given = kind.monitor && self.monitors.iter().any(|(name, _)| *name == kind.name);
+        // Bulkhead's own is there beside others.
+        let beside = kind.name == "vm-boot" && !self.monitors.is_empty();
+        given || beside || self.arms.contains(&kind.name) || self.arms.is_empty() && !kind.monitor
+    }
 }
 
 pub(crate) fn milliseconds(time: Duration) -> f64 {
@@ -182,7 +203,7 @@ fn measure(what: &What<'_>, document: &mut Document) -> Result<(), BenchError> {
     vm::sweep(what, patience)?;
     let making = Making { what, place: &place, root: &root, patience };
     let mut session = Session::new(what, patience, document);
-    for kind in what.scope.kinds().iter().filter(|kind| what.arms.is_empty() || what.arms.contains(&kind.name)) {
+    for kind in what.scope.kinds().iter().filter(|kind| what.wants(kind)) {
         (what.say)(&format!("preparing {}", kind.name));
         let made = make(kind, &making);
         session.check_stop()?;
@@ -201,6 +222,7 @@ fn make(kind: &Kind, making: &Making<'_>) -> Result<Made, String> {
         "process" => bare::make(making),
         "runc" | "crun" => oci::make(kind.name, making),
         "podman" | "docker" => engine::make(kind.name, making),
+        _ if kind.monitor => monitors::make(kind.name, making),
         _ => vm::make(kind.name, making),
     }
 }

@@ -25,7 +25,7 @@ pub(super) fn note(document: &mut Document, scope: Scope) {
     let mut notes = vec!["caches are hot: each arm ran the command twice before its first sample".to_owned()];
     let of_arms = [
         format!("compute is {COMPUTE} steps of a loop in the image's sh, syscalls {STATS} calls of stat(2) by it"),
-        "containers have one directory of the image's files, without an overlay and without a network, as the microVMs"
+        "runtimes have one directory of the image's files, without an overlay; but for net-*, nobody has a network"
             .into(),
         format!("density is calculated for {} MiB from memory-first and memory-next", document.memory_mib),
     ];

@@ -4,21 +4,27 @@
 //! directory: what podman or docker would put an overlay over.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::arm::{Arm, Made, Making, first_line, missing, program};
 use super::bundle::{Runtime, configure};
+use super::moving::{self, Errand, VOLUME, overlay};
 use super::running::{Input, Patience, Running, answer};
 use super::tree;
+use super::wire::Wire;
 use super::{Process, milliseconds};
 use crate::process::{BenchError, io_error};
 
+/// Where the overlay of an errand is in its container.
+const OWN: &str = "/bulkhead-bench-own";
+
 struct Oci {
+    name: String,
     runtime: Runtime,
     /// Where bundles are.
     dir: PathBuf,
@@ -28,6 +34,8 @@ struct Oci {
     spec: Value,
     /// The words that there are bundles for, in the order of their directories' numbers.
     bundles: Mutex<Vec<Vec<String>>>,
+    /// The network of errands, once one has wanted it, or why there is none.
+    wire: OnceLock<Result<Wire, String>>,
 }
 
 /// The arm of the runtime `name`, or why there is none.
@@ -43,7 +51,8 @@ pub(super) fn make(name: &str, making: &Making<'_>) -> Result<Made, String> {
     let runtime = Runtime { program, state };
     let spec = runtime.usual(&dir).map_err(said)?;
     let (root, process) = (making.root.to_owned(), making.what.process.clone());
-    let arm = Oci { runtime, dir, root, process, spec, bundles: Mutex::default() };
+    let (name, bundles, wire) = (name.to_owned(), Mutex::default(), OnceLock::new());
+    let arm = Oci { name, runtime, dir, root, process, spec, bundles, wire };
     Ok(Made { version, arm: Box::new(arm) })
 }
 
@@ -65,6 +74,19 @@ impl Oci {
     }
 }
 
+/// Puts an errand's volume, disk and network into a container's configuration.
+fn equip(config: &mut Value, volume: &Path, overlay: &[String], namespace: Option<String>) {
+    if let Some(mounts) = config["mounts"].as_array_mut() {
+        mounts.push(json!({ "destination": VOLUME, "type": "bind", "source": volume, "options": ["bind", "rw"] }));
+        mounts.push(json!({ "destination": OWN, "type": "overlay", "source": "overlay", "options": overlay }));
+    }
+    let namespaces = config["linux"]["namespaces"].as_array_mut();
+    let mut network = namespaces.into_iter().flatten().filter(|one| one["type"] == "network");
+    if let (Some(path), Some(network)) = (namespace, network.next()) {
+        network["path"] = path.into();
+    }
+}
+
 impl Arm for Oci {
     fn command(&self, id: &str, words: &[String]) -> Result<Command, BenchError> {
         let mut command = self.runtime.verb("run");
@@ -74,6 +96,25 @@ impl Arm for Oci {
 
     fn clear(&self, id: &str) {
         self.runtime.delete(id);
+    }
+
+    fn errand(&self, id: &str, errand: &Errand<'_>) -> Result<Option<Command>, BenchError> {
+        let number = u8::from(self.name == "crun");
+        let wire = || self.wire.get_or_init(|| Wire::new(number, errand.patience));
+        let namespace = match errand.network.then(wire) {
+            Some(Ok(wire)) => Some(wire.path()),
+            Some(Err(why)) => return Err(BenchError::Container(why.clone())),
+            None => None,
+        };
+        let words = errand.words(Path::new(VOLUME), Path::new(OWN));
+        let mut config = configure(self.spec.clone(), &self.root, &moving::process(), &words);
+        equip(&mut config, errand.volume, &overlay(errand.own)?, namespace);
+        let bundle = errand.own.join("bundle");
+        fs::create_dir(&bundle).map_err(io_error("bundle"))?;
+        fs::write(bundle.join("config.json"), config.to_string()).map_err(io_error("bundle"))?;
+        let mut command = self.runtime.verb("run");
+        command.arg("--bundle").arg(bundle).arg(id);
+        Ok(Some(command))
     }
 
     fn image_disk(&self) -> Option<u64> {
@@ -111,5 +152,23 @@ impl Arm for Oci {
             self.clear(id);
         }
         steps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errands_volume_disk_and_network_are_in_the_configuration() {
+        let mut config = json!({ "mounts": [{ "destination": "/proc" }],
+            "linux": { "namespaces": [{ "type": "pid" }, { "type": "network" }] } });
+        equip(&mut config, Path::new("/v"), &["lowerdir=/l".into()], Some("/run/netns/x".into()));
+        assert_eq!(config["mounts"][1]["source"], "/v");
+        assert_eq!(config["mounts"][2]["options"], json!(["lowerdir=/l"]));
+        assert_eq!(config["linux"]["namespaces"][1], json!({ "type": "network", "path": "/run/netns/x" }));
+        let mut without = json!({ "mounts": [], "linux": { "namespaces": [{ "type": "network" }] } });
+        equip(&mut without, Path::new("/v"), &[], None);
+        assert_eq!(without["linux"]["namespaces"], json!([{ "type": "network" }]));
     }
 }

@@ -14,12 +14,12 @@ use super::{Fleet, PREFIX, Scope, What, described, milliseconds, tree};
 use crate::memory::available_kib;
 use crate::process::BenchError;
 use crate::report::estimate::ENOUGH;
-use crate::report::metric::Kind;
+use crate::report::metric::{GROUPS, Kind};
 use crate::report::{Document, Phase};
 
 /// Passes of the kernels: instances of each arm, if there are samples enough for intervals; otherwise one will do. Rounds in each;
 /// the first of them warms up.
-const PASSES: usize = 2;
+pub(super) const PASSES: usize = 2;
 const ROUNDS: usize = 6;
 /// Steps of both loops.
 pub(super) const COMPUTE: u32 = 20_000;
@@ -31,10 +31,10 @@ const STEPS: usize = 10;
 /// How many instances are idle at a time is told by a line that each says.
 pub(super) const IDLE: &str = "echo ready; read -r x";
 
-struct Entry {
-    kind: &'static Kind,
-    arm: Box<dyn Arm>,
-    /// What a run takes.
+pub(super) struct Entry {
+    pub kind: &'static Kind,
+    pub arm: Box<dyn Arm>,
+    /// What a run takes, with what is made before it and cleared away after it.
     each: Duration,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Session<'a> {
     pub patience: Patience<'a>,
     pub document: &'a mut Document,
     entries: Vec<Entry>,
-    random: Rng,
+    pub(super) random: Rng,
     number: AtomicU64,
 }
 
@@ -82,8 +82,12 @@ impl<'a> Session<'a> {
         let (version, result) = match made {
             Ok(Made { version, arm }) => {
                 // The first may make what later ones go on from; the second tells what they take.
-                let warm = self.once(&*arm, self.what.command).and_then(|_| self.once(&*arm, self.what.command));
-                (Some(version), warm.map(|ended| Entry { kind, arm, each: ended.took }))
+                let warm = self.once(&*arm, self.what.command).and_then(|_| {
+                    let began = Instant::now();
+                    self.once(&*arm, self.what.command)?;
+                    Ok(began.elapsed())
+                });
+                (Some(version), warm.map(|each| Entry { kind, arm, each }))
             }
             Err(problem) => (None, Err(BenchError::Container(problem))),
         };
@@ -103,6 +107,16 @@ impl<'a> Session<'a> {
         self.entries.is_empty()
     }
 
+    /// Those that are measured.
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// A number that no instance has had.
+    pub(super) fn next(&self) -> u64 {
+        self.number.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// All rows.
     pub fn all(&mut self) -> Result<(), BenchError> {
         match self.what.scope {
@@ -110,17 +124,24 @@ impl<'a> Session<'a> {
             Scope::Variants => return self.times().and_then(|()| self.memory()),
             Scope::Fleets(fleet) => return self.fleets(fleet),
         }
-        self.disks();
-        self.times()?;
-        self.memory()?;
-        self.kernels()?;
-        self.rates()?;
-        self.steps()
+        for (group, _) in
+            GROUPS.into_iter().filter(|(group, _)| self.what.rows.is_empty() || self.what.rows.contains(group))
+        {
+            match group {
+                "sizes" => self.disks(),
+                "times" => self.times().and_then(|()| self.steps())?,
+                "memory" => self.memory()?,
+                "loops" => self.kernels()?,
+                "moves" => self.moves()?,
+                _ => self.rates()?,
+            }
+        }
+        Ok(())
     }
 
     /// Starts an instance that runs the words; `open`: what it reads does not end before it is told to.
     pub fn instance<'i>(&self, arm: &'i dyn Arm, words: &[String], open: bool) -> Result<Instance<'i>, BenchError> {
-        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let number = self.next();
         let id = format!("{PREFIX}{}-{number}", std::process::id());
         let bytes = arm.input(words);
         let input = if open { Input::Open(bytes) } else { Input::Bytes(bytes) };
@@ -132,11 +153,11 @@ impl<'a> Session<'a> {
     fn once(&self, arm: &dyn Arm, words: &[String]) -> Result<Ended, BenchError> {
         let mut instance = self.instance(arm, words, false)?;
         let Some(running) = instance.running.take() else { return Err(BenchError::NoRuns) };
-        finish(arm, running, &instance.id, self.patience)?.good("the command")
+        good(arm, finish(arm, running, &instance.id, self.patience)?)
     }
 
     /// What an arm cannot do is said beside what it can; only what is to end ends all.
-    fn judge(&mut self, kind: &Kind, what: &str, error: BenchError) -> Result<(), BenchError> {
+    pub(super) fn judge(&mut self, kind: &Kind, what: &str, error: BenchError) -> Result<(), BenchError> {
         if matches!(error, BenchError::Interrupted) {
             return Err(error);
         }
@@ -221,11 +242,13 @@ impl<'a> Session<'a> {
         rows.push(("memory-front", fronts.map(|kib| kib as f64).collect()));
         // On a host that has other work, others may have given back more.
         rows.extend((host > 0.0).then(|| ("memory-host", vec![host])));
+        let waiting = arm.waiting_kib(&format!("{PREFIX}{}-{}", std::process::id(), self.next()))?;
+        rows.extend(waiting.map(|kib| ("memory-waiting", vec![kib as f64])));
         rows.extend(arm.instance_disk(&running[0].id).map(|kib| ("instance-disk", vec![kib as f64])));
         for mut instance in running {
             let Some(mut child) = instance.running.take() else { continue };
             child.close_input();
-            // It reads nothing, and ends with what `read` says of that.
+            // It ends with what `read` says of an empty line.
             finish(arm, child, &instance.id, self.patience)?;
         }
         rows.retain(|(_, samples)| !samples.is_empty());
@@ -235,8 +258,7 @@ impl<'a> Session<'a> {
     fn kernels(&mut self) -> Result<(), BenchError> {
         // Once it runs, a guest that has booted is like any other.
         let passes = if self.what.samples < ENOUGH { 1 } else { PASSES };
-        let shares: Vec<usize> =
-            self.entries.iter().map(|entry| if entry.kind.name == "vm-cold" { 0 } else { passes }).collect();
+        let shares: Vec<usize> = self.entries.iter().map(|entry| if entry.kind.boots { 0 } else { passes }).collect();
         for turn in turns(&shares, &mut self.random) {
             let Entry { kind, arm, .. } = &self.entries[turn];
             (self.what.say)(&format!("kernels: {}", kind.name));
@@ -304,7 +326,7 @@ impl<'a> Session<'a> {
             loop {
                 let id = format!("{PREFIX}{}-{}", std::process::id(), number.fetch_add(1, Ordering::Relaxed));
                 let running = Running::start(arm.command(&id, words)?, Input::Bytes(arm.input(words)))?;
-                finish(arm, running, &id, patience)?.good("the command")?;
+                good(arm, finish(arm, running, &id, patience)?)?;
                 count += 1.0;
                 let elapsed = began.elapsed();
                 if elapsed >= window {
@@ -348,12 +370,29 @@ impl<'a> Session<'a> {
 }
 
 /// Waits for the end of an instance, which is gone then: killed by being dropped, if it does not end by itself.
-pub(super) fn finish(arm: &dyn Arm, running: Running, id: &str, patience: Patience<'_>) -> Result<Ended, BenchError> {
-    let ended = running.end(patience);
+pub(super) fn finish(
+    arm: &dyn Arm,
+    mut running: Running,
+    id: &str,
+    patience: Patience<'_>,
+) -> Result<Ended, BenchError> {
+    let stopped = match arm.mark().filter(|mark| mark.stop) {
+        Some(mark) => running.stop_after(mark.text, patience),
+        None => Ok(()),
+    };
+    let ended = stopped.and_then(|()| running.end(patience));
     if ended.is_err() || arm.stays() {
         arm.clear(id);
     }
     ended
+}
+
+/// The moments of an instance, if its words have ended well.
+fn good(arm: &dyn Arm, ended: Ended) -> Result<Ended, BenchError> {
+    match arm.mark() {
+        Some(mark) => mark.good(ended),
+        None => ended.good("the command"),
+    }
 }
 
 /// Memory of all processes of an instance, KiB.
@@ -381,6 +420,7 @@ fn add_phase(document: &mut Document, arm: &str, phase: String, ms: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::moving::Errand;
     use crate::report::metric::kind;
     use crate::report::tests::document;
     use std::io::Write as _;
@@ -404,6 +444,12 @@ mod tests {
 
         fn clear(&self, id: &str) {
             self.cleared.lock().unwrap().push(id.to_owned());
+        }
+
+        fn errand(&self, _: &str, errand: &Errand<'_>) -> Result<Option<Command>, BenchError> {
+            let line = "echo disk-write 1 2; echo start 5; echo failed net: no way";
+            assert!(errand.volume.join("bulkhead").is_file() && errand.own.is_dir());
+            self.command("", &shell(line)).map(Some)
         }
 
         fn image_disk(&self) -> Option<u64> {
@@ -435,7 +481,7 @@ mod tests {
         document.arms.clear();
         let what = What {
             scope,
-            bulkhead: Path::new("/nonexistent"),
+            bulkhead: Path::new("/proc/self/exe"),
             version: "1",
             store: Path::new("/nonexistent"),
             image: "image",
@@ -444,6 +490,9 @@ mod tests {
             process: super::super::Process::default(),
             command,
             arms: &[],
+            monitors: &[],
+            machine: &|| Err("none".into()),
+            rows: &[],
             samples: 8,
             budget: Duration::from_secs(6),
             instances: 3,
@@ -469,7 +518,9 @@ mod tests {
         let (result, document) = session(&shell("echo a"), |_| {});
         result.unwrap();
         assert_eq!(document.arms[1].problem.as_deref(), Some("not installed"));
-        assert_eq!(document.arms[0].problem, None);
+        let problem = document.arms[0].problem.as_deref();
+        assert!(problem.is_some_and(|why| why.contains("no row 'start'")), "a row is not another's: {problem:?}");
+        assert_eq!(document.samples("runc", "disk-write"), [1.0, 2.0].repeat(PASSES));
         let count = |metric| document.samples("runc", metric).len();
         let counts = ["start", "run", "teardown", "memory-next", "memory-front", "rate", "image-disk"].map(count);
         assert_eq!(counts, [8, 8, 8, 2, 3, 1, 1]);

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::answer::pidfd;
 use crate::process::{BenchError, io_error};
@@ -153,10 +153,34 @@ impl Running {
         }
     }
 
-    /// What it reads is at its end: from now on, it is waited for anew.
+    /// A line to read, and then nothing more: from now on, it is waited for anew.
     pub fn close_input(&mut self) {
         self.since = Instant::now();
-        self.input = None;
+        // To a guest's terminal the end alone says nothing. Who has ended does not read it.
+        if let Some(mut input) = self.input.take() {
+            let _ = input.write_all(b"\n");
+        }
+    }
+
+    /// Waits until it has said a line with that, and asks it to end (SIGTERM); or until it has ended.
+    pub fn stop_after(&mut self, words: &str, patience: Patience<'_>) -> Result<(), BenchError> {
+        let is_there = |said: &[u8]| said.windows(words.len()).any(|part| part == words.as_bytes());
+        while !self
+            .seen
+            .stdout
+            .split_inclusive(|byte| *byte == b'\n')
+            .any(|line| line.ends_with(b"\n") && is_there(line))
+        {
+            if self.exited.is_some() {
+                return Ok(());
+            }
+            self.step(patience)?;
+        }
+        // It is not waited for yet, so its id is its own.
+        if let (None, Some(pid)) = (&self.exited, i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)) {
+            kill_process(pid, Signal::TERM).map_err(|error| io_error("end of a process")(error.into()))?;
+        }
+        Ok(())
     }
 
     /// Waits until it has said so many lines, and tells when it had.
@@ -190,7 +214,9 @@ impl Running {
 
     /// Waits for its end.
     pub fn end(mut self, patience: Patience<'_>) -> Result<Ended, BenchError> {
-        self.exit(patience)?;
+        if let Err(error) = self.exit(patience) {
+            return Err(self.words(error));
+        }
         // What it had written before is there already.
         while !self.is_silent() && self.wait(Some(Duration::ZERO), patience)? {}
         let seen = std::mem::take(&mut self.seen);
@@ -351,7 +377,7 @@ mod tests {
         let ended = running.end(patience).unwrap();
         assert!(ended.took < LIMIT && ended.seen.lines.len() == 1);
         let sleeper: i32 = String::from_utf8_lossy(&ended.seen.stderr).trim().parse().unwrap();
-        rustix::process::kill_process(Pid::from_raw(sleeper).unwrap(), Signal::KILL).unwrap();
+        kill_process(Pid::from_raw(sleeper).unwrap(), Signal::KILL).unwrap();
     }
 
     #[test]

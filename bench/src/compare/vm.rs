@@ -1,16 +1,17 @@
-//! Bulkhead's own three: a guest that boots, one that goes on from a template, and one that goes on from a prepared image.
+//! Bulkhead's own: a guest that boots, one that goes on from a template, and one that goes on from a prepared image.
 //!
 //! The prepared image is of a shell that waits for a line, which is the command to become: so one serves all commands. It is made of a
 //! container in the foreground, which ends when this process does, and is called by this process's id: those of benchmarks that
 //! were killed are removed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::arm::{Arm, Made, Making};
+use super::arm::{Arm, Made, Making, quoted};
+use super::moving::{Errand, VOLUME};
 use super::running::{Input, Patience, Running, answer};
 use super::tree;
-use super::{PREFIX, What, is_alive};
+use super::{PREFIX, What, is_alive, pool};
 use crate::process::BenchError;
 use crate::run;
 
@@ -41,11 +42,17 @@ impl Vm {
         Vm { program, image, flags, sandbox, image_kib: what.image_kib, instance_kib: None }
     }
 
-    fn verb(&self, words: &[&str]) -> Command {
+    /// One of its verbs.
+    pub(super) fn verb(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         // Containers have none beside it.
         command.args(words).env_remove("BULKHEAD_LOG").env("BULKHEAD_NETWORK", "none");
         command
+    }
+
+    /// The image, as it is told to them.
+    pub(super) fn image(&self) -> &str {
+        &self.image
     }
 
     fn run(&self, id: &str) -> Command {
@@ -108,6 +115,9 @@ pub(super) fn make(name: &str, making: &Making<'_>) -> Result<Made, String> {
     let mut vm = Vm::of(what, name);
     vm.instance_kib = Some(vm.stays_kib(what, making.patience).map_err(said)?);
     let version = format!("bulkhead {}", what.version);
+    if name == "vm-pool" {
+        return pool::make(vm, version, making);
+    }
     if name != "vm-restored" {
         return Ok(Made { version, arm: Box::new(vm) });
     }
@@ -130,6 +140,18 @@ impl Arm for Vm {
 
     fn stays(&self) -> bool {
         !self.flags.contains(&"--rm")
+    }
+
+    /// Of what users type, but that it stays, which gives it a disk. A guest that has booted has the same devices.
+    fn errand(&self, id: &str, errand: &Errand<'_>) -> Result<Option<Command>, BenchError> {
+        if self.flags != ["--rm"] {
+            return Ok(None);
+        }
+        let network = if errand.network { "user" } else { "none" };
+        let mut command = self.verb(&["run", "--name", id, "--network", network, "-u", "0:0", "-w", "/"]);
+        command.arg("-v").arg(format!("{}:{VOLUME}", errand.volume.display())).args(["--entrypoint", "", &self.image]);
+        command.args(errand.words(Path::new(VOLUME), Path::new("/")));
+        Ok(Some(command))
     }
 
     fn image_disk(&self) -> Option<u64> {
@@ -167,9 +189,8 @@ impl Arm for Restored {
     }
 
     fn input(&self, words: &[String]) -> Vec<u8> {
-        // For the shell to become the command; in quotes, a word is what it is.
-        let quoted: Vec<String> = words.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
-        format!("exec {}\n", quoted.join(" ")).into_bytes()
+        // For the shell to become the command.
+        format!("exec {}\n", quoted(words)).into_bytes()
     }
 
     fn clear(&self, id: &str) {

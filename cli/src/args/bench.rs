@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use bench::report::assert::Assertion;
-use bench::report::metric::{ARMS, Kind, VARIANTS};
+use bench::report::metric::{ARMS, GROUPS, Kind, VARIANTS};
 use bench::report::objective::Objective;
 
 use super::Format;
@@ -31,6 +31,12 @@ pub enum BenchWhat {
     Diff(BenchDiff),
     /// A result of `bench compare --out` once more: as a table, a page, or against conditions
     Report(BenchReport),
+    /// What `bench compare` runs in instances
+    #[command(hide = true)]
+    Move {
+        /// What to move, as `bench compare` says it
+        order: String,
+    },
     /// The cost of a microVM that does nothing: process start, one port write by the guest, process exit
     Null {
         /// How many to run
@@ -203,9 +209,19 @@ pub struct BenchCompare {
     /// How long the samples of times of one arm may take: a slower arm has fewer (six at least), which the result says
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub budget: u64,
-    /// Only these arms: process, runc, crun, podman, docker, vm-cold, vm-warm, vm-restored
+    /// Only these arms: process, runc, crun, podman, docker, vm-cold, vm-warm, vm-restored, vm-pool; vm-boot is there if it is asked for
     #[arg(long, value_name = "ARM", value_delimiter = ',', value_parser = arm)]
     pub arms: Vec<&'static str>,
+    /// Another monitor, and where it is: firecracker, cloud-hypervisor or qemu (machine microvm). It boots a bare microVM of the image's
+    /// files, beside Bulkhead's own (vm-boot)
+    #[arg(long = "monitor", value_name = "NAME=PATH", value_parser = monitor)]
+    pub monitors: Vec<(&'static str, PathBuf)>,
+    /// The kernel of bare microVMs (an ELF vmlinux); the guest kernel for this host, if not given
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Only these rows: sizes, times, memory, loops, moves (disks, volumes and networks), rate
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', value_parser = rows)]
+    pub rows: Vec<&'static str>,
     /// Instances at a time when their memory is looked at
     #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub instances: u32,
@@ -264,7 +280,7 @@ pub struct BenchDensity {
     /// No more than these of each arm
     #[arg(long, value_name = "N", default_value = "30", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub most: u32,
-    /// Only these arms: process, runc, crun, podman, docker, vm-cold, vm-warm, vm-restored
+    /// Only these arms: process, runc, crun, podman, docker, vm-cold, vm-warm, vm-restored, vm-pool
     #[arg(long, value_name = "ARM", value_delimiter = ',', value_parser = arm)]
     pub arms: Vec<&'static str>,
     /// Memory that all of an arm may have; all of this host's but 2 GiB, if not given
@@ -335,6 +351,24 @@ pub struct BenchReport {
 
 fn arm(name: &str) -> Result<&'static str, String> {
     one_of(&ARMS, name)
+}
+
+/// An arm's name, and the path of its program.
+fn monitor(text: &str) -> Result<(&'static str, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("NAME=PATH, like qemu=/usr/bin/qemu-system-x86_64")?;
+    let others = || ARMS.iter().filter(|kind| kind.monitor && kind.name != "vm-boot").map(|kind| kind.name);
+    let known = others().find(|known| *known == name);
+    let known =
+        known.ok_or_else(|| format!("there is no '{name}'; there are {}", others().collect::<Vec<_>>().join(", ")))?;
+    Ok((known, path.into()))
+}
+
+fn rows(name: &str) -> Result<&'static str, String> {
+    GROUPS
+        .iter()
+        .map(|(known, _)| *known)
+        .find(|known| *known == name)
+        .ok_or_else(|| format!("there is no '{name}'; there are {}", GROUPS.map(|(known, _)| known).join(", ")))
 }
 
 fn variant(name: &str) -> Result<&'static str, String> {

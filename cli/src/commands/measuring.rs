@@ -5,24 +5,28 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use bench::compare::monitors::Machine;
 use bench::compare::{self, Process, Scope, What};
 use bench::process::BenchError;
 use bench::report::Document;
+use guest_images::kernel::{self, Kernel};
 use guest_images::{PreparedImage, Store};
 use guest_protocol::{DEFAULT_PATH, account};
 use indicatif::ProgressBar;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use vmm::host;
 
 use crate::args::Talk;
 use crate::clock;
 use crate::containers::record::now_ns;
 use crate::failure::sanitize;
+use crate::life::{USUAL_CMDLINE, kernel_kind};
 use crate::output::Progress;
 use crate::paths;
 
@@ -34,6 +38,12 @@ pub struct Wish<'a> {
     pub scope: Scope,
     pub image_and_command: &'a [String],
     pub arms: &'a [&'static str],
+    /// Other monitors, by their arms' names.
+    pub monitors: &'a [(&'static str, PathBuf)],
+    /// The kernel of bare microVMs; the one that containers have here, if none is given.
+    pub kernel: Option<&'a Path>,
+    /// Groups of rows; none: all.
+    pub rows: &'a [&'static str],
     pub samples: u32,
     /// Seconds.
     pub budget: u64,
@@ -52,6 +62,9 @@ impl<'a> Wish<'a> {
             scope,
             image_and_command,
             arms,
+            monitors: &[],
+            kernel: None,
+            rows: &[],
             samples: 1,
             budget: 1,
             instances: 1,
@@ -95,12 +108,15 @@ pub fn prepared<T>(
         process,
         command: &command,
         arms: wish.arms,
+        monitors: wish.monitors,
+        machine: &|| machine(&image, wish.kernel).map_err(|error| format!("{error:#}")),
+        rows: wish.rows,
         samples: wish.samples as usize,
         budget: Duration::from_secs(wish.budget),
         instances: wish.instances as usize,
         timeout: Duration::from_secs(wish.timeout),
         seed: wish.seed.unwrap_or_else(now_ns),
-        memory_mib: wish.memory_budget.unwrap_or_else(vmm::host::memory_mib),
+        memory_mib: wish.memory_budget.unwrap_or_else(host::memory_mib),
         began: clock::rfc3339(now_ns()),
         stop: stop.readable.as_fd(),
         say: &|text| say.say(text),
@@ -108,6 +124,16 @@ pub fn prepared<T>(
     let result = work(&what);
     drop(say);
     Ok((result, stop.signal()))
+}
+
+/// What bare microVMs are made of.
+fn machine(image: &PreparedImage, kernel: Option<&Path>) -> anyhow::Result<Machine> {
+    let kernel = match kernel {
+        Some(path) => Kernel { path: path.to_owned(), cmdline: USUAL_CMDLINE.into() },
+        None => kernel::find(kernel_kind(host::kind()))?,
+    };
+    let disk = image.disk().map(|layer| layer.path.clone()).collect();
+    Ok(Machine { kernel: kernel.path, words: kernel.cmdline, disk })
 }
 
 /// How the image's process is to run, but for its words.

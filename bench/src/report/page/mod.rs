@@ -14,7 +14,22 @@ use super::metric::{Metric, Unit};
 pub struct PageError(String);
 
 /// Rows of which all samples are drawn.
-const TIMES: [&str; 5] = ["start", "run", "teardown", "compute", "syscalls"];
+const TIMES: [&str; 14] = [
+    "start",
+    "run",
+    "teardown",
+    "compute",
+    "syscalls",
+    "disk-write",
+    "disk-read",
+    "disk-sync",
+    "volume-write",
+    "volume-read",
+    "volume-sync",
+    "net-out",
+    "net-in",
+    "net-trip",
+];
 /// Rows that are drawn as bars.
 const AMOUNTS: [&str; 7] = ["memory-first", "memory-next", "image-disk", "rate", "density", "fleet", "fleet-memory"];
 
@@ -100,6 +115,8 @@ pub fn figure(value: f64, unit: Unit) -> String {
         Unit::Kib if value.abs() >= 10_240.0 => format!("{:.0} MiB", value / 1024.0),
         Unit::Kib if value.abs() >= 1024.0 => format!("{:.1} MiB", value / 1024.0),
         Unit::Kib => format!("{value:.0} KiB"),
+        Unit::MibPerSecond if value < 10.0 => format!("{value:.2} MiB/s"),
+        Unit::MibPerSecond => format!("{value:.0} MiB/s"),
         Unit::PerMinute if value < 100.0 => format!("{value:.1}/min"),
         Unit::PerMinute => format!("{value:.0}/min"),
         Unit::Count => format!("{value:.0}"),
