@@ -29,9 +29,10 @@ pub(super) const VOLUME: &str = "/bulkhead-bench";
 const PROGRAM: &str = "bulkhead";
 /// What the rows of it all begin with.
 const ROWS: [&str; 3] = ["disk-", "volume-", "net-"];
-/// Bytes of a sample of speed, to files and through the network. Where guests' kernels are emulated, so many take a second or two as it is.
+/// Bytes of a sample of speed, to files and through the network. The few are for where guests' kernels are emulated, which makes a second or two
+/// of them, and for who wants too few samples to tell anything.
 const BYTES: [u64; 2] = [16 << 20, 16 << 20];
-const BYTES_EMULATED: [u64; 2] = [1 << 20, 256 << 10];
+const FEW_BYTES: [u64; 2] = [1 << 20, 256 << 10];
 /// Samples of each kind in an instance, at most, and the part of an arm's time after which there are no more than it takes.
 const ROUNDS: usize = 12;
 const PART: u32 = 60;
@@ -100,7 +101,8 @@ impl Session<'_> {
     /// Disks and networks, of the arms that have some of their own.
     pub(super) fn moves(&mut self) -> Result<(), BenchError> {
         let emulated = self.document.host.emulates_guest_kernels();
-        let bytes = if emulated { BYTES_EMULATED } else { BYTES };
+        let few = emulated || self.what.samples < ENOUGH;
+        let bytes = if few { FEW_BYTES } else { BYTES };
         let rounds = self.what.samples.min(ROUNDS);
         let ground = match Ground::new(self.what.bulkhead, bytes, rounds, self.what.budget / PART) {
             Ok(ground) => ground,
@@ -111,7 +113,7 @@ impl Session<'_> {
         };
         self.note_moves(&ground, bytes);
         // An emulated kernel takes half a minute for each.
-        let passes = if self.what.samples < ENOUGH || emulated { 1 } else { PASSES };
+        let passes = if few { 1 } else { PASSES };
         let mut networks = vec![ground.peer.is_some(); self.entries().len()];
         for turn in turns(&vec![passes; networks.len()], &mut self.random) {
             let Entry { kind, arm, .. } = &self.entries()[turn];

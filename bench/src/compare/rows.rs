@@ -211,8 +211,8 @@ impl<'a> Session<'a> {
             (self.what.say)(&format!("memory: {}", kind.name));
             match self.idle(&**arm) {
                 Ok(mut rows) => {
-                    // What has no verb is all command.
-                    rows.retain(|(metric, _)| !(kind.floor && *metric == "memory-front"));
+                    // What has no verb is all command, or all monitor.
+                    rows.retain(|(metric, _)| !((kind.floor || kind.monitor) && *metric == "memory-front"));
                     rows.iter().for_each(|(metric, samples)| self.document.add(kind.name, metric, samples));
                 }
                 Err(error) => self.judge(kind, "memory", error)?,
