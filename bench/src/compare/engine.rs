@@ -96,7 +96,8 @@ impl Arm for Engine {
 
     fn errand(&self, id: &str, errand: &Errand<'_>) -> Result<Option<Command>, BenchError> {
         let mut command = Command::new(&self.program);
-        command.args(["run", "--rm", "--pull=never", "--user=0:0", "--workdir=/", "--name", id]);
+        // It stays until it is cleared away: what goes with --rm podman never writes to a disk (overlay's `volatile`).
+        command.args(["run", "--pull=never", "--user=0:0", "--workdir=/", "--name", id]);
         // Where there is a network, it is the engine's usual one.
         command.args((!errand.network).then_some("--network=none"));
         command.arg("--volume").arg(format!("{}:{VOLUME}", errand.volume.display()));

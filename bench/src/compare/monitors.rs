@@ -83,15 +83,16 @@ impl Dialect {
                     ["-M", "microvm,acpi=off,rtc=off", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &memory];
                 let rest = ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"];
                 let boot = ["-kernel", &kernel, "-append", &line];
+                // It names them to the kernel from the last bus on.
                 let disks = [
                     "-drive",
                     &drive(&root, "a"),
                     "-device",
-                    &device("a", 0),
+                    &device("a", 1),
                     "-drive",
                     &drive(&script, "b"),
                     "-device",
-                    &device("b", 1),
+                    &device("b", 0),
                 ];
                 return [&machine[..], &rest, &boot, &disks].concat().into_iter().map(str::to_owned).collect();
             }
@@ -121,10 +122,11 @@ struct Guest<'a> {
 
 impl Guest<'_> {
     /// The kernel's command line. It is silent, even when it panics: all words are the command's. And it resets the machine by a triple fault,
-    /// since not all of them have a keyboard controller.
+    /// since not all of them have a keyboard controller. A word that the kernel does not know is the first process's: after `--` all would be, and
+    /// QEMU puts the devices at the end.
     fn line(&self) -> String {
         let words = self.words;
-        format!("console=ttyS0 {words} loglevel=0 reboot=t root=/dev/vda ro rootfstype=erofs init=/bin/sh -- /dev/vdb")
+        format!("console=ttyS0 {words} loglevel=0 reboot=t root=/dev/vda ro rootfstype=erofs init=/bin/sh /dev/vdb")
     }
 
     /// In Firecracker's format.
@@ -265,7 +267,7 @@ mod tests {
     }
 
     const LINE: &str =
-        "console=ttyS0 quiet panic=-1 loglevel=0 reboot=t root=/dev/vda ro rootfstype=erofs init=/bin/sh -- /dev/vdb";
+        "console=ttyS0 quiet panic=-1 loglevel=0 reboot=t root=/dev/vda ro rootfstype=erofs init=/bin/sh /dev/vdb";
 
     #[test]
     fn a_configuration_is_firecrackers() {
