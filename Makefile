@@ -39,7 +39,7 @@ image: install
 bench: build kernel image
 	$(BULKHEAD) bench null -n 500
 	$(BULKHEAD) bench restore -n 200
-	$(BULKHEAD) bench compare --out $(TARGET)/bench.json --html $(TARGET)/bench.html oci-archive:$(IMAGE_DIR)/debian.tar
+	$(BULKHEAD) bench compare --budget 40 --out $(TARGET)/bench.json --html $(TARGET)/bench.html oci-archive:$(IMAGE_DIR)/debian.tar
 
 # Each fuzz target for FUZZ_SECONDS.
 fuzz:

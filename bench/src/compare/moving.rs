@@ -35,7 +35,7 @@ const BYTES: [u64; 2] = [16 << 20, 16 << 20];
 const FEW_BYTES: [u64; 2] = [1 << 20, 256 << 10];
 /// Samples of each kind in an instance, at most, and the part of an arm's time after which there are no more than it takes.
 const ROUNDS: usize = 12;
-const PART: u32 = 60;
+const PART: u32 = 120;
 
 /// What an instance is to do, and with what.
 pub(super) struct Errand<'a> {
