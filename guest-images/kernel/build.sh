@@ -194,7 +194,8 @@ link_flavour() {
 }
 
 clean_up() {
-    [[ -n $child ]] && kill "$child" 2>/dev/null && wait "$child"
+    # Its exit code, that of a killed one, would end this script before the next line.
+    [[ -n $child ]] && kill "$child" 2>/dev/null && wait "$child" || true
     rm -rf "$tmp"
 }
 
