@@ -104,6 +104,8 @@ pub struct Given {
     pub count: fn(&Value) -> Result<usize, DeviceError>,
     /// Builds it.
     pub build: fn(&Value, Vec<OwnedFd>) -> Built,
+    /// What is not given it opens itself, as far as its process may.
+    pub opens: bool,
 }
 
 /// What a section comes to.

@@ -28,8 +28,8 @@ const TURNS: usize = 16;
 const CHUNK: usize = 16 << 10;
 /// Bytes that are read and dropped after the last answer.
 const DRAIN: usize = MAX_HEAD + MAX_BODY;
-/// Most descriptors that come with a request: those of the queues of an interface.
-const DESCRIPTORS: usize = 8;
+/// Most descriptors that come with a request: those of the files of a disk.
+const DESCRIPTORS: usize = 64;
 
 /// What the server's user answers.
 pub trait Handler {

@@ -88,7 +88,7 @@ impl Handle {
         let invalid = |reason: String| DeviceError::Invalid { section: kind.config_key, reason };
         let (came, confined) = (given.len(), self.parts().is_ok_and(|parts| parts.confined.get().is_some()));
         let built = match &kind.given {
-            Some(how) if came > 0 || confined => match (how.count)(section)? {
+            Some(how) if came > 0 || confined && !how.opens => match (how.count)(section)? {
                 wanted if wanted == came => (how.build)(section, given),
                 wanted => {
                     let why = if confined { "the microVM's process opens none itself, and " } else { "" };

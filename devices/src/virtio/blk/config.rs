@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use super::engine::Choice;
 use super::qcow2::Image;
 use super::{Blk, Options, QUEUE_SIZES, SECTOR};
 use crate::virtio::limit::{Direction, RateLimiter, Scope};
-use crate::virtio::table::{DeviceError, DeviceKind};
+use crate::virtio::table::{Built, DeviceError, DeviceKind, Given};
 use crate::virtio::{VirtioDevice, backing};
 
 const SECTION: &str = "drives";
@@ -26,7 +27,7 @@ pub const KIND: DeviceKind = DeviceKind {
     help: "a disk image as /dev/vda, /dev/vdb, ... in the order given; ro: read-only; raw unless it is named .qcow2",
     parse_flag,
     id_key: Some("drive_id"),
-    swappable: &["path_on_host", "extents"],
+    swappable: &["path_on_host", "extents", "capacity"],
     adjustable: &[],
     limiters: &[
         ("rate_limiter", Scope::All),
@@ -38,7 +39,7 @@ pub const KIND: DeviceKind = DeviceKind {
     reaches: |_| Vec::new(),
     check: |section| parse(section).and_then(|drives| check(&drives)),
     build,
-    given: None,
+    given: Some(Given { count: |section| wanted(section).map(|(_, count)| count), build: build_given, opens: true }),
     kernel_args,
     syscalls: &[
         libc::SYS_preadv,
@@ -205,12 +206,54 @@ fn build(section: &Value) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     drives.iter().map(|drive| Ok(Box::new(open(drive)?) as Box<dyn VirtioDevice>)).collect()
 }
 
+/// The one drive of a section, and how many files there are behind it.
+fn wanted(section: &Value) -> Result<(Drive, usize), DeviceError> {
+    let drives = parse(section)?;
+    check(&drives)?;
+    let [drive]: [Drive; 1] = drives.try_into().map_err(|_| invalid("it is about one drive".into()))?;
+    let count = drive.extents.len() + usize::from(drive.path_on_host.is_some());
+    Ok((drive, count))
+}
+
+/// A drive of files that somebody else has opened: as few of its kind may be written to as if it were opened here.
+fn build_given(section: &Value, descriptors: Vec<OwnedFd>) -> Built {
+    let (drive, count) = wanted(section)?;
+    if descriptors.len() != count {
+        return Err(invalid(format!("drive '{}': it takes {count} descriptors", drive.drive_id)));
+    }
+    Ok(vec![Box::new(assemble(&drive, &mut Source::Given(descriptors.into_iter()))?)])
+}
+
+/// Where the files of a drive come from, in their order.
+enum Source {
+    /// By their paths.
+    Opened,
+    /// From somebody else.
+    Given(std::vec::IntoIter<OwnedFd>),
+}
+
+impl Source {
+    fn file(&mut self, path: &Path, writable: bool) -> Result<(File, u64), DeviceError> {
+        match self {
+            Source::Opened => backing::open(SECTION, path, writable),
+            Source::Given(descriptors) => {
+                let descriptor = descriptors.next().ok_or_else(|| invalid("a descriptor is missing".into()))?;
+                backing::take(SECTION, path, descriptor, writable)
+            }
+        }
+    }
+}
+
 fn open(drive: &Drive) -> Result<Blk, DeviceError> {
+    assemble(drive, &mut Source::Opened)
+}
+
+fn assemble(drive: &Drive, source: &mut Source) -> Result<Blk, DeviceError> {
     let id = &drive.drive_id;
     let (disk, read_only) = match &drive.path_on_host {
         Some(path) => {
             let read_only = drive.is_read_only.unwrap_or(false);
-            let (file, len) = backing::open(SECTION, path, !read_only)?;
+            let (file, len) = source.file(path, !read_only)?;
             let disk = match drive.format {
                 None | Some(Format::Raw) => Disk::raw(file, len),
                 Some(Format::Qcow2) => Disk::of_image(open_image(file, path, !read_only)?),
@@ -221,7 +264,7 @@ fn open(drive: &Drive) -> Result<Blk, DeviceError> {
             }
             (disk, read_only)
         }
-        None => (open_extents(drive)?, drive.is_read_only.unwrap_or(true)),
+        None => (assemble_extents(drive, source)?, drive.is_read_only.unwrap_or(true)),
     };
     let options = Options {
         read_only,
@@ -248,9 +291,9 @@ fn open_image(file: File, path: &Path, writable: bool) -> Result<Image, DeviceEr
 }
 
 /// The files of a read-only disk, and the zeros after them.
-fn open_extents(drive: &Drive) -> Result<Disk, DeviceError> {
+fn assemble_extents(drive: &Drive, source: &mut Source) -> Result<Disk, DeviceError> {
     let id = &drive.drive_id;
-    let files = drive.extents.iter().map(|path| backing::open(SECTION, path, false)).collect::<Result<_, _>>()?;
+    let files = drive.extents.iter().map(|path| source.file(path, false)).collect::<Result<_, _>>()?;
     let disk = Disk::of_extents(files).ok_or_else(|| invalid(format!("drive '{id}' is too large")))?;
     let Some(capacity) = drive.capacity else { return Ok(disk) };
     let bytes = disk.bytes();
@@ -355,6 +398,31 @@ mod tests {
         }
         assert!((KIND.check)(&drive("cache_type", "Sloppy")).unwrap_err().to_string().contains("Sloppy"));
         assert!((KIND.check)(&drive("partuuid", "x")).unwrap_err().to_string().contains("partuuid"));
+    }
+
+    #[test]
+    fn files_that_are_given_are_taken_as_they_were_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let (given, file) = (KIND.given.unwrap(), || OwnedFd::from(File::open(&path).unwrap()));
+        let extents = json!([{ "drive_id": "a", "extents": ["/x", "/y"], "capacity": 1 << 20 }]);
+        assert_eq!((given.count)(&extents).unwrap(), 2);
+        assert_eq!((given.build)(&extents, vec![file(), file()]).unwrap().len(), 1);
+        let empty = json!([{ "drive_id": "a", "capacity": 4096, "is_read_only": false }]);
+        assert_eq!(((given.count)(&empty).unwrap(), (given.build)(&empty, Vec::new()).unwrap().len()), (0, 1));
+        let disk = json!([{ "drive_id": "a", "path_on_host": "/x" }]);
+        let both = File::options().read(true).write(true).open(&path).unwrap();
+        assert_eq!((given.build)(&disk, vec![both.into()]).unwrap().len(), 1);
+        let error = |section: &Value, descriptors| (given.build)(section, descriptors).err().unwrap().to_string();
+        for (section, descriptors, words) in [
+            (&extents, vec![file()], "it takes 2 descriptors"),
+            (&disk, vec![file()], "/x: it was not opened for writing"),
+            (&disk, vec![std::os::unix::net::UnixStream::pair().unwrap().0.into()], "/x is not a regular file"),
+        ] {
+            let said = error(section, descriptors);
+            assert!(said.contains(words), "{said}");
+        }
     }
 
     #[test]

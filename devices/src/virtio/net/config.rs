@@ -41,7 +41,7 @@ pub const KIND: DeviceKind = DeviceKind {
     reaches: |_| Vec::new(),
     check: |section| parse(section).and_then(|interfaces| check(&interfaces)),
     build,
-    given: Some(Given { count: |section| wanted(section).map(|(_, count)| count), build: build_given }),
+    given: Some(Given { count: |section| wanted(section).map(|(_, count)| count), build: build_given, opens: false }),
     kernel_args: |_| None,
     syscalls: &[
         libc::SYS_read,

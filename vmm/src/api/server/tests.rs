@@ -135,16 +135,16 @@ fn descriptors_belong_to_the_request_that_they_came_with() {
 fn a_client_cannot_fill_the_process_with_descriptors() {
     let mut rig = Rig::new();
     let client = rig.client();
-    let first = give(&client, b"GET", 6);
+    let first = give(&client, b"GET", 50);
     rig.server.turn();
-    let second = give(&client, b" / ", 6);
+    let second = give(&client, b" / ", 50);
     rig.server.turn();
     let third = give(&client, b"HTTP/1.1\r\n", 200);
     rig.server.turn();
     assert!(!is_closed(&first) && !is_closed(&second) && is_closed(&third));
     assert!(rig.send(&client, b"\r\n"));
     rig.read(&client);
-    assert_eq!(rig.server.handler.given.len(), 8);
+    assert_eq!(rig.server.handler.given.len(), 64);
     // A client that goes takes with it what it has given and not asked anything of.
     let client = rig.client();
     let end = give(&client, b"GET", 1);
