@@ -86,6 +86,7 @@ impl Settings {
             limits: self.ulimit.clone(),
             capabilities: self.capabilities(),
             writable_sys: self.privileged,
+            beside: None,
         }
     }
 
@@ -199,7 +200,7 @@ pub fn resource_name(resource: Resource) -> &'static str {
     RESOURCES.iter().find(|(_, known)| *known == resource).map_or("", |(name, _)| name)
 }
 
-fn sysctl(text: &str) -> Result<Sysctl, String> {
+pub fn sysctl(text: &str) -> Result<Sysctl, String> {
     let (key, value) = text.split_once('=').ok_or("it is KEY=VALUE")?;
     // As sysctl(8): the first of either decides which of the two is the separator.
     let path = match key.find(['.', '/']) {
@@ -227,7 +228,7 @@ fn capability(text: &str) -> Result<String, String> {
 }
 
 /// One word of a configuration file.
-fn word(text: &str) -> Result<String, String> {
+pub fn word(text: &str) -> Result<String, String> {
     match (1..=253).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
         true => Ok(text.to_owned()),
         false => Err("it is one word".into()),

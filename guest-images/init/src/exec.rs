@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::freeze::Freezer;
 use crate::guest::{Machine, STREAMS};
 use crate::helper;
+use crate::pod;
 use crate::process::{self, Defaults};
 use crate::relay::Step;
 use crate::running::{Running, send, wait};
@@ -137,6 +138,7 @@ impl Execs {
         let terminal = exec.terminal.is_some();
         let cgroup = common.freezer.map(Freezer::cgroup);
         let child = match &exec.helper {
+            Some(Helper::Member { place }) => pod::start(machine, *place, stdio, cgroup)?,
             Some(helper) => helper::start(helper, stdio, common.upper, PidNamespace::Joined, cgroup)?,
             None => process::join(exec, common.defaults, common.hostname, stdio, cgroup)?,
         };

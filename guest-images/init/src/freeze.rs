@@ -1,20 +1,22 @@
 //! Stops all of the container's processes where they are, and lets them go on: a cgroup of their own, frozen as a whole
 //! (Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze").
 
+use crate::failure::Failure;
 use crate::sys::spawn_idle;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
+use guest_protocol::{Beside, FailureKind};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, mkdirat, openat};
-use rustix::io;
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::io::{self, Errno};
 use rustix::process::Pid;
-
-/// The container's cgroup, below the one given.
-const NAME: &str = "container";
 
 /// The cgroup of the container's processes.
 #[derive(Debug)]
 pub struct Freezer {
+    name: String,
     directory: OwnedFd,
     /// The process that does nothing.
     idle: Pid,
@@ -23,18 +25,57 @@ pub struct Freezer {
 }
 
 impl Freezer {
-    /// Makes the cgroup in `parent`, a directory of cgroup2, where whoever calls this stays.
+    /// Makes the cgroup `name` in `parent`, a directory of cgroup2, where whoever calls this stays. One that an earlier container has left
+    /// goes.
     ///
     /// It is never empty: a process that does nothing keeps it, so that the first one of the container does not have to set it up
     /// and the last one to clear it away. On an emulated kernel that takes 22,000 instructions, half as many as the process.
     ///
     /// # Errors
     /// As mkdir(2), open(2) and clone3(2).
-    pub fn new(parent: impl AsFd) -> io::Result<Self> {
-        mkdirat(&parent, NAME, Mode::from_raw_mode(0o755))?;
-        let directory = openat(parent, NAME, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    pub fn new(parent: impl AsFd, name: String) -> io::Result<Self> {
+        let make = || mkdirat(&parent, name.as_str(), Mode::from_raw_mode(0o755));
+        match make() {
+            Err(Errno::EXIST) => unlinkat(&parent, name.as_str(), AtFlags::REMOVEDIR).and_then(|()| make())?,
+            other => other?,
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = openat(&parent, name.as_str(), flags, Mode::empty())?;
         let idle = spawn_idle(directory.as_fd())?;
-        Ok(Self { directory, idle, events: None })
+        Ok(Self { name, directory, idle, events: None })
+    }
+
+    /// What it is called in its parent.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Has the container have no more of the kernel's goods than this.
+    ///
+    /// # Errors
+    /// [`FailureKind::Guest`]: the kernel cannot limit that.
+    pub fn limit(&self, beside: &Beside) -> Result<(), Failure> {
+        // Of a tenth of a second, in microseconds.
+        let quota = beside.cpu_thousandths.map(|thousandths| format!("{} 100000", u64::from(thousandths) * 100));
+        for (file, value) in [
+            ("memory.max", beside.memory_bytes.map(|bytes| format!("{bytes}"))),
+            ("cpu.max", quota),
+            ("pids.max", beside.processes.map(|processes| format!("{processes}"))),
+        ] {
+            let Some(value) = value else { continue };
+            let written = self.open(file, OFlags::WRONLY).and_then(|file| io::write(file, value.as_bytes()));
+            written.map_err(|error| Failure::errno(FailureKind::Guest, &format!("{file} = {value}"), error))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has killed a process in it for lack of memory.
+    #[must_use]
+    pub fn lacked_memory(&self) -> bool {
+        let mut text = [0; 256];
+        let read = self.open("memory.events", OFlags::RDONLY).and_then(|file| io::read(file, &mut text[..]));
+        read.is_ok_and(|count| tells_killed(text.get(..count).unwrap_or_default()))
     }
 
     /// Where the container's first process is to be started, and with it all others.
@@ -122,9 +163,23 @@ fn tells_frozen(events: &[u8]) -> bool {
     events.split(|&byte| byte == b'\n').any(|line| line == b"frozen 1")
 }
 
+/// What `memory.events` says: the same.
+fn tells_killed(events: &[u8]) -> bool {
+    let killed = events.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"oom_kill "));
+    killed.is_some_and(|count| count != b"0")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_tell_whether_memory_was_lacking() {
+        assert!(tells_killed(b"low 0\nhigh 0\nmax 9\noom 1\noom_kill 1\noom_group_kill 0\n"));
+        for text in [&b""[..], b"oom 3\noom_kill 0\noom_group_kill 2\n"] {
+            assert!(!tells_killed(text));
+        }
+    }
 
     #[test]
     fn events_tell_whether_all_is_frozen() {

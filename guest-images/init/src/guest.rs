@@ -10,6 +10,7 @@
 //! Where a connection is lost that way, this is a clone: it says Hello on a connection to another host.
 
 use crate::attend::{Container, attend};
+use crate::beside;
 use crate::control::{Control, HostGone};
 use crate::exec::Execs;
 use crate::failure::Failure;
@@ -17,14 +18,14 @@ use crate::freeze::Freezer;
 use crate::helper;
 use crate::names::{self, Names, Own};
 use crate::network;
-use crate::process::{self, Defaults};
+use crate::process::{self, Bounds, Defaults};
 use crate::root;
 use crate::running::Running;
 use crate::scarcity;
 use crate::settings;
 use crate::stage::Stage;
 use crate::streams::{Opening, Output, Streams};
-use crate::sys::{Clock, PidNamespace, clock_ns, freeze_file_system, reseed, set_wall_clock};
+use crate::sys::{Clock, PidNamespace, clock_ns, close_all_but_streams, freeze_file_system, reseed, set_wall_clock};
 use crate::volumes::Volumes;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -32,6 +33,7 @@ use guest_protocol::{
     CONTROL_PORT, End, ExitStatus, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Seed, Start, Upper,
 };
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::syncfs;
 use rustix::io::{self, Errno};
 
 /// How far the guest's clock may be from the host's before it is set, in nanoseconds: a message takes a while, and a
@@ -81,6 +83,40 @@ pub trait Machine {
 
     /// What the kernel has said, as far as it is kept; nothing if that cannot be had.
     fn kernel_log(&self) -> Vec<u8>;
+
+    /// Which place in a guest that several containers share this is; none of one that a container has for itself.
+    fn place(&self) -> Option<u8> {
+        None
+    }
+
+    /// The machine that a container at a place of this one sees, if several can share it.
+    fn member(&self, _place: u8) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
+    /// Makes the working directory of this process, which is in mount namespace of its own, what init finds as a guest's first.
+    ///
+    /// # Errors
+    /// As the system call that failed.
+    fn enter(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// In a copy of init: closes init's descriptors, which are none of this machine's.
+    ///
+    /// # Errors
+    /// As close_range(2).
+    fn forget_init(&self) -> io::Result<()> {
+        close_all_but_streams()
+    }
+
+    /// Whether nothing uses the disks of this place.
+    fn is_free(&self) -> bool {
+        true
+    }
 }
 
 /// Lives the whole life on a connected control connection; `init_ns` is when it began. Returns how the guest is to end.
@@ -111,12 +147,22 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
             control.started(MAIN_PROCESS, root_ns)?;
             let (status, exit_ns) = attend(machine, control, &mut container)?;
             let main = container.running.number();
-            // All processes have ended. If it cannot be written, there is nothing to be done about it here.
-            let _ = container.into_disk().map(freeze_file_system);
             // A log of an emulated kernel takes its time: only where there is something to explain.
-            if status != ExitStatus::Code(0)
-                && let Some(detail) = scarcity::killed(&machine.kernel_log(), main)
-            {
+            let detail = match (status, machine.place(), &container.freezer) {
+                (ExitStatus::Code(0), ..) => None,
+                (_, None, _) => scarcity::killed(&machine.kernel_log(), main),
+                (_, Some(_), Some(group)) if group.lacked_memory() => {
+                    scarcity::killed_in(&machine.kernel_log(), group.name())
+                }
+                (_, Some(_), _) => None,
+            };
+            // All processes have ended. If it cannot be written, there is nothing to be done about it here.
+            let _ = container.into_disk().map(|disk| match machine.place() {
+                None => freeze_file_system(disk),
+                // It is unmounted with this process, and must not be kept from that.
+                Some(_) => syncfs(disk),
+            });
+            if let Some(detail) = detail {
                 control.out_of_memory(detail)?;
             }
             control.exited(MAIN_PROCESS, status, exit_ns)?;
@@ -173,7 +219,8 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
         Upper::Memory { .. } => Some(stage.names),
     };
     let has_names = stays || names.map_or(Ok(false), |names| names.write(&start))?;
-    root::mount_overlay(&start.root)?;
+    let kept_apart = start.settings.beside.is_some_and(|beside| !beside.privileged);
+    root::mount_overlay(&start.root, kept_apart)?;
     let (before, after) = settings::split(&start.settings.tmpfs, &start.volumes);
     let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
     root::switch()?;
@@ -181,6 +228,12 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
         names::write_through(&start)?;
     }
     stage.mounts.attach()?;
+    if kept_apart {
+        beside::forbid_devices()?;
+    }
+    if let Some(beside) = &start.settings.beside {
+        stage.freezer.as_ref().ok_or(Errno::NODEV).map_err(guest("making a cgroup"))?.limit(beside)?;
+    }
     settings::mount_tmpfs(&before)?;
     volumes.attach()?;
     settings::mount_tmpfs(&after)?;
@@ -211,7 +264,8 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
             (Running::new(child), Defaults::default())
         }
         None => {
-            process::start(start.process, start.settings.limits, &start.hostname, stdio, start.root.read_only, cgroup)?
+            let bounds = Bounds::of(start.settings);
+            process::start(start.process, bounds, &start.hostname, stdio, start.root.read_only, cgroup)?
         }
     };
     let streams = Streams { terminal_end: terminal.and_then(|_| ends.into_iter().next()), ..streams };

@@ -12,6 +12,7 @@
 //! - [`process`]: starting it; [`running`]: signals to it, its end. [`exec`]: the processes that join it.
 //! - [`freeze`]: stopping all its processes, for a snapshot; [`restless`]: which of them do not stop.
 //! - [`scarcity`]: whether memory ran out.
+//! - [`pod`]: a guest that several containers share, with a copy of init for each; [`beside`], [`filter`]: what keeps them apart.
 //! - [`streams`]: its standard streams; [`relay`] moves their bytes.
 //! - [`audit`]: not PID 1's work: what a process of a container can reach.
 //! - [`heap`]: what of the program's memory is in use.
@@ -34,17 +35,20 @@ extern crate std;
 
 pub mod attend;
 pub mod audit;
+pub mod beside;
 mod connections;
 pub mod control;
 pub mod environment;
 pub mod exec;
 pub mod failure;
+pub mod filter;
 pub mod freeze;
 pub mod guest;
 pub mod heap;
 pub mod helper;
 pub mod names;
 pub mod network;
+pub mod pod;
 pub mod process;
 pub mod relay;
 pub mod restless;

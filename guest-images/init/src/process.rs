@@ -1,7 +1,9 @@
 //! Starting the container's processes, the main one and those that join it: what they are given.
 
+use crate::beside;
 use crate::environment::{c_string, c_strings, candidates, complete, get, set};
 use crate::failure::{Failure, Reason};
+use crate::filter::Filter;
 use crate::root;
 use crate::running::{Running, wait};
 use crate::sys::{self, Child, PidNamespace, StringList};
@@ -10,7 +12,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use guest_protocol::account::{self, Account, MAX_ACCOUNTS};
-use guest_protocol::{Exec, FailureKind, Limit, Process};
+use guest_protocol::{Exec, FailureKind, Limit, Process, Settings};
 use rustix::fd::BorrowedFd;
 use rustix::fs::{Mode, fchown, stat};
 use rustix::io::{self, Errno};
@@ -37,7 +39,7 @@ struct Plan<'a> {
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
-    limits: &'a [Limit],
+    bounds: &'a Bounds,
     paths: Vec<CString>,
     args: StringList,
     env: StringList,
@@ -60,7 +62,27 @@ pub struct Defaults {
     env: Vec<String>,
     cwd: String,
     user: String,
+    bounds: Bounds,
+}
+
+/// What holds for each process of a container.
+#[derive(Debug, Default)]
+pub struct Bounds {
     limits: Vec<Limit>,
+    /// System calls that it may not make, if there are any.
+    filter: Option<Filter>,
+    /// Whether others run on the same kernel, and it may be a danger to them.
+    beside: Option<bool>,
+}
+
+impl Bounds {
+    /// Those that a container has asked for, and has to have.
+    #[must_use]
+    pub fn of(settings: Settings) -> Self {
+        let beside = settings.beside.map(|beside| beside.privileged);
+        let filter = (beside == Some(false)).then(|| Filter::of(settings.capabilities));
+        Self { limits: settings.limits, filter, beside }
+    }
 }
 
 /// Starts the main process on these three descriptors; returns when its program has been executed.
@@ -72,7 +94,7 @@ pub struct Defaults {
 /// Everything that the image or the user can have got wrong, by kind.
 pub fn start(
     process: Process,
-    limits: Vec<Limit>,
+    bounds: Bounds,
     hostname: &str,
     stdio: [BorrowedFd<'_>; 3],
     read_only: bool,
@@ -94,10 +116,10 @@ pub fn start(
     if let Some(program) = &process.found.program {
         paths.insert(0, c_string(program)?);
     }
-    let given = Given { stdio, terminal, user: &user, args: &process.args, env: &env, limits: &limits };
+    let given = Given { stdio, terminal, user: &user, args: &process.args, env: &env, bounds: &bounds };
     let child = given.start(Plan { first: true, ..given.plan(paths)? }, PidNamespace::New, cgroup)?;
     env.truncate(own);
-    Ok((Running::new(child), Defaults { env, cwd: process.cwd, user: process.user, limits }))
+    Ok((Running::new(child), Defaults { env, cwd: process.cwd, user: process.user, bounds }))
 }
 
 /// Starts a process beside the main one, whose PID namespace this process's children must be in by now; else as [`start`].
@@ -119,8 +141,8 @@ pub fn join(
     exec.env.into_iter().for_each(|entry| set(&mut env, entry));
     complete(&mut env, hostname, &user.home, terminal);
     let paths = places(&exec.args, &env)?;
-    let limits = &defaults.limits;
-    let given = Given { stdio, terminal, user: &user, args: &exec.args, env: &env, limits };
+    let bounds = &defaults.bounds;
+    let given = Given { stdio, terminal, user: &user, args: &exec.args, env: &env, bounds };
     let plan = Plan { cwd: Some(c_string(cwd)?), ..given.plan(paths)? };
     given.start(plan, PidNamespace::Joined, cgroup).map_err(|failure| match failure.kind {
         FailureKind::BadWorkingDir => {
@@ -137,7 +159,7 @@ struct Given<'a> {
     user: &'a Account,
     args: &'a [String],
     env: &'a [String],
-    limits: &'a [Limit],
+    bounds: &'a Bounds,
 }
 
 impl<'a> Given<'a> {
@@ -151,7 +173,7 @@ impl<'a> Given<'a> {
             uid: Uid::from_raw(self.user.uid),
             gid: Gid::from_raw(self.user.gid),
             groups: self.user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect(),
-            limits: self.limits,
+            bounds: self.bounds,
             paths,
             args: StringList::new(c_strings(self.args)?),
             env: StringList::new(c_strings(self.env)?),
@@ -193,7 +215,7 @@ fn become_process(plan: &Plan<'_>) -> (Step, Errno) {
         rustix::stdio::dup2_stderr(stderr)
     };
     if plan.first
-        && let Err(error) = root::mount_proc()
+        && let Err(error) = root::mount_proc().and_then(|()| plan.bounds.beside.map_or(Ok(()), beside::narrow))
     {
         return (Step::Proc, error);
     }
@@ -266,7 +288,11 @@ fn resource(resource: guest_protocol::Resource) -> Resource {
 
 fn set_privileges(plan: &Plan<'_>) -> io::Result<()> {
     umask(Mode::from_raw_mode(0o022));
-    for limit in plan.limits {
+    if let Some(filter) = &plan.bounds.filter {
+        // As long as it has all capabilities.
+        sys::set_filter(filter)?;
+    }
+    for limit in &plan.bounds.limits {
         setrlimit(resource(limit.resource), Rlimit { current: limit.soft, maximum: limit.hard })?;
     }
     // PID 1 is root without other groups already.

@@ -13,7 +13,7 @@ use alloc::string::String;
 use core::fmt::Write;
 use guest_protocol::{FailureKind, Root, Upper};
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, Mode, OFlags, XattrFlags, mkdirat, openat, setxattr};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, XattrFlags, mkdirat, openat, setxattr, statvfs};
 use rustix::io::{self, Errno};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{chdir, chroot};
@@ -51,11 +51,12 @@ pub fn mount_layers<M: Machine>(machine: &M, root: &Root) -> Result<(), Failure>
     Ok(())
 }
 
-/// Mounts the writable layer over the others, as `r`. After [`prepare`] and [`mount_layers`].
+/// Mounts the writable layer over the others, as `r`. After [`prepare`] and [`mount_layers`]. With `no_devices`, a file in it that is a
+/// device leads to none.
 ///
 /// # Errors
 /// [`FailureKind::Root`].
-pub fn mount_overlay(root: &Root) -> Result<(), Failure> {
+pub fn mount_overlay(root: &Root, no_devices: bool) -> Result<(), Failure> {
     let mut lower = String::new();
     // The topmost layer comes first.
     for index in (0..root.layers.len()).rev() {
@@ -70,7 +71,8 @@ pub fn mount_overlay(root: &Root) -> Result<(), Failure> {
             .map_err(|error| failed("the writable layer", error))?;
     }
     let options = format!("lowerdir={lower},upperdir=u/u,workdir=u/w");
-    mount_fs("overlay", "r", MountFlags::empty(), Some(&options))
+    let flags = if no_devices { MountFlags::NODEV } else { MountFlags::empty() };
+    mount_fs("overlay", "r", flags, Some(&options))
 }
 
 /// Makes the writable layer, empty, and the directory the root will be at: what [`mount_overlay`] needs besides the layers.
@@ -149,8 +151,11 @@ pub fn bind_console(terminal: &str) -> Result<(), Failure> {
 /// # Errors
 /// [`FailureKind::Root`].
 pub fn set_read_only(read_only: bool) -> Result<(), Failure> {
-    let flag = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-    mount_remount("/", MountFlags::BIND | flag, c"").map_err(|error| failed("/", error))
+    let mut flags = MountFlags::BIND;
+    flags.set(MountFlags::RDONLY, read_only);
+    let now = statvfs("/").map_err(|error| failed("/", error))?.f_flag;
+    flags.set(MountFlags::NODEV, now.contains(StatVfsMountFlags::NODEV));
+    mount_remount("/", flags, c"").map_err(|error| failed("/", error))
 }
 
 /// Goes to the working directory of the process and makes it if it is missing.

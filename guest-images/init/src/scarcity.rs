@@ -1,6 +1,7 @@
 //! Whether the kernel has killed a process because there was no memory left: its log says so, and nothing else does on every
 //! kernel that guests have.
 
+use alloc::format;
 use alloc::string::String;
 
 /// What the kernel says of it, behind the cause.
@@ -19,9 +20,31 @@ pub fn killed(log: &[u8], main: i32) -> Option<String> {
     Some(line.chars().filter(|c| !c.is_control()).take(MOST).collect())
 }
 
+/// The last process that was killed in the cgroup `group`, a child of the root, by the same words: the kernel says in the line before whose
+/// it was.
+#[must_use]
+pub fn killed_in(log: &[u8], group: &str) -> Option<String> {
+    let log = String::from_utf8_lossy(log);
+    let whose = format!("task_memcg=/{group},");
+    let pairs = log.lines().zip(log.lines().skip(1)).filter(|(before, _)| before.contains(&whose));
+    let (_, line) = pairs.filter_map(|(_, line)| line.split_once(KILLED)).last()?;
+    Some(line.chars().filter(|c| !c.is_control()).take(MOST).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_containers_each_is_told_of_its_own() {
+        let log = b"<6>[1] oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/member-1,task_memcg=/member-1,task=a,pid=41,uid=0\n\
+            <3>[1] Memory cgroup out of memory: Killed process 41 (a) total-vm:1kB\n\
+            <6>[2] oom-kill:constraint=CONSTRAINT_NONE,global_oom,task_memcg=/member-2,task=b,pid=42,uid=0\n\
+            <3>[2] Out of memory: Killed process 42 (b) total-vm:2kB\n";
+        assert_eq!(killed_in(log, "member-1").as_deref(), Some("41 (a) total-vm:1kB"));
+        assert_eq!(killed_in(log, "member-2").as_deref(), Some("42 (b) total-vm:2kB"));
+        assert_eq!(killed_in(log, "member-3"), None);
+    }
 
     #[test]
     fn the_main_process_is_told_or_the_last_one() {

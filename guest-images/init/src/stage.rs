@@ -11,6 +11,8 @@ use crate::names::Names;
 use crate::process;
 use crate::root::{self, NO_EXEC, failed, mount_fs};
 use crate::sys::Interface;
+use alloc::format;
+use alloc::string::String;
 use guest_protocol::FailureKind;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, openat, symlinkat};
@@ -20,6 +22,10 @@ use rustix::process::umask;
 /// Where the container's /dev and /sys wait.
 const DEV: &str = "d";
 const SYS: &str = "s";
+
+/// The devices in /dev: names and numbers.
+pub const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// All that is ready.
 #[derive(Debug)]
@@ -58,8 +64,8 @@ impl Stage {
         let upper = root::upper()?;
         let names = Names::new()?;
         // Before the container's own view of it: the first mount decides whether the file system can be written to.
-        let freezer = machine.cgroups().and_then(Freezer::new).ok();
-        let mounts = Mounts { dev: make_dev()?, sys: make_sys() };
+        let freezer = machine.cgroups().and_then(|parent| Freezer::new(parent, group(machine.place()))).ok();
+        let mounts = Mounts { dev: make_dev()?, sys: make_sys(machine.place().is_none()) };
         let random = openat(&mounts.dev, "urandom", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let random = random.map_err(|error| failed("/dev/urandom", error))?;
         Ok(Self { random, freezer, upper, names, mounts })
@@ -82,9 +88,7 @@ impl Mounts {
 fn make_dev() -> Result<OwnedFd, Failure> {
     mount_fs("tmpfs", DEV, MountFlags::NOSUID, Some("mode=755,size=65536k"))?;
     let dev = open_directory(DEV)?;
-    for (name, major, minor) in
-        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
-    {
+    for (name, major, minor) in DEVICES {
         mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
             .map_err(|error| failed(name, error))?;
     }
@@ -105,11 +109,18 @@ fn make_dev() -> Result<OwnedFd, Failure> {
     Ok(dev)
 }
 
-/// The container's /sys, if the kernel has one.
-fn make_sys() -> Option<OwnedFd> {
+/// What the container's cgroup is called.
+fn group(place: Option<u8>) -> String {
+    place.map_or_else(|| "container".into(), |place| format!("member-{place}"))
+}
+
+/// The container's /sys, if the kernel has one; `alone`: with the cgroups of the whole kernel.
+fn make_sys(alone: bool) -> Option<OwnedFd> {
     let read_only = NO_EXEC.union(MountFlags::RDONLY);
     mount_fs("sysfs", SYS, read_only, None).ok()?;
-    let _ = mount_fs("cgroup2", "s/fs/cgroup", read_only, None);
+    if alone {
+        let _ = mount_fs("cgroup2", "s/fs/cgroup", read_only, None);
+    }
     open_directory(SYS).ok()
 }
 

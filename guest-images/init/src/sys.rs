@@ -8,10 +8,11 @@ mod spawn;
 pub use attempt::{Attempt, attempt};
 pub use interface::Interface;
 pub use spawn::{
-    Child, PidNamespace, StringList, be_helper, execve, fork, is_helper, join_pid_namespace, leave_pid_namespace,
-    spawn, spawn_idle,
+    Child, PidNamespace, StringList, be_helper, execve, fork, fork_apart, is_helper, join_pid_namespace,
+    leave_pid_namespace, spawn, spawn_idle,
 };
 
+use crate::filter::{Filter, Instruction};
 use core::arch::asm;
 use core::ffi::{c_int, c_long, c_void};
 use core::ptr;
@@ -27,7 +28,38 @@ const SYS_EXIT: usize = 60;
 const SYS_SYSLOG: usize = 103;
 const SYS_CLOCK_SETTIME: usize = 227;
 const SYS_CLOCK_GETTIME: usize = 228;
+const SYS_UNSHARE: usize = 272;
+const SYS_SECCOMP: usize = 317;
 const SYS_CLOSE_RANGE: usize = 436;
+
+/// Has the kernel let this process, and what it becomes and starts, make no system calls but those that `filter` lets through.
+///
+/// # Errors
+/// As seccomp(2).
+pub fn set_filter(filter: &Filter) -> io::Result<()> {
+    const SET_MODE_FILTER: usize = 1;
+    /// `struct sock_fprog` (linux/filter.h).
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        instructions: *const Instruction,
+    }
+    let instructions = filter.program();
+    let length = u16::try_from(instructions.len()).map_err(|_| Errno::INVAL)?;
+    let program = Program { length, instructions: instructions.as_ptr() };
+    // SAFETY: it reads a sock_fprog and as many instructions as that says, which are alive.
+    unsafe { syscall(SYS_SECCOMP, SET_MODE_FILTER, 0, ptr::from_ref(&program) as usize) }.map(drop)
+}
+
+/// Has this process see the cgroup that it is in as the root of all.
+///
+/// # Errors
+/// As unshare(2).
+pub fn own_cgroup_namespace() -> io::Result<()> {
+    const NEWCGROUP: usize = 0x0200_0000;
+    // SAFETY: of all that could be unshared this is nothing that a descriptor or memory depends on.
+    unsafe { syscall(SYS_UNSHARE, NEWCGROUP, 0, 0) }.map(drop)
+}
 
 /// Closes every descriptor of this process but those of its standard streams: for a process that nobody else's are in.
 ///

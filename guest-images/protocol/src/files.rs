@@ -44,6 +44,14 @@ pub enum Helper {
     },
     /// Says what the guest uses.
     Usage,
+    /// Waits to be ended: the main process of a guest that several containers share.
+    Wait,
+    /// Is a guest to one of them: a copy of init in namespaces of its own, with its own connections ([`crate::port_at`]) and disks, which lives
+    /// the life that init does where there is one container. It has ended with code 0 when nothing uses its disks any more.
+    Member {
+        /// Which of the guest's places it has, from 0. One has it at a time.
+        place: u8,
+    },
 }
 
 /// One message.

@@ -37,7 +37,7 @@ pub use settings::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 16;
+pub const VERSION: u32 = 17;
 /// Tag of the virtio-fs device whose file system holds the host's directories ([`Volume`]).
 pub const VOLUMES: &str = "bulkhead";
 /// The host's vsock context id.
@@ -46,6 +46,13 @@ pub const HOST_CID: u32 = 2;
 pub const CONTROL_PORT: u32 = 1024;
 /// Port of the stream connections.
 pub const STREAM_PORT: u32 = 1025;
+/// Most containers that share a guest.
+pub const MAX_PLACES: u8 = 7;
+/// The port that stands for `port` to the container at `place` of a guest that several share.
+#[must_use]
+pub const fn port_at(place: u8, port: u32) -> u32 {
+    port + (STREAM_PORT - CONTROL_PORT + 1) * (place as u32 + 1)
+}
 /// Largest body of a frame from host to guest, in bytes: arguments and environment travel in one.
 pub const MAX_HOST_FRAME: usize = 1 << 20;
 /// Largest body of a frame from guest to host, in bytes: it carries at most one line of text.

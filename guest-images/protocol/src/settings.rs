@@ -24,6 +24,21 @@ pub struct Settings {
     pub capabilities: u64,
     /// /sys can be written to: parameters of the kernel, drivers, devices.
     pub writable_sys: bool,
+    /// Others run on the same kernel: what it may take of it, and what keeps it from them.
+    pub beside: Option<Beside>,
+}
+
+/// What a container has whose kernel is others' as well.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beside {
+    /// Most bytes of memory; `None`: as much as there is.
+    pub memory_bytes: Option<u64>,
+    /// Thousandths of a CPU's time; `None`: as much as there is.
+    pub cpu_thousandths: Option<u32>,
+    /// Most processes and threads; `None`: as many as there can be.
+    pub processes: Option<u32>,
+    /// It may do with the kernel what its capabilities let it: no system call is refused, and all of /proc can be written to.
+    pub privileged: bool,
 }
 
 impl Default for Settings {
@@ -35,6 +50,7 @@ impl Default for Settings {
             limits: Vec::new(),
             capabilities: USUAL_CAPABILITIES,
             writable_sys: false,
+            beside: None,
         }
     }
 }

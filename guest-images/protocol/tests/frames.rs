@@ -63,6 +63,12 @@ fn settings(names: &[String], number: u64) -> Settings {
         limits: vec![limit(Resource::Core), limit(Resource::Stack)],
         capabilities: number,
         writable_sys: number % 7 == 0,
+        beside: (number % 2 == 0).then_some(Beside {
+            memory_bytes: Some(number),
+            cpu_thousandths: None,
+            processes: Some(7),
+            privileged: number % 3 == 0,
+        }),
     }
 }
 
@@ -111,6 +117,8 @@ fn helper() -> impl Strategy<Value = Helper> {
         }),
         any::<bool>().prop_map(|content| Helper::Changes { content }),
         Just(Helper::Usage),
+        Just(Helper::Wait),
+        any::<u8>().prop_map(|place| Helper::Member { place }),
     ]
 }
 

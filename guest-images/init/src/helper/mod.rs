@@ -47,16 +47,24 @@ pub fn start(
 
 /// In the child: its own working directory and streams, and nothing else of init's.
 fn prepare(helper: &Helper, stdio: [BorrowedFd<'_>; 3], upper: BorrowedFd<'_>) -> io::Result<()> {
-    let [stdin, stdout, stderr] = stdio;
     match helper {
         Helper::Changes { .. } => fchdir(upper).and_then(|()| chdir(root::LAYER))?,
         _ => chdir("/")?,
     }
+    own_streams(stdio)?;
+    sys::close_all_but_streams()
+}
+
+/// In a copy of init: has a session and streams of its own.
+///
+/// # Errors
+/// As setsid(2) and dup2(2).
+pub fn own_streams(stdio: [BorrowedFd<'_>; 3]) -> io::Result<()> {
+    let [stdin, stdout, stderr] = stdio;
     setsid()?;
     rustix::stdio::dup2_stdin(stdin)?;
     rustix::stdio::dup2_stdout(stdout)?;
     rustix::stdio::dup2_stderr(stderr)?;
-    sys::close_all_but_streams()?;
     umask(Mode::empty());
     Ok(())
 }
@@ -70,6 +78,11 @@ fn run(helper: &Helper) -> u8 {
         Helper::Unpack { path, copied } => unpack::all(stdin, path, copied, &mut output),
         Helper::Changes { content } => changes::all(&mut output, *content),
         Helper::Usage => usage::all(&mut output),
+        Helper::Wait => loop {
+            rustix::event::pause();
+        },
+        // That one says nothing here ([`crate::pod`]).
+        Helper::Member { .. } => Err(Broken("a member is no process of a container".into())),
     };
     let last = matches!(helper, Helper::Changes { .. });
     let (message, code) = match done {

@@ -1,8 +1,10 @@
-//! What the guest has of memory, and how many processes the container has, as /proc tells.
+//! What the guest has of memory, and how many processes the container has, as /proc tells; of a container that shares its guest, what its
+//! cgroup tells.
 
 use super::pack::names;
 use super::{Broken, Output, broken};
 use crate::root::read_file;
+use alloc::format;
 use alloc::string::String;
 use guest_protocol::files::{FileMessage, Usage};
 
@@ -16,7 +18,34 @@ pub fn all(output: &mut Output<'_>) -> Result<(), Broken> {
     // But for this one.
     let processes = names.iter().filter(|name| name.iter().all(u8::is_ascii_digit)).count().saturating_sub(1);
     let usage = parse(&String::from_utf8_lossy(&text), u32::try_from(processes).unwrap_or(u32::MAX));
+    let usage = usage.map(|usage| of_cgroup(usage).unwrap_or(usage));
     output.say(&FileMessage::Usage(usage.ok_or_else(|| Broken("/proc/meminfo: not understood".into()))?))
+}
+
+/// The same of the cgroup that is the container's root of all, if there is such a one (Documentation/admin-guide/cgroup-v2.rst).
+fn of_cgroup(guest: Usage) -> Option<Usage> {
+    let read = |name: &str| {
+        let text =
+            read_file(&format!("/sys/fs/cgroup/memory.{name}"), 64 << 10).ok().filter(|text| !text.is_empty())?;
+        Some(String::from_utf8_lossy(&text).into_owned())
+    };
+    share(guest, &read("current")?, &read("max")?, &read("stat")?)
+}
+
+fn share(guest: Usage, current: &str, max: &str, stat: &str) -> Option<Usage> {
+    let field = |name: &str| {
+        stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
+    };
+    let used: u64 = current.trim().parse().ok()?;
+    // `max`: as much as there is.
+    let total = max.trim().parse().unwrap_or(guest.total).min(guest.total);
+    Some(Usage {
+        total,
+        free: total.saturating_sub(used),
+        available: total.saturating_sub(used.saturating_sub(field("inactive_file")?)),
+        cached: field("file")?,
+        ..guest
+    })
 }
 
 fn parse(text: &str, processes: u32) -> Option<Usage> {
@@ -36,6 +65,17 @@ fn parse(text: &str, processes: u32) -> Option<Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_of_a_guest_is_what_its_cgroup_says() {
+        let guest = Usage { total: 1000, free: 900, available: 950, cached: 10, processes: 2 };
+        let stat = "anon 50\nfile 40\ninactive_file 30\n";
+        let own = Usage { total: 500, free: 400, available: 430, cached: 40, processes: 2 };
+        assert_eq!(share(guest, "100\n", "500\n", stat), Some(own));
+        let unlimited = Usage { total: 1000, free: 900, available: 930, cached: 40, processes: 2 };
+        assert_eq!(share(guest, "100\n", "max\n", stat), Some(unlimited));
+        assert_eq!(share(guest, "x", "max", stat), None);
+    }
 
     #[test]
     fn memory_is_told_in_bytes() {

@@ -56,6 +56,9 @@ pub struct Child {
 
 const CLONE_VM: u64 = 0x100;
 const PIDFD: u64 = 0x1000;
+const NEWNS: u64 = 0x2_0000;
+const NEWUTS: u64 = 0x400_0000;
+const NEWIPC: u64 = 0x800_0000;
 const NEWPID: u64 = 0x2000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const SIGCHLD: u64 = 17;
@@ -208,14 +211,24 @@ pub fn is_helper() -> bool {
 /// # Errors
 /// As clone3(2).
 pub fn fork(namespace: PidNamespace, cgroup: Option<BorrowedFd<'_>>, main: impl FnOnce() -> u8) -> io::Result<Child> {
-    let mut pidfd: c_int = -1;
-    let mut arguments = CloneArguments {
-        flags: PIDFD,
-        pidfd: ptr::from_mut(&mut pidfd) as u64,
-        exit_signal: SIGCHLD,
-        ..CloneArguments::default()
-    };
+    let mut arguments = CloneArguments::default();
     arguments.join(namespace, cgroup);
+    copy(arguments, main)
+}
+
+/// The same, whose child is the first process of new namespaces for mounts, names, IPC and PIDs.
+///
+/// # Errors
+/// As clone3(2).
+pub fn fork_apart(main: impl FnOnce() -> u8) -> io::Result<Child> {
+    copy(CloneArguments { flags: NEWPID | NEWNS | NEWUTS | NEWIPC, ..CloneArguments::default() }, main)
+}
+
+fn copy(mut arguments: CloneArguments, main: impl FnOnce() -> u8) -> io::Result<Child> {
+    let mut pidfd: c_int = -1;
+    arguments.flags |= PIDFD;
+    arguments.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    arguments.exit_signal = SIGCHLD;
     // SAFETY: a clone_args of this size, which it reads; without CLONE_VM the child goes on in a copy of all memory, this stack
     // included, and so returns from here as the parent does. There is one thread, so nothing in the copy is half done.
     let pid = unsafe { syscall(SYS_CLONE3, ptr::from_mut(&mut arguments) as usize, size_of::<CloneArguments>(), 0) }?;

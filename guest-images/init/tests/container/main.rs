@@ -4,6 +4,7 @@
 mod exec;
 mod frozen;
 mod helper;
+mod pods;
 
 use guest_init::guest::{self, Machine};
 use guest_protocol::*;
@@ -11,8 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, fcntl_setfl, makedev, mknodat, openat, setxattr};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_bind};
-use rustix::process::{Resource, fchdir, getrlimit};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind, move_mount, open_tree};
+use rustix::process::{Resource, chdir, fchdir, getrlimit};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -30,6 +31,9 @@ const CGROUPS: &str = "TEST_GUEST_CGROUPS";
 struct Namespaces {
     sockets: OwnedFd,
     cgroups: rustix::io::Result<OwnedFd>,
+    /// This machine's root; of a member, a mount of it that is still to be put somewhere.
+    root: OwnedFd,
+    place: Option<u8>,
 }
 
 fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
@@ -40,6 +44,7 @@ impl Machine for Namespaces {
     fn connect(&self, port: u32) -> rustix::io::Result<OwnedFd> {
         let back = open_directory(".")?;
         fchdir(&self.sockets)?;
+        let port = self.place.map_or(port, |place| port_at(place, port));
         let connected = UnixStream::connect(format!("vsock_{port}"));
         fchdir(back)?;
         connected.map(Into::into).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
@@ -52,6 +57,9 @@ impl Machine for Namespaces {
     }
 
     fn mount_layer(&self, index: usize, _: usize, layer: &Layer, target: &str) -> rustix::io::Result<()> {
+        if index == 0 && self.place.is_some() {
+            return move_mount(&self.root, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+        }
         if index == 0 {
             return mount_bind("/", target);
         }
@@ -88,6 +96,28 @@ impl Machine for Namespaces {
     fn kernel_log(&self) -> Vec<u8> {
         b"<3>[    9.9] Out of memory: Killed process 7 (hog) total-vm:8kB\n".to_vec()
     }
+
+    fn place(&self) -> Option<u8> {
+        self.place
+    }
+
+    fn member(&self, place: u8) -> Option<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let root = open_tree(&self.root, "", flags).ok()?;
+        let sockets = rustix::io::fcntl_dupfd_cloexec(&self.sockets, 3).ok()?;
+        (place < MAX_PLACES).then(|| Self { sockets, cgroups: self.cgroups(), root, place: Some(place) })
+    }
+
+    fn forget_init(&self) -> rustix::io::Result<()> {
+        // Its sockets and its root are descriptors.
+        Ok(())
+    }
+
+    fn enter(&self) -> rustix::io::Result<()> {
+        let _ = std::fs::create_dir("/m");
+        mount("tmpfs", "/m", "tmpfs", MountFlags::empty(), None)?;
+        chdir("/m")
+    }
 }
 
 /// A cgroup for one guest. Goes with all that is in it.
@@ -115,15 +145,18 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Whoever is left there belongs to a test that has failed.
-        let _ = std::fs::write(self.container().join("cgroup.kill"), "1");
-        if let Ok(events) = std::fs::File::open(self.container().join("cgroup.events")) {
-            let mut text = [0; 64];
-            while rustix::io::pread(&events, &mut text[..], 0).is_ok_and(|_| text.starts_with(b"populated 1")) {
-                let _ = poll(&mut [PollFd::new(&events, PollFlags::PRI)], None);
+        let children = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
+        for child in children.filter(|path| path.is_dir()) {
+            // Whoever is left there belongs to a test that has failed.
+            let _ = std::fs::write(child.join("cgroup.kill"), "1");
+            if let Ok(events) = std::fs::File::open(child.join("cgroup.events")) {
+                let mut text = [0; 64];
+                while rustix::io::pread(&events, &mut text[..], 0).is_ok_and(|_| text.starts_with(b"populated 1")) {
+                    let _ = poll(&mut [PollFd::new(&events, PollFlags::PRI)], None);
+                }
             }
+            let _ = std::fs::remove_dir(child);
         }
-        let _ = std::fs::remove_dir(self.container());
         let _ = std::fs::remove_dir(&self.0);
     }
 }
@@ -134,7 +167,7 @@ impl Drop for Cgroup {
 fn guest() {
     let sockets = open_directory(&std::env::var(SOCKETS).expect("started by a test")).unwrap();
     let cgroups = std::env::var(CGROUPS).map_err(|_| Errno::NODEV).and_then(|path| open_directory(&path));
-    let machine = Namespaces { sockets, cgroups };
+    let machine = Namespaces { sockets, cgroups, root: open_directory("/").unwrap(), place: None };
     let control = machine.connect(guest::PORT).unwrap();
     std::process::exit(i32::from(guest::run(&machine, control, 7) != End::PowerOff));
 }
