@@ -11,6 +11,7 @@ mod files;
 mod images;
 mod network;
 mod networks;
+mod pods;
 mod run;
 pub mod settings;
 mod snapshots;
@@ -39,6 +40,7 @@ pub use self::network::{Destination, Network, Place, Publish, network};
 #[cfg(test)]
 pub use self::network::{egress, publish};
 pub use self::networks::{NetworkVerb, NetworkWhat};
+pub use self::pods::{PodCreate, PodVerb, PodWhat};
 pub use self::run::{Isolation, Machine, Run};
 pub use self::settings::Settings;
 pub use self::snapshots::{Commit, Restore, Rollback, Snapshot, Snapshots, SnapshotsWhat};
@@ -157,6 +159,8 @@ pub enum Verb {
     Volume(Volume),
     /// Networks in which containers reach each other by name: make, list and remove them
     Network(NetworkVerb),
+    /// Several containers in one microVM: make, list, start, stop and remove pods
+    Pod(PodVerb),
     /// See and clear what is kept on this host
     System(System),
     /// Tell what a workload can reach, in a microVM and in a container

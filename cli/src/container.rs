@@ -37,7 +37,7 @@ use crate::successor::{Arrived, Succession};
 
 /// Size of the layers' disk as guests see it, in bytes: the same for every image, so that a guest can have booted before it is
 /// known which one it gets. What no layer covers is zeros.
-const LAYERS_CAPACITY: u64 = 1 << 40;
+pub const LAYERS_CAPACITY: u64 = 1 << 40;
 /// How long a VM that lost its connection may take to be gone before it counts as alive.
 const GRACE: Duration = Duration::from_secs(1);
 /// How many of the guest console's last lines `--verbose` shows after a failure.
@@ -160,6 +160,19 @@ impl Place<'_> {
             verbose: self.verbose,
             next: 0,
         }
+    }
+}
+
+/// How a container is replaced that has no microVM of its own: not at all. Its run directory is `directory`.
+pub fn place_of_none(directory: &RunDir) -> Succession {
+    Succession {
+        directory: directory.path(),
+        devices: Map::new(),
+        container: true,
+        upper: None,
+        quota: None,
+        verbose: false,
+        next: 0,
     }
 }
 

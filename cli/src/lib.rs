@@ -27,6 +27,7 @@
 //! | [`signals`] | signals by name, and before there is a guest |
 //! | [`net`], [`egress`] | what a microVM's interfaces lead to, and where its packets may go |
 //! | [`networks`] | networks of several containers, and the process that each of them has |
+//! | [`pods`] | microVMs that several containers share |
 //! | [`upper`] | the writable layer of a container that stays |
 //! | [`usage`] | what a container takes of its host |
 //! | [`visit`] | a container that does not run, for verbs that have business with its files |
@@ -74,6 +75,7 @@ mod owner;
 mod paths;
 mod phases;
 mod plug;
+mod pods;
 mod rates;
 mod restart;
 mod rotated;
@@ -115,10 +117,10 @@ pub fn main() -> ExitCode {
         return code.into();
     }
     if let [verb, id] = std::env::args().skip(1).take(3).collect::<Vec<_>>().as_slice()
-        && verb == supervisor::VERB
+        && [supervisor::VERB, supervisor::POD_VERB].contains(&verb.as_str())
     {
         vmm::process::close_inherited();
-        return failure::conclude(supervisor::supervise(id), false).into();
+        return failure::conclude(supervisor::supervise(verb, id), false).into();
     }
     if let [verb, served] = std::env::args().skip(1).take(3).collect::<Vec<_>>().as_slice()
         && verb == networks::switch::VERB
@@ -167,8 +169,10 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         // It keeps no verb from working that needs no run directory; the others say it themselves.
         tracing::warn!("{error}");
     }
-    if let Some(Err(error)) = Containers::existing(&paths::store()).map(|containers| containers.sweep()) {
-        tracing::warn!("{error}");
+    for containers in [Containers::existing(&paths::store()), pods::existing()].into_iter().flatten() {
+        if let Err(error) = containers.sweep() {
+            tracing::warn!("{error}");
+        }
     }
     if let Some(Err(error)) = Snapshots::existing(&paths::store()).map(|snapshots| snapshots.collect()) {
         tracing::warn!("{error}");
@@ -216,6 +220,7 @@ fn verb(cli: Cli, began: u64) -> Outcome {
         Verb::Save(save) => commands::images::save(&save),
         Verb::Rmi(rmi) => commands::images::rmi(&rmi, cli.talk),
         Verb::Network(network) => commands::networks::network(network, cli.talk),
+        Verb::Pod(pod) => commands::pods::pod(pod, cli.talk),
         Verb::Volume(volume) => commands::volumes::volume(&volume, cli.talk),
         Verb::Doctor(doctor) => commands::doctor::doctor(&doctor),
         Verb::System(system) => commands::system::system(&system, cli.talk),

@@ -5,6 +5,8 @@
 //!     └── a signal in here ends it all (signals::Guard) ──────────────────┘└ signals go to the process ┘
 //! ```
 
+mod member;
+
 use std::cell::RefCell;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -15,6 +17,7 @@ use std::rc::Rc;
 use anyhow::Context;
 use guest_images::kernel;
 use guest_images::{Layer, LayerKey};
+use guest_protocol::files::Helper;
 use guest_protocol::{End, Layer as DiskLayer, LayerFs, Root, Seed, Start, Upper};
 use serde_json::Value;
 use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
@@ -31,6 +34,7 @@ use crate::monitor::{self, MonitorError};
 use crate::net;
 use crate::owner::{self, Attached, Facts, History, Owner, Shared, Tracked};
 use crate::paths;
+use crate::pods::{self, member::Told};
 use crate::rundir::RunDir;
 use crate::session::{Io, Session};
 use crate::signals::{Guard, Holding};
@@ -144,6 +148,9 @@ impl Running {
         kept: &RefCell<Option<Kept>>,
         tracked: &Shared,
     ) -> Result<Done, Failure> {
+        if let Some(pod) = self.record.flags.pod.clone() {
+            return self.run_in_pod(&pod, guard, holding, held, kept, tracked);
+        }
         let flags = &self.record.flags;
         if flags.require_jail {
             monitor::require_jail();
@@ -158,12 +165,18 @@ impl Running {
         let log = directory.file("console.log");
         let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
         let mut start = start(&self.record, &self.layers, network.as_ref())?;
-        start.volumes = volumes.for_guest();
         let session = Session::listen(&uds)?;
         let mut devices = devices(self.layers.iter(), &uds)?;
         let upper = upper_of(&self.record, &tracked.borrow().dir);
-        if let Some(drives) = devices.get_mut("drives").and_then(Value::as_array_mut) {
-            drives.push(upper::drive(upper.as_deref())?);
+        if let Some(places) = flags.places {
+            Told::of(&start, volumes.for_guest()).leave(&directory.path())?;
+            start.helper = Some(Helper::Wait);
+            devices.insert("drives".into(), pods::drives(places));
+        } else {
+            start.volumes = volumes.for_guest();
+            if let Some(drives) = devices.get_mut("drives").and_then(Value::as_array_mut) {
+                drives.push(upper::drive(upper.as_deref())?);
+            }
         }
         if let Some(network) = &network {
             devices.insert(net::SECTION.into(), network.section.clone());
@@ -184,6 +197,7 @@ impl Running {
         };
         let facts = facts(&self.name, &self.record, self.keys);
         let mut owner = Owner::listen(&directory, facts, History::new()?, place.succession(&directory))?;
+        owner.has_places(flags.places).context("cannot wait for the pod's containers")?;
         owner.track(tracked.clone()).context("cannot listen to whoever it is started for")?;
         self.changes.map_or(Ok(()), |client| owner.tell_changes_to(client)).context("the way to the changes")?;
         if let Some(held) = held.take() {

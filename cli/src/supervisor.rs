@@ -38,12 +38,15 @@ use crate::life::{Kept, Life};
 use crate::logs::writer::Writer;
 use crate::owner::{Attached, First};
 use crate::paths;
+use crate::pods;
 use crate::restart::{self, Backoff, Policy};
 use crate::session::Io;
 use crate::signals::{Guard, Holding};
 
 /// The verb that starts it, which is for no one else.
 pub const VERB: &str = "supervise";
+/// The same for a pod.
+pub const POD_VERB: &str = "supervise-pod";
 /// Longest first line.
 const MAX_LINE: u64 = 64 << 10;
 
@@ -89,11 +92,11 @@ impl Report {
 /// A supervisor whose container is being started.
 pub struct Waiting(Child);
 
-/// Starts one for a container, which is its own from now on. `first` is the other end of whoever wants it in front of them.
-pub fn spawn(held: Held, first: Option<UnixStream>) -> anyhow::Result<Waiting> {
+/// Starts one for a container or a pod, as `verb` says, which is its own from now on. `first` is the other end of whoever wants it in front of them.
+pub fn spawn(verb: &str, held: Held, first: Option<UnixStream>) -> anyhow::Result<Waiting> {
     let lock = held.share().context("cannot share the container's lock")?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("bulkhead").args([VERB, held.id().as_str()]);
+    command.arg0("bulkhead").args([verb, held.id().as_str()]);
     // It works in no directory of the user's.
     command.current_dir("/").env("BULKHEAD_STORE", std::path::absolute(paths::store())?);
     command.env("BULKHEAD_RUN", std::path::absolute(paths::run())?);
@@ -137,14 +140,14 @@ impl Waiting {
     }
 }
 
-/// Looks after the container `id`, whose lock is on stdin, until its end. The first thing that its process does.
-pub fn supervise(id: &str) -> Outcome {
+/// Looks after the container `id`, or the pod, as `verb` says, whose lock is on stdin, until its end. The first thing that its process does.
+pub fn supervise(verb: &str, id: &str) -> Outcome {
     let began = monotonic_ns();
     // A process that leads a group already, which none does that was started as above, has its session.
     let _ = rustix::process::setsid();
     let (lock, pipe, first) = take_streams().context("supervisor: standard streams")?;
     let report = Report(pipe);
-    match live(id, lock, first, report, began) {
+    match live(verb == POD_VERB, id, lock, first, report, began) {
         Ok(code) => Ok(code),
         // Nobody would read it: it is in the record, and has been said to whoever waits.
         Err(failure) => Err(Failure::silent(failure.code)),
@@ -165,13 +168,14 @@ fn take_streams() -> std::io::Result<(File, File, Option<First>)> {
     Ok((lock, pipe, first))
 }
 
-fn live(id: &str, lock: File, first: Option<First>, report: Report, began: u64) -> Outcome {
+fn live(pod: bool, id: &str, lock: File, first: Option<First>, report: Report, began: u64) -> Outcome {
     let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
     let holding = guard.hold();
     let take = || {
         let id: Id = id.parse().map_err(|()| anyhow!("'{id}' is not an id of a container"))?;
         let store = Store::open(paths::store())?;
-        let (held, mut record) = Containers::of(store.dir())?.take_over(&id, lock)?;
+        let containers = if pod { pods::all() } else { Containers::of(store.dir()) };
+        let (held, mut record) = containers?.take_over(&id, lock)?;
         record.state.restarts = 0;
         anyhow::Ok((held, record))
     };
@@ -274,17 +278,24 @@ fn one_life(
     let id = record.id.clone();
     let begin = || {
         let store = Store::open(paths::store())?;
-        let name = Containers::of(store.dir())?.name_of(&id).unwrap_or_else(|| id.short().to_owned());
-        let kept = store.kept(Keeper::Container(id.as_str()))?;
-        let kept = kept.ok_or_else(|| anyhow!("container {name}: it has no list of layers"))?;
+        let is_pod = record.flags.places.is_some();
+        let containers = if is_pod { pods::all() } else { Containers::of(store.dir()) };
+        let name = containers?.name_of(&id).unwrap_or_else(|| id.short().to_owned());
+        let (layers, keys) = if is_pod {
+            (Vec::new(), Vec::new())
+        } else {
+            let kept = store.kept(Keeper::Container(id.as_str()))?;
+            let kept = kept.ok_or_else(|| anyhow!("container {name}: it has no list of layers"))?;
+            (kept.layers, kept.keys)
+        };
         let log = Arc::new(Writer::open(&held.dir()).context("log")?);
         let (mut io, input) = Io::nobody(record.flags.interactive, record.flags.tty)?;
         let size = first.as_ref().and_then(|first| first.attach.terminal);
         io.size = size.map(|size| WindowSize { rows: size.rows, columns: size.columns });
         let attached = Attached::new(Some(log), input, record.flags.tty, first);
-        anyhow::Ok((name, kept, io, attached))
+        anyhow::Ok((name, layers, keys, io, attached))
     };
-    let (name, kept, io, attached) = match begin() {
+    let (name, layers, keys, io, attached) = match begin() {
         Ok(begun) => begun,
         Err(error) => {
             let failure = error.into();
@@ -292,7 +303,7 @@ fn one_life(
             return Err(failure);
         }
     };
-    let (layers, keys, times) = (kept.layers, kept.keys, [began, monotonic_ns()]);
+    let times = [began, monotonic_ns()];
     let talk = Talk::default();
     let life = Life { name, record, layers, keys, io, attached, report, changes: None, talk, times };
     life.live(guard, holding, held)

@@ -42,6 +42,8 @@ pub struct Ingredients<'a> {
     memory_mib: u64,
     /// The guest has an interface.
     network: bool,
+    /// How many places it has for containers, if it is a pod's.
+    drives: usize,
     kvm: KvmKind,
     cpu: Model,
     host_kernel: String,
@@ -82,6 +84,7 @@ impl<'a> Ingredients<'a> {
             vcpus: config.machine.vcpu_count,
             memory_mib: config.machine.mem_size_mib,
             network: config.devices.contains_key(net::SECTION),
+            drives: config.devices.get("drives").and_then(|drives| drives.as_array()).map_or(0, Vec::len),
             kvm: host::kind(),
             cpu: Model::host(),
             host_kernel: release("osrelease") + &release("version"),

@@ -6,8 +6,12 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use vmm::snapshot::disks;
 
@@ -17,7 +21,7 @@ pub const FILE: &str = "upper.ext4";
 const EMPTY: &str = ".upper-2.ext4";
 /// Its bytes, as guests see them: the same for all, so that a guest can have booted before it is known which one it gets. Each
 /// further 128 MiB is a group that a guest looks at when it mounts it.
-const BYTES: u64 = 8 << 30;
+pub const BYTES: u64 = 8 << 30;
 /// Size of the journal: what a crash leaves to do is done when it is started next.
 const JOURNAL_MB: u32 = 4;
 
@@ -36,6 +40,29 @@ pub fn make(containers: &Path, dir: &Path) -> anyhow::Result<()> {
     };
     let from = from.with_context(|| empty.display().to_string())?;
     copy(&from, &dir.join(FILE))
+}
+
+/// Opens one for a microVM that its container shares with others, which lets go of it some time after the container's end, or that of whoever
+/// looked after it. It is nobody else's as long as the descriptor is somewhere (flock(2)).
+///
+/// # Errors
+/// It is not let go of within `patience`.
+pub fn wait_for(path: &Path, patience: Duration) -> anyhow::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).open(path).with_context(|| path.display().to_string())?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(anyhow!(
+                    "{}: the microVM of its pod still uses it; `bulkhead pod stop` ends that",
+                    path.display()
+                ));
+            }
+            Err(error) => return Err(io::Error::from(error)).with_context(|| path.display().to_string()),
+        }
+    }
 }
 
 /// The copy of one that is in a snapshot, as `to`.

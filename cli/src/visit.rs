@@ -14,6 +14,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use guest_images::{Keeper, KeptLayers, Store};
@@ -42,6 +43,9 @@ use crate::signals::{Guard, Holding};
 use crate::templates::Templates;
 use crate::upper;
 use crate::volumes::Volumes;
+
+/// How long a pod may take to let go of the files of a container that has ended.
+const LET_GO: Duration = Duration::from_secs(60);
 
 /// What a signal takes away before there is a guest.
 type Kept = (RunDir, Held);
@@ -139,6 +143,9 @@ impl Visit {
         let session = Session::listen(&uds)?;
         let mut devices = devices(layers.layers.iter(), &uds)?;
         let upper = life::upper_of(&record, &held.dir());
+        if let Some(path) = upper.as_ref().filter(|_| flags.pod.is_some()) {
+            drop(upper::wait_for(path, LET_GO)?);
+        }
         if let Some(drives) = devices.get_mut("drives").and_then(Value::as_array_mut) {
             drives.push(upper::drive(upper.as_deref())?);
         }

@@ -23,6 +23,7 @@
 //! | [`registry`] | images from and to a registry on this host |
 //! | [`restarts`] | containers that are started again |
 //! | [`paused`] | containers that stand still |
+//! | [`pods`] | several containers in one guest |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
 //! | [`build`] | images from Dockerfiles: RUN in guests, and builds that end early |
@@ -74,6 +75,7 @@ mod mixed;
 mod net;
 mod networks;
 mod paused;
+mod pods;
 mod registry;
 mod restarts;
 mod scripted;

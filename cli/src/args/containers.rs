@@ -20,7 +20,10 @@ pub struct Ps {
     /// Do not cut ids and commands
     #[arg(long)]
     pub no_trunc: bool,
-    /// Only those that fit: `name=`, `id=`, `status=`, `label=KEY[=VALUE]`, `ancestor=IMAGE`, `exited=CODE`
+    /// Also which pod each is in
+    #[arg(short, long)]
+    pub pod: bool,
+    /// Only those that fit: `name=`, `id=`, `status=`, `label=KEY[=VALUE]`, `ancestor=IMAGE`, `exited=CODE`, `network=NAME`, `pod=NAME`
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = filter)]
     pub filter: Vec<Filter>,
     /// How to print: `table`, `json`, or a template such as '{{.ID}} {{.Names}}'
@@ -36,7 +39,7 @@ pub struct Filter {
 }
 
 /// What can be filtered by.
-const FILTERS: [&str; 7] = ["name", "id", "status", "label", "ancestor", "exited", "network"];
+const FILTERS: [&str; 8] = ["name", "id", "status", "label", "ancestor", "exited", "network", "pod"];
 
 fn filter(text: &str) -> Result<Filter, String> {
     key_of(text, &FILTERS)

@@ -75,6 +75,15 @@ pub struct Run {
     /// The runtime for `--isolation container`, instead of BULKHEAD_RUNTIME, or runc or crun, whichever is installed
     #[arg(long, value_name = "PROGRAM")]
     pub runtime: Option<PathBuf>,
+    /// Run in this pod (`bulkhead pod`), whose microVM it shares with the pod's other containers; `new:NAME` makes it. `-m` and --cpus
+    /// are the container's share of it then
+    #[arg(long, value_name = "[new:]NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// It is a pod's own, and this is how many containers that takes
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub places: Option<u8>,
     /// Name of the container; one is made up if not given
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -148,7 +157,7 @@ pub enum Isolation {
 impl Run {
     /// Whether its files are on a disk, and not in guest memory.
     pub fn on_disk(&self) -> bool {
-        (!self.rm || self.for_layer) && self.isolation == Isolation::Vm
+        (!self.rm || self.for_layer) && self.isolation == Isolation::Vm && self.places.is_none()
     }
 
     /// Whether it is connected to anything, by what it was made with.

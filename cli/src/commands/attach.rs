@@ -63,7 +63,7 @@ pub fn in_front(
 ) -> Outcome {
     let order = Order::Attach(Attach { stdin: true, terminal: Some(size(&io)) });
     let (asking, stream) = Asking::first(name, &order).map_err(anyhow::Error::from)?;
-    let mut supervisor = supervisor::spawn(held, Some(stream))?;
+    let mut supervisor = supervisor::spawn(supervisor::VERB, held, Some(stream))?;
     let manners = Manners { shared: true, keys: Some(keys.unwrap_or_default()), proxy: true };
     let joined = Joined::ask(io, manners, |_| Ok(asking));
     drop(holding);

@@ -63,7 +63,7 @@ pub fn start(args: &Start, talk: Talk, began: u64) -> Outcome {
 }
 
 /// Starts one, unless it runs.
-fn in_background(word: &str) -> anyhow::Result<()> {
+pub fn in_background(word: &str) -> anyhow::Result<()> {
     let entry = find(word)?;
     oci::refuse(&entry)?;
     if entry.record.state.paused {
@@ -73,7 +73,7 @@ fn in_background(word: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let (_, held, _) = Containers::of(&paths::store())?.take(record_word(&entry))?;
-    let started = supervisor::spawn(held, None)?.wait();
+    let started = supervisor::spawn(supervisor::VERB, held, None)?.wait();
     started.map_err(|failure| failure.error.unwrap_or_else(|| anyhow!("the container did not start")))
 }
 
@@ -127,7 +127,7 @@ fn tell(entry: &Entry, action: &str, more: &[(&str, String)]) {
     events::tell(&paths::store(), Event::of_container(&entry.record, &entry.name, action, more));
 }
 
-fn stop_one(word: &str, args: &Stop) -> anyhow::Result<()> {
+pub fn stop_one(word: &str, args: &Stop) -> anyhow::Result<()> {
     let entry = find(word)?;
     let Some(running) = Running::of(&entry)? else { return Ok(()) };
     if running.entry.record.state.restarting {
@@ -203,31 +203,34 @@ fn exit_code(containers: &Containers, word: &str, entry: &Entry) -> anyhow::Resu
 
 /// Removes them.
 pub fn rm(args: &Rm) -> Outcome {
-    each(&args.containers, |word| {
-        let entry = match find(word) {
-            Err(error @ ContainersError::NotFound(_)) if args.force => {
-                // As docker: that it is gone is what was wanted.
-                failure::conclude(Err(Failure::with_code(0, error)), false);
-                return Ok(word.to_owned());
-            }
-            other => other?,
-        };
-        if let Some(running) = Running::of(&entry)? {
-            if !args.force {
-                return Err(anyhow!(
-                    "cannot remove container \"{}\": it is running: stop it before, or remove it with -f",
-                    entry.name
-                ));
-            }
-            running.end()?;
+    each(&args.containers, |word| remove_one(word, args).map(|()| word.to_owned()))
+}
+
+/// Removes one.
+pub fn remove_one(word: &str, args: &Rm) -> anyhow::Result<()> {
+    let entry = match find(word) {
+        Err(error @ ContainersError::NotFound(_)) if args.force => {
+            // As docker: that it is gone is what was wanted.
+            failure::conclude(Err(Failure::with_code(0, error)), false);
+            return Ok(());
         }
-        remove(&entry, args.force)?;
-        if args.volumes {
-            volumes::remove_anonymous(&entry.record.flags.volume)?;
+        other => other?,
+    };
+    if let Some(running) = Running::of(&entry)? {
+        if !args.force {
+            return Err(anyhow!(
+                "cannot remove container \"{}\": it is running: stop it before, or remove it with -f",
+                entry.name
+            ));
         }
-        volumes::sweep();
-        Ok(word.to_owned())
-    })
+        running.end()?;
+    }
+    remove(&entry, args.force)?;
+    if args.volumes {
+        volumes::remove_anonymous(&entry.record.flags.volume)?;
+    }
+    volumes::sweep();
+    Ok(())
 }
 
 /// Removes one that does not run. With `force`, one that is about to: it has ended then, as if it had been stopped by its verb's signal.
@@ -262,8 +265,8 @@ pub fn rename(args: &Rename) -> Outcome {
     rename().map(|_| 0).map_err(|error| Failure::with_code(1, error))
 }
 
-/// A container that runs.
-struct Running {
+/// A container that runs, or a pod.
+pub struct Running {
     entry: Entry,
     owner: OwnedFd,
 }
@@ -273,7 +276,8 @@ impl Running {
         Self::among(&Containers::of(&paths::store())?, entry)
     }
 
-    fn among(containers: &Containers, entry: &Entry) -> anyhow::Result<Option<Self>> {
+    /// One of `containers`, if it runs.
+    pub fn among(containers: &Containers, entry: &Entry) -> anyhow::Result<Option<Self>> {
         if !entry.record.state.is_live() {
             return Ok(None);
         }
@@ -342,7 +346,7 @@ impl Running {
     }
 
     /// Ends its VM.
-    fn end(&self) -> anyhow::Result<()> {
+    pub fn end(&self) -> anyhow::Result<()> {
         if self.entry.record.state.restarting {
             return self.wait_no_more();
         }

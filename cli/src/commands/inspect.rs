@@ -131,7 +131,7 @@ fn inside(port: &Publish) -> String {
 }
 
 /// What confines its microVM's process, and what this host does not give for that; null if that cannot be had.
-fn sandbox(entry: &Entry) -> Value {
+pub fn sandbox(entry: &Entry) -> Value {
     let control = Control::at(&running::directory(entry).join("api"));
     let told = control.call("GET", "/bulkhead/v1/sandbox", &());
     told.map_or(Value::Null, |told| {
@@ -217,6 +217,7 @@ fn describe(entry: &Entry) -> Value {
     json!({
         "Id": id,
         "Created": clock::rfc3339(*created_ns),
+        "Pod": flags.pod.as_deref().unwrap_or_default(),
         "Path": program,
         "Args": arguments,
         "State": {

@@ -20,6 +20,7 @@ pub mod logs;
 pub mod look;
 mod measuring;
 pub mod networks;
+pub mod pods;
 pub mod ps;
 pub mod registry;
 pub mod restore;

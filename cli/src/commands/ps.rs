@@ -11,6 +11,7 @@ use crate::containers::{Containers, Entry, Record, Status};
 use crate::failure::{Outcome, sanitize};
 use crate::output::{self, Columns, text};
 use crate::paths;
+use crate::pods;
 
 /// Characters of a command that are shown, its quotes and the mark of the cut included.
 const COMMAND: usize = 22;
@@ -31,12 +32,22 @@ pub fn ps(args: &Ps, talk: Talk) -> Outcome {
         output::print(&rows.map(|row| format!("{}\n", text(&row, "ID"))).collect::<String>())?;
         return Ok(0);
     }
-    output::listing(&args.format, &COLUMNS, rows)
+    if args.pod {
+        output::listing(&args.format, &WITH_PODS, rows)
+    } else {
+        output::listing(&args.format, &COLUMNS, rows)
+    }
 }
 
 const COLUMNS: Columns<7> = Columns {
     head: ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"],
     fields: ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"],
+};
+
+/// With `--pod`, as podman.
+const WITH_PODS: Columns<9> = Columns {
+    head: ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES", "POD ID", "PODNAME"],
+    fields: ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names", "Pod", "PodName"],
 };
 
 /// What is shown of one, under docker's names.
@@ -61,6 +72,8 @@ fn row(entry: &Entry, now_ns: u64, whole: bool) -> Value {
         "Mounts": record.flags.volume.iter().map(|volume| sanitize(&volume.shown())).collect::<Vec<_>>().join(","),
         "Names": entry.name,
         "Networks": network(record),
+        "Pod": record.flags.pod.as_deref().map(|id| if whole { id } else { id.get(..12).unwrap_or(id) }).unwrap_or_default(),
+        "PodName": pods::name_of(record).unwrap_or_default(),
     })
 }
 
@@ -114,6 +127,10 @@ fn fits_one(entry: &Entry, key: &str, value: &str) -> bool {
         "name" => entry.name.contains(value.trim_start_matches('^').trim_start_matches('/').trim_end_matches('$')),
         "id" => record.id.as_str().starts_with(value),
         "network" => network(record) == value,
+        "pod" => {
+            record.flags.pod.as_deref().is_some_and(|id| !value.is_empty() && id.starts_with(value))
+                || pods::name_of(record).as_deref() == Some(value)
+        }
         "status" => record.state.word() == value,
         "exited" => record.state.status == Status::Exited && value.parse() == Ok(record.state.exit_code),
         "ancestor" => {

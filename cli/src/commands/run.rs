@@ -12,7 +12,7 @@ use vmm::events::monotonic_ns;
 
 use super::attach::in_front;
 use super::restore::run_warm;
-use crate::args::{Isolation, Network, Run, Talk};
+use crate::args::{Isolation, Network, PodCreate, Run, Talk};
 use crate::containers::record::{State, now_ns};
 use crate::containers::{Containers, Held, Id, Record};
 use crate::env;
@@ -24,6 +24,7 @@ use crate::oci;
 use crate::output::{self, Progress};
 use crate::owner::Attached;
 use crate::paths;
+use crate::pods::{self, member};
 use crate::restart::Policy;
 use crate::session::{Io, Recorder};
 use crate::signals::{self, Guard};
@@ -39,7 +40,17 @@ const USUAL_STOP_SIGNAL: u8 = 15;
 /// Runs it; `began` is when this process did.
 pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     if args.image_and_command[0].ends_with(WARM) {
+        if args.pod.is_some() {
+            return Err(anyhow!(
+                "--pod: '{}' is a warm image, which has a microVM of its own",
+                args.image_and_command[0]
+            )
+            .into());
+        }
         return run_warm(args, talk, began);
+    }
+    if args.pod.is_some() {
+        member::check(&args)?;
     }
     if args.isolation == Isolation::Container {
         return oci::run(args, talk);
@@ -51,6 +62,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let io = if args.detach { None } else { Some(Io::inherit(args.interactive, args.tty)?) };
     decide_network(&mut args)?;
     life::check(&args)?;
+    decide_pod(&mut args)?;
     let (image, store, volumes) = prepare(&mut args, talk)?;
     let image_ready = monotonic_ns();
     let holding = guard.hold();
@@ -59,7 +71,7 @@ pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     let keys = args.detach_keys.take();
     let (name, held, record) = make(args, &image, &store, volumes, apart || io.is_none())?;
     let Some(io) = io else {
-        let mut waiting = supervisor::spawn(held, None)?;
+        let mut waiting = supervisor::spawn(supervisor::VERB, held, None)?;
         drop(holding);
         waiting.wait()?;
         output::print(&format!("{}\n", record.id))?;
@@ -88,9 +100,13 @@ pub fn create(mut args: Run, talk: Talk) -> Outcome {
     if args.isolation == Isolation::Container {
         return Err(anyhow!("--isolation container: it is run at once, in the foreground: `bulkhead run`").into());
     }
+    if args.pod.is_some() {
+        member::check(&args)?;
+    }
     let guard: Guard<()> = Guard::new().context("cannot wait for signals")?;
     decide_network(&mut args)?;
     life::check(&args)?;
+    decide_pod(&mut args)?;
     let (image, store, volumes) = prepare(&mut args, talk)?;
     let holding = guard.hold();
     let (_, held, record) = make(args, &image, &store, volumes, true)?;
@@ -101,13 +117,26 @@ pub fn create(mut args: Run, talk: Talk) -> Outcome {
 }
 
 /// A container keeps the network that it was made with, whatever this host has later.
-fn decide_network(args: &mut Run) -> anyhow::Result<()> {
-    if args.network.is_none() {
+pub fn decide_network(args: &mut Run) -> anyhow::Result<()> {
+    // That of one in a pod is the pod's.
+    if args.network.is_none() && args.pod.is_none() {
         args.network = Some(net::usual(&args.publish, &args.egress)?);
     }
     if let Some(made) = net::made(args.network.as_ref())? {
         args.network = Some(Network::Named(made.name));
     }
+    Ok(())
+}
+
+/// The pod that a container is to be in, by its id: it is the same whatever its name becomes. `new:NAME` makes it.
+fn decide_pod(args: &mut Run) -> anyhow::Result<()> {
+    let Some(word) = &args.pod else { return Ok(()) };
+    let id = match word.strip_prefix("new:") {
+        Some("") => return Err(anyhow!("--pod new: the name is missing")),
+        Some(name) => super::pods::make(PodCreate { name: Some(name.into()), ..PodCreate::default() })?,
+        None => pods::find(word)?.record.id.to_string(),
+    };
+    args.pod = Some(id);
     Ok(())
 }
 

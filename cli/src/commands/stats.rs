@@ -161,7 +161,9 @@ fn guest(id: &str) -> Option<Usage> {
 fn row(look: &Look, before: &Before, whole: bool) -> Value {
     let Look { entry, at, cpu_ms, memory, guest, moved, cached } = look;
     let record = &entry.record;
-    let limit = record.flags.machine.memory_mib() * MIB;
+    // In a pod it may have no limit of its own but what there is.
+    let whole_pod = guest.filter(|_| record.flags.pod.is_some()).map(|guest| guest.total);
+    let limit = whole_pod.unwrap_or(record.flags.machine.memory_mib() * MIB);
     let used = guest.map(|guest| guest.total.saturating_sub(guest.available).min(limit));
     let share = before.iter().find(|(pid, ..)| *pid == record.state.pid).zip(*cpu_ms).map(|((_, then, when), now)| {
         let span = at.duration_since(*when).as_secs_f64().max(0.001);

@@ -60,7 +60,8 @@ impl Event {
         attributes.insert("name".into(), name.into());
         attributes.insert("image".into(), record.image().into());
         attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
-        Self::new("container", action, record.id.as_str(), attributes)
+        let kind = if record.flags.places.is_some() { "pod" } else { "container" };
+        Self::new(kind, action, record.id.as_str(), attributes)
     }
 
     /// Of an image.
@@ -106,7 +107,9 @@ fn directory(store: &Path) -> PathBuf {
 
 /// Writes that something has happened to a container of `containers`, which is called `name`.
 pub fn tell_of(containers: &Containers, record: &Record, name: &str, action: &str, more: &[(&str, String)]) {
-    if let Some(store) = containers.dir().parent() {
+    // Pods have a place of their own within the store ([`crate::pods`]).
+    let up = if record.flags.places.is_some() { 2 } else { 1 };
+    if let Some(store) = containers.dir().ancestors().nth(up) {
         tell(store, Event::of_container(record, name, action, more));
     }
 }

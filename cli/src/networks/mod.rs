@@ -24,8 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::Network as Flag;
 use crate::containers::record::now_ns;
-use crate::containers::{self, Containers, ContainersError, Id};
+use crate::containers::{self, ContainersError, Id};
 use crate::failure::sanitize;
+use crate::pods;
 
 pub use subnet::Subnet;
 
@@ -209,8 +210,7 @@ impl Networks {
 
     /// The containers that are to be in a network, running or not, by what they were made with.
     pub fn users(&self, network: &Network) -> Result<Vec<Id>, NetworksError> {
-        let entries = Containers::existing(&self.store).map(|containers| containers.list_all()).transpose()?;
-        let records = entries.into_iter().flatten().map(|entry| entry.record);
+        let records = pods::and_containers(&self.store)?.into_iter().map(|entry| entry.record);
         let has = |flag: &Option<Flag>| matches!(flag, Some(Flag::Named(name)) if *name == network.name);
         Ok(records.filter(|record| has(&record.flags.network)).map(|record| record.id).collect())
     }

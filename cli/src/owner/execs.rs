@@ -11,6 +11,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use guest_protocol::files::Helper;
 use guest_protocol::{
     self as protocol, CHANGES_PROCESS, FailureKind, GuestMessage, HostMessage, MAIN_PROCESS, MAX_EXECS, MAX_HOST_FRAME,
     ProcessId, StreamHeader, StreamKind, WindowSize,
@@ -29,6 +30,26 @@ pub struct Execs {
     list: Vec<Joined>,
     /// The last one's id.
     last: ProcessId,
+    /// Places of a pod that are nobody's any more.
+    lost: Vec<u8>,
+}
+
+/// One of a pod's containers has left it.
+#[derive(Debug)]
+pub struct Left {
+    /// Where it was, if that is free again.
+    pub place: Option<u8>,
+    client: Option<Talking>,
+    code: u8,
+}
+
+impl Left {
+    /// Whoever asked for the place hears of it.
+    pub fn tell(self) {
+        if let Some(client) = self.client {
+            client.done(json!({ "exit_code": self.code }));
+        }
+    }
 }
 
 /// One of them, from the order to its end.
@@ -38,6 +59,8 @@ struct Joined {
     /// None: it is gone, or has its answer.
     client: Option<Talking>,
     detached: bool,
+    /// It is a container of a pod, at this place.
+    place: Option<u8>,
     /// Its streams, until the client has them.
     streams: Vec<(StreamKind, Option<UnixStream>)>,
     started: bool,
@@ -55,8 +78,16 @@ impl Execs {
             ));
             return None;
         }
+        let place = match exec.helper {
+            Some(Helper::Member { place }) => Some(place),
+            _ => None,
+        };
+        if place.is_some_and(|place| self.is_occupied(place)) {
+            client.done(json!({ "occupied": true }));
+            return None;
+        }
         let id = self.free_id();
-        let detached = exec.detached;
+        let detached = exec.detached && place.is_none();
         let streams = kinds(&exec).iter().map(|&kind| (kind, None)).collect();
         let message = message(id, exec);
         if let Err(error) = protocol::encode(&message, MAX_HOST_FRAME) {
@@ -70,6 +101,7 @@ impl Execs {
                     id,
                     client,
                     detached,
+                    place,
                     streams,
                     started: false,
                     handed_over: false,
@@ -93,11 +125,26 @@ impl Execs {
             id: CHANGES_PROCESS,
             client: Some(client),
             detached: false,
+            place: None,
             streams,
             started: false,
             handed_over: false,
             exit_code: None,
         });
+    }
+
+    fn is_occupied(&self, place: u8) -> bool {
+        self.lost.contains(&place) || self.list.iter().any(|joined| joined.place == Some(place))
+    }
+
+    /// Nobody has that place from now on.
+    pub fn keep_from_use(&mut self, place: u8) {
+        self.lost.push(place);
+    }
+
+    /// Whether no container is in the pod.
+    pub fn has_no_members(&self) -> bool {
+        self.list.iter().all(|joined| joined.place.is_none())
     }
 
     fn free_id(&mut self) -> ProcessId {
@@ -127,8 +174,9 @@ impl Execs {
         None
     }
 
-    /// Something has been heard of one of them. The guest is not trusted: what has no meaning has no effect.
-    pub fn heard(&mut self, heard: Heard) {
+    /// Something has been heard of one of them. The guest is not trusted: what has no meaning has no effect. Says if a container has left a
+    /// pod by that.
+    pub fn heard(&mut self, heard: Heard) -> Option<Left> {
         let id = match &heard {
             Heard::Opened(StreamHeader { process, .. }, _)
             | Heard::Said(
@@ -136,14 +184,22 @@ impl Execs {
                 | GuestMessage::StartFailed { process, .. }
                 | GuestMessage::Exited { process, .. },
             ) => *process,
-            Heard::Said(_) => return,
+            Heard::Said(_) => return None,
         };
-        let Some(at) = self.list.iter().position(|joined| joined.id == id) else { return };
-        if let Some(joined) = self.list.get_mut(at)
-            && joined.heard(heard)
-        {
-            self.list.swap_remove(at);
+        let at = self.list.iter().position(|joined| joined.id == id)?;
+        if !self.list.get_mut(at)?.heard(heard) {
+            return None;
         }
+        let over = self.list.swap_remove(at);
+        let place = over.place?;
+        let Some(code) = over.exit_code else {
+            // It was never there.
+            return Some(Left { place: None, client: None, code: 0 });
+        };
+        if code != 0 {
+            self.lost.push(place);
+        }
+        Some(Left { place: (code == 0).then_some(place), client: over.client, code })
     }
 
     /// Nothing more will be heard of any of them.
@@ -179,7 +235,8 @@ impl Joined {
         }
         match self.exit_code {
             Some(code) if self.handed_over || self.client.is_none() => {
-                if let Some(client) = self.client.take() {
+                // What comes of a place is told when that is done.
+                if let Some(client) = self.client.take_if(|_| self.place.is_none()) {
                     client.done(json!({ "exit_code": code }));
                 }
                 true
@@ -309,6 +366,42 @@ mod tests {
 
     fn exited(process: ProcessId, code: u8) -> GuestMessage {
         GuestMessage::Exited { process, status: ExitStatus::Code(code), exit_ns: 1, now_ns: 2 }
+    }
+
+    #[test]
+    fn a_place_is_somebodys_until_the_guest_says_that_it_is_free() {
+        let mut owner = owner();
+        let member = |place| Exec { helper: Some(Helper::Member { place }), detached: true, ..Exec::default() };
+        let occupied = Answer::Done(json!({ "occupied": true }));
+        let (mut client, exec) = owner.ask(member(0));
+        let id = exec.filter(|exec| !exec.attached).unwrap().process;
+        let (mut other, none) = owner.ask(member(0));
+        assert_eq!((other.next().unwrap(), none), (occupied.clone(), None));
+        owner.said(started(id));
+        assert_eq!(client.next().unwrap(), Answer::Streams(Vec::new()));
+        // Whoever has it is killed: it is not free by that.
+        drop(client);
+        assert_eq!(owner.execs.wish(), None);
+        assert_eq!(owner.ask(member(0)).0.next().unwrap(), occupied);
+        assert!(!owner.execs.has_no_members());
+        let left = owner.execs.heard(Heard::Said(exited(id, 0))).unwrap();
+        assert_eq!((left.place, owner.execs.has_no_members()), (Some(0), true));
+        // One that the guest could not free is nobody's any more; one that never was is free.
+        let (mut client, exec) = owner.ask(member(0));
+        let id = exec.unwrap().process;
+        owner.said(started(id));
+        assert_eq!(client.next().unwrap(), Answer::Streams(Vec::new()));
+        let left = owner.execs.heard(Heard::Said(exited(id, 1))).unwrap();
+        assert_eq!(left.place, None);
+        left.tell();
+        assert_eq!(client.next().unwrap(), Answer::Done(json!({ "exit_code": 1 })));
+        assert_eq!(owner.ask(member(0)).0.next().unwrap(), occupied);
+        let (mut client, exec) = owner.ask(member(1));
+        let failed =
+            GuestMessage::StartFailed { process: exec.unwrap().process, kind: FailureKind::Guest, detail: "no".into() };
+        assert_eq!(owner.execs.heard(Heard::Said(failed)).unwrap().place, None);
+        assert!(matches!(client.next().unwrap(), Answer::Done(value) if value["failed"] == "no"));
+        assert!(owner.ask(member(1)).1.is_some());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! - this file: orders;
 //! - [`jobs`]: snapshots and rollbacks;
 //! - [`pause`]: the VM standing still because a client wants it so;
+//! - [`pod`]: a VM that several containers share;
 //! - [`update`]: what the VM may take, changed while it runs;
 //! - [`execs`]: processes that have joined the container's main one;
 //! - [`attached`]: clients at the streams of the container's own process;
@@ -21,6 +22,7 @@ mod execs;
 mod history;
 mod jobs;
 mod pause;
+mod pod;
 mod tracked;
 mod update;
 
@@ -45,6 +47,7 @@ use crate::successor::{Arrived, Succession, Successor};
 pub use attached::{Attached, First};
 use execs::Execs;
 pub use history::History;
+use pod::Sharing;
 pub use tracked::{Shared, Tracked};
 pub use update::{BALLOON, balloon};
 
@@ -78,6 +81,8 @@ pub struct Owner {
     paused: bool,
     job: Option<Job>,
     execs: Execs,
+    /// Whether it is one container's.
+    sharing: Sharing,
     /// Readable if there is something of clients, or of a VM that is being tried out.
     any: OwnedFd,
 }
@@ -122,6 +127,7 @@ impl Owner {
             paused: false,
             job: None,
             execs: Execs::default(),
+            sharing: Sharing::None,
             any,
         })
     }
@@ -176,6 +182,10 @@ impl Owner {
     }
 
     fn attend(&mut self, order: Order, client: Waiting) -> Option<Wish> {
+        if let Some(why) = self.refused_for_sharing(&order) {
+            client.refuse(&why);
+            return None;
+        }
         match order {
             Order::About {} => {
                 client.done(self.about());
@@ -269,6 +279,9 @@ impl Owner {
     }
 }
 
+/// What clients are told whose process ends with the microVM.
+pub const ENDED: &str = "the microVM has ended";
+
 fn refuse(client: Waiting, error: &anyhow::Error) -> Option<Wish> {
     client.refuse(&one_line(error));
     None
@@ -285,6 +298,9 @@ impl Attendant for Owner {
         {
             self.job = None;
             return Some(Wish::GiveUp);
+        }
+        if self.is_empty() {
+            return Some(Wish::End);
         }
         if let Some(wish) = self.container.as_ref().and_then(|container| container.borrow_mut().attached.wish()) {
             return Some(wish);
@@ -341,7 +357,9 @@ impl Attendant for Owner {
     }
 
     fn heard(&mut self, heard: Heard) {
-        self.execs.heard(heard);
+        if let Some(left) = self.execs.heard(heard) {
+            self.left(left);
+        }
     }
 
     fn out_of_memory(&mut self, which: &str) {
@@ -353,7 +371,7 @@ impl Attendant for Owner {
     fn ended(&mut self) {
         self.execs.end(match self.job {
             Some(Job::Rollback { .. }) => "the microVM goes on from a snapshot, without what had joined it",
-            _ => "the microVM has ended",
+            _ => ENDED,
         });
     }
 }

@@ -30,7 +30,7 @@ mod streams;
 mod tests;
 mod times;
 
-use guest_protocol::{CONTROL_PORT, ExitStatus, FailureKind, FrameError, STREAM_PORT};
+use guest_protocol::{CONTROL_PORT, ExitStatus, FailureKind, FrameError, STREAM_PORT, port_at};
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -146,7 +146,16 @@ impl Session {
     /// # Errors
     /// [`SessionError::Listen`]: the path is too long, taken, or not to be written to.
     pub fn listen(uds_path: &Path) -> Result<Self, SessionError> {
-        Ok(Self { control: Socket::listen(uds_path, CONTROL_PORT)?, streams: Socket::listen(uds_path, STREAM_PORT)? })
+        Self::listen_at(uds_path, None)
+    }
+
+    /// The same for what is at a place of a guest that several containers share, at the ports that stand for these two there.
+    ///
+    /// # Errors
+    /// As [`Self::listen`].
+    pub fn listen_at(uds_path: &Path, place: Option<u8>) -> Result<Self, SessionError> {
+        let listen = |port| Socket::listen(uds_path, place.map_or(port, |place| port_at(place, port)));
+        Ok(Self { control: listen(CONTROL_PORT)?, streams: listen(STREAM_PORT)? })
     }
 
     /// Waits for the guest of a VM and talks to it: [`Conversation::prepare`] if its memory is to be saved, then

@@ -295,6 +295,19 @@ pub fn prepare(flags: &mut [VolumeFlag], image: &PreparedImage, passing: bool) -
     Ok(Some(locked))
 }
 
+/// Sees to the named volumes of what has no image: those that are not there are made empty. None of them goes while the result lives.
+///
+/// # Errors
+/// One cannot be made.
+pub fn prepare_empty(flags: &[VolumeFlag]) -> anyhow::Result<Option<Locked>> {
+    if flags.iter().all(|flag| flag.name().is_none()) {
+        return Ok(None);
+    }
+    let locked = NamedVolumes::of(&paths::store())?.lock()?;
+    locked.prepare_empty(flags)?;
+    Ok(Some(locked))
+}
+
 /// Removes what a container had for itself alone, and what has gone with containers that are gone.
 ///
 /// # Errors

@@ -25,6 +25,7 @@ use super::{VolumeFlag, anonymous};
 use crate::containers::record::now_ns;
 use crate::containers::{self, Containers, ContainersError, Entry, Id};
 use crate::failure::sanitize;
+use crate::pods;
 
 /// Where they are, in the store.
 const VOLUMES: &str = "volumes";
@@ -250,14 +251,14 @@ impl NamedVolumes {
 
     /// Which containers have which volumes, of those whose records can be read.
     fn known_users(&self) -> Result<Users, VolumesError> {
-        let entries = Containers::existing(&self.store).map(|containers| containers.list()).transpose()?;
-        Ok(users(entries.unwrap_or_default()))
+        let both = [Containers::existing(&self.store), pods::existing_in(&self.store)];
+        let lists = both.into_iter().flatten().map(|containers| containers.list()).collect::<Result<Vec<_>, _>>()?;
+        Ok(users(lists.concat()))
     }
 
     /// Which containers have which volumes. There is no answer if one's record cannot be read.
     fn all_users(&self) -> Result<Users, VolumesError> {
-        let entries = Containers::existing(&self.store).map(|containers| containers.list_all()).transpose()?;
-        Ok(users(entries.unwrap_or_default()))
+        Ok(users(pods::and_containers(&self.store)?))
     }
 }
 
@@ -329,6 +330,11 @@ impl Locked {
             }
         }
         Ok(())
+    }
+
+    /// Makes those that are not there, empty.
+    pub fn prepare_empty(&self, flags: &[VolumeFlag]) -> Result<(), VolumesError> {
+        flags.iter().filter_map(VolumeFlag::name).try_for_each(|name| self.create(name, BTreeMap::new()).map(drop))
     }
 
     /// All of it appears at once: nobody has the empty directory that it takes the place of.
