@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::arm::{Arm, Instance};
-use super::rows::{IDLE, Session, finish, processes_kib, shell};
+use super::idle::{IDLE, processes_kib};
+use super::rows::{Session, finish, shell};
 use super::{Fleet, milliseconds};
 use crate::memory::available_kib;
 use crate::process::BenchError;

@@ -23,6 +23,7 @@ pub mod bundle;
 pub mod conformance;
 mod engine;
 mod fleet;
+mod idle;
 pub mod monitors;
 mod moving;
 mod notes;

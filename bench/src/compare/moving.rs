@@ -114,9 +114,9 @@ impl Session<'_> {
         self.note_moves(&ground, bytes);
         // An emulated kernel takes half a minute for each.
         let passes = if few { 1 } else { PASSES };
-        let mut networks = vec![ground.peer.is_some(); self.entries().len()];
+        let mut networks = vec![ground.peer.is_some(); self.entries.len()];
         for turn in turns(&vec![passes; networks.len()], &mut self.random) {
-            let Entry { kind, arm, .. } = &self.entries()[turn];
+            let Entry { kind, arm, .. } = &self.entries[turn];
             let kind = *kind;
             (self.what.say)(&format!("disks and networks: {}", kind.name));
             let mut done = self.errand(&**arm, &ground, networks[turn]);
@@ -127,7 +127,7 @@ impl Session<'_> {
                 }
                 self.judge(kind, "network", error)?;
                 networks[turn] = false;
-                let Entry { arm, .. } = &self.entries()[turn];
+                let Entry { arm, .. } = &self.entries[turn];
                 done = self.errand(&**arm, &ground, false);
             }
             match done {

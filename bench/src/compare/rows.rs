@@ -10,8 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::arm::{Arm, Instance, Made};
 use super::order::{share, turns};
 use super::running::{Ended, Input, Patience, Running};
-use super::{Fleet, PREFIX, Scope, What, described, milliseconds, tree};
-use crate::memory::available_kib;
+use super::{Fleet, PREFIX, Scope, What, described, milliseconds};
 use crate::process::BenchError;
 use crate::report::estimate::ENOUGH;
 use crate::report::metric::{GROUPS, Kind};
@@ -28,8 +27,6 @@ pub(super) const STATS: u32 = 300;
 const WINDOW: u32 = 12;
 /// How often an arm's steps are asked for one by one.
 const STEPS: usize = 10;
-/// How many instances are idle at a time is told by a line that each says.
-pub(super) const IDLE: &str = "echo ready; read -r x";
 
 pub(super) struct Entry {
     pub kind: &'static Kind,
@@ -43,7 +40,8 @@ pub(super) struct Session<'a> {
     pub what: &'a What<'a>,
     pub patience: Patience<'a>,
     pub document: &'a mut Document,
-    entries: Vec<Entry>,
+    /// Those that are measured.
+    pub(super) entries: Vec<Entry>,
     pub(super) random: Rng,
     number: AtomicU64,
 }
@@ -105,11 +103,6 @@ impl<'a> Session<'a> {
 
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-
-    /// Those that are measured.
-    pub(super) fn entries(&self) -> &[Entry] {
-        &self.entries
     }
 
     /// A number that no instance has had.
@@ -201,58 +194,6 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
-    }
-
-    fn memory(&mut self) -> Result<(), BenchError> {
-        let mut order: Vec<usize> = (0..self.entries.len()).collect();
-        self.random.shuffle(&mut order);
-        for turn in order {
-            let Entry { kind, arm, .. } = &self.entries[turn];
-            (self.what.say)(&format!("memory: {}", kind.name));
-            match self.idle(&**arm) {
-                Ok(mut rows) => {
-                    // What has no verb is all command, or all monitor.
-                    rows.retain(|(metric, _)| !((kind.floor || kind.monitor) && *metric == "memory-front"));
-                    rows.iter().for_each(|(metric, samples)| self.document.add(kind.name, metric, samples));
-                }
-                Err(error) => self.judge(kind, "memory", error)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Some instances that do nothing, and what each adds.
-    fn idle(&self, arm: &dyn Arm) -> Result<Vec<(&'static str, Vec<f64>)>, BenchError> {
-        let before = available_kib()?;
-        let mut running: Vec<Instance<'_>> = Vec::new();
-        let mut sums: Vec<f64> = Vec::new();
-        let mut rows = Vec::new();
-        for _ in 0..self.what.instances {
-            let mut instance = self.instance(arm, &shell(IDLE), true)?;
-            if let Some(child) = &mut instance.running {
-                child.line(1, self.patience)?;
-            }
-            running.push(instance);
-            sums.push(running.iter().map(processes_kib).sum());
-        }
-        let host = before.saturating_sub(available_kib()?) as f64 / running.len() as f64;
-        let fronts = running.iter().filter_map(|one| tree::pss_kib(one.running.as_ref()?.pid()));
-        rows.push(("memory-first", vec![sums[0]]));
-        rows.push(("memory-next", sums.windows(2).map(|pair| pair[1] - pair[0]).collect()));
-        rows.push(("memory-front", fronts.map(|kib| kib as f64).collect()));
-        // On a host that has other work, others may have given back more.
-        rows.extend((host > 0.0).then(|| ("memory-host", vec![host])));
-        let waiting = arm.waiting_kib(&format!("{PREFIX}{}-{}", std::process::id(), self.next()))?;
-        rows.extend(waiting.map(|kib| ("memory-waiting", vec![kib as f64])));
-        rows.extend(arm.instance_disk(&running[0].id).map(|kib| ("instance-disk", vec![kib as f64])));
-        for mut instance in running {
-            let Some(mut child) = instance.running.take() else { continue };
-            child.close_input();
-            // It ends with what `read` says of an empty line.
-            finish(arm, child, &instance.id, self.patience)?;
-        }
-        rows.retain(|(_, samples)| !samples.is_empty());
-        Ok(rows)
     }
 
     fn kernels(&mut self) -> Result<(), BenchError> {
@@ -393,13 +334,6 @@ fn good(arm: &dyn Arm, ended: Ended) -> Result<Ended, BenchError> {
         Some(mark) => mark.good(ended),
         None => ended.good("the command"),
     }
-}
-
-/// Memory of all processes of an instance, KiB.
-pub(super) fn processes_kib(instance: &Instance<'_>) -> f64 {
-    let Some(child) = &instance.running else { return 0.0 };
-    let all = instance.arm.processes(child.pid(), &instance.id);
-    all.into_iter().filter_map(tree::pss_kib).sum::<u64>() as f64
 }
 
 fn add_times(document: &mut Document, arm: &str, ended: &Ended) {
