@@ -153,6 +153,17 @@ fn every_crate_takes_the_workspaces_lints() {
     }
 }
 
+/// A crate that it does not name would be tested as it is shipped: without checks of overflow and of what is asserted in debug builds.
+#[test]
+fn every_crate_is_tested_with_the_tests_profile() {
+    let profile = fs::read_to_string(root().join("tests/profile.toml")).expect("the profile of tests");
+    for name in packages().keys() {
+        let own = profile.lines().find(|line| line.starts_with(&format!("{name} = ")));
+        let checks = own.is_some_and(|line| line.contains("debug-assertions = true, overflow-checks = true"));
+        assert!(checks, "tests/profile.toml does not say how {name} is tested");
+    }
+}
+
 #[test]
 fn files_stay_short() {
     let mut long = Vec::new();
