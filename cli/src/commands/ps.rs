@@ -25,9 +25,10 @@ pub fn ps(args: &Ps, talk: Talk) -> Outcome {
     // A filter by state is about those that do not run, too.
     let all = args.all || args.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
     let shown = entries.iter().filter(|entry| all || entry.record.state.is_live());
-    let shown = shown.filter(|entry| fits(entry, &args.filter));
+    let pods = pods::Names::for_all(&entries);
+    let shown = shown.filter(|entry| fits(entry, &pods, &args.filter));
     let now = now_ns();
-    let rows = shown.map(|entry| row(entry, now, args.no_trunc));
+    let rows = shown.map(|entry| row(entry, &pods, now, args.no_trunc));
     if talk.quiet {
         output::print(&rows.map(|row| format!("{}\n", text(&row, "ID"))).collect::<String>())?;
         return Ok(0);
@@ -51,7 +52,7 @@ const WITH_PODS: Columns<9> = Columns {
 };
 
 /// What is shown of one, under docker's names.
-fn row(entry: &Entry, now_ns: u64, whole: bool) -> Value {
+fn row(entry: &Entry, pods: &pods::Names, now_ns: u64, whole: bool) -> Value {
     let record = &entry.record;
     let command = sanitize(&record.process.args.join(" "));
     let command = match command.char_indices().nth(COMMAND - 3) {
@@ -73,7 +74,7 @@ fn row(entry: &Entry, now_ns: u64, whole: bool) -> Value {
         "Names": entry.name,
         "Networks": network(record),
         "Pod": record.flags.pod.as_deref().map(|id| if whole { id } else { id.get(..12).unwrap_or(id) }).unwrap_or_default(),
-        "PodName": pods::name_of(record).unwrap_or_default(),
+        "PodName": pods.of(record).unwrap_or_default(),
     })
 }
 
@@ -113,15 +114,15 @@ fn shown_port(port: &Publish) -> String {
 }
 
 /// Values of the same key are alternatives, different keys conditions; but each label is a condition of its own.
-fn fits(entry: &Entry, filters: &[Filter]) -> bool {
-    let fits = |filter: &Filter| fits_one(entry, &filter.key, &filter.value);
+fn fits(entry: &Entry, pods: &pods::Names, filters: &[Filter]) -> bool {
+    let fits = |filter: &Filter| fits_one(entry, pods, &filter.key, &filter.value);
     filters.iter().all(|filter| match filter.key.as_str() {
         "label" => fits(filter),
         key => filters.iter().filter(|other| other.key == key).any(fits),
     })
 }
 
-fn fits_one(entry: &Entry, key: &str, value: &str) -> bool {
+fn fits_one(entry: &Entry, pods: &pods::Names, key: &str, value: &str) -> bool {
     let record = &entry.record;
     match key {
         "name" => entry.name.contains(value.trim_start_matches('^').trim_start_matches('/').trim_end_matches('$')),
@@ -129,7 +130,7 @@ fn fits_one(entry: &Entry, key: &str, value: &str) -> bool {
         "network" => network(record) == value,
         "pod" => {
             record.flags.pod.as_deref().is_some_and(|id| !value.is_empty() && id.starts_with(value))
-                || pods::name_of(record).as_deref() == Some(value)
+                || pods.of(record).as_deref() == Some(value)
         }
         "status" => record.state.word() == value,
         "exited" => record.state.status == Status::Exited && value.parse() == Ok(record.state.exit_code),
@@ -174,11 +175,12 @@ mod tests {
     fn a_row_is_dockers() {
         let mut entry = entry();
         let now = entry.record.created_ns + 61_000_000_000;
-        let cells = |entry: &Entry| COLUMNS.fields.map(|field| text(&row(entry, now, false), field));
+        let cells =
+            |entry: &Entry| COLUMNS.fields.map(|field| text(&row(entry, &pods::Names::default(), now, false), field));
         let id = entry.record.id.short().to_owned();
         let want = [&id, "debian", "\"sh -c echo a long c…\"", "About a minute ago", "Created", "", "brave_hopper"];
         assert_eq!(cells(&entry), want);
-        assert!(!text(&row(&entry, now, true), "Command").contains('\x1b'));
+        assert!(!text(&row(&entry, &pods::Names::default(), now, true), "Command").contains('\x1b'));
         entry.record.start();
         entry.record.state.started_ns = now - 5_000_000_000;
         assert_eq!(cells(&entry)[4..6], ["Up 5 seconds", "127.0.0.1:8080->80/tcp"]);
@@ -197,7 +199,7 @@ mod tests {
                 let (key, value) = text.split_once('=').unwrap();
                 Filter { key: key.into(), value: value.into() }
             };
-            fits(&entry, &list.iter().map(parse).collect::<Vec<_>>())
+            fits(&entry, &pods::Names::default(), &list.iter().map(parse).collect::<Vec<_>>())
         };
         assert!(fit(&[]) && fit(&["name=hopper"]) && fit(&["name=x", "name=brave"]) && fit(&["status=created"]));
         assert!(!fit(&["name=hopper", "status=running"]) && !fit(&["name=x"]) && !fit(&["exited=0"]));

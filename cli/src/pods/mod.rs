@@ -17,6 +17,7 @@
 pub mod member;
 pub mod place;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -76,10 +77,23 @@ pub fn find(word: &str) -> anyhow::Result<Entry> {
     })
 }
 
-/// What the pod of a container is called, if it is in one; its id, if there is no such pod any more.
-pub fn name_of(record: &Record) -> Option<String> {
-    let id = record.flags.pod.as_ref()?;
-    Some(find(id).map_or_else(|_| id.chars().take(12).collect(), |entry| entry.name))
+/// What pods are called now, read once for a list of containers.
+#[derive(Debug, Default)]
+pub struct Names(BTreeMap<String, String>);
+
+impl Names {
+    /// Those of all pods, if any of these containers is in one.
+    pub fn for_all(entries: &[Entry]) -> Self {
+        let wanted = entries.iter().any(|entry| entry.record.flags.pod.is_some());
+        let list = existing().filter(|_| wanted).and_then(|pods| pods.list().ok()).unwrap_or_default();
+        Names(list.into_iter().map(|entry| (entry.record.id.to_string(), entry.name)).collect())
+    }
+
+    /// What the pod of a container is called, if it is in one; the beginning of its id, if there is no such pod any more.
+    pub fn of(&self, record: &Record) -> Option<String> {
+        let id = record.flags.pod.as_ref()?;
+        Some(self.0.get(id).map_or_else(|| id.chars().take(12).collect(), String::clone))
+    }
 }
 
 /// The containers that are in one, running or not.
