@@ -5,15 +5,13 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use bench_guest::{PORT, QUESTION};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use vmm::Console;
 use vmm::api::{SnapshotKind, SnapshotReport};
 
@@ -59,8 +57,8 @@ impl Host {
     }
 
     /// Waits for the guest, no longer than for its monitor, if that is given.
-    pub fn accept(&self, monitor: Option<&OwnedFd>) -> Result<UnixStream, BenchError> {
-        let fds = [Some(self.listener.as_fd()), monitor.map(AsFd::as_fd)];
+    pub fn accept(&self, monitor: Option<BorrowedFd<'_>>) -> Result<UnixStream, BenchError> {
+        let fds = [Some(self.listener.as_fd()), monitor];
         let mut fds: Vec<_> = fds.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         wait(&mut fds, PATIENCE)?;
         if fds[0].revents().is_empty() {
@@ -119,13 +117,6 @@ pub fn ask(stream: &mut UnixStream, number: u64) -> Result<(), BenchError> {
     answer(stream, number)
 }
 
-/// A descriptor that is readable when the process has ended.
-pub(crate) fn pidfd(child: &Child) -> Result<OwnedFd, BenchError> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pidfd = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    pidfd.map_err(|e| io_error("watch of the monitor")(e.into()))
-}
-
 /// What a monitor is told that goes on from the snapshot, its sockets at `uds`.
 pub fn config(snapshot: &Path, uds: &Path) -> String {
     serde_json::json!({ "snapshot": { "path": snapshot }, "vsock": { "guest_cid": 3, "uds_path": uds } }).to_string()
@@ -135,15 +126,15 @@ pub fn config(snapshot: &Path, uds: &Path) -> String {
 pub fn sample(monitor: Monitor<'_>, snapshot: &Path, uds: &Path) -> Result<Duration, BenchError> {
     let (host, config) = (Host::bind(uds)?, config(snapshot, uds));
     let began = Instant::now();
-    let mut child = start(monitor, &config)?;
+    let child = start(monitor, &config)?;
     let asked = (|| {
-        let mut stream = host.accept(Some(&pidfd(&child)?))?;
+        let mut stream = host.accept(Some(child.pidfd()))?;
         ask(&mut stream, 2)?;
         Ok(began.elapsed())
     })();
     if asked.is_err() {
         // It may have no end of its own.
-        let _ = child.kill();
+        child.kill();
     }
     let output = child.wait_with_output().map_err(io_error("output of the monitor"))?;
     asked.map_err(|error| words(error, &output.stderr))

@@ -6,10 +6,9 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -20,7 +19,7 @@ use crate::answer::{self, Host};
 use crate::machine::{PATIENCE, failed};
 use crate::memory::{self, Private};
 use crate::place::Place;
-use crate::process::{BenchError, Monitor, io_error, start, words};
+use crate::process::{BenchError, Child, Monitor, io_error, start, words};
 use crate::stats::{Summary, summarise};
 
 /// Memory that is left to the host, KiB: no machine is started where there is less.
@@ -138,7 +137,6 @@ pub fn run(monitor: Monitor<'_>, what: What) -> Result<Report, BenchError> {
 /// A machine that has been started and has not answered yet.
 struct Starting {
     child: Child,
-    pidfd: OwnedFd,
     began: Instant,
     at: Waits,
 }
@@ -202,14 +200,8 @@ impl Fleet<'_> {
         self.started += 1;
         let (host, config) = (Host::bind(&uds)?, answer::config(&self.snapshot, &uds));
         let began = Instant::now();
-        let mut child = start(self.monitor, &config)?;
-        match answer::pidfd(&child) {
-            Ok(pidfd) => self.starting.push(Starting { child, pidfd, began, at: Waits::Connection(host) }),
-            Err(error) => {
-                end(&mut child);
-                return Err(error);
-            }
-        }
+        let child = start(self.monitor, &config)?;
+        self.starting.push(Starting { child, began, at: Waits::Connection(host) });
         Ok(())
     }
 
@@ -221,14 +213,14 @@ impl Fleet<'_> {
                 Waits::Connection(host) => host.listener().as_fd(),
                 Waits::Answer(stream) => stream.as_fd(),
             };
-            fds.extend([fd, clone.pidfd.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            fds.extend([fd, clone.child.pidfd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
         answer::wait(&mut fds, PATIENCE)?;
         let happened = fds.chunks_exact(2).position(|pair| pair.iter().any(|fd| !fd.revents().is_empty()));
         let has_ended = happened.is_some_and(|index| fds[2 * index].revents().is_empty());
         let Some(index) = happened else {
             // Nobody says anything any more: they are all lost.
-            self.starting.iter_mut().for_each(|clone| end(&mut clone.child));
+            self.starting.iter_mut().for_each(|clone| clone.child.end());
             self.starting.clear();
             return Err(failed(format!("a guest does not answer within {} s", PATIENCE.as_secs())));
         };
@@ -253,7 +245,7 @@ impl Fleet<'_> {
                 Ok(())
             }
             Err(error) => {
-                end(&mut clone.child);
+                clone.child.end();
                 Err(error)
             }
         }
@@ -278,9 +270,9 @@ impl Fleet<'_> {
 impl Drop for Fleet<'_> {
     fn drop(&mut self) {
         // All are told before the first is waited for.
-        self.running.iter_mut().for_each(|clone| drop(clone.child.kill()));
-        self.running.iter_mut().for_each(|clone| end(&mut clone.child));
-        self.starting.iter_mut().for_each(|clone| end(&mut clone.child));
+        self.running.iter().for_each(|clone| clone.child.kill());
+        self.running.iter_mut().for_each(|clone| clone.child.end());
+        self.starting.iter_mut().for_each(|clone| clone.child.end());
     }
 }
 
@@ -297,12 +289,6 @@ impl Waits {
             Waits::Answer(stream) => answer::answer(stream, NUMBER).map(|()| None),
         }
     }
-}
-
-fn end(child: &mut Child) {
-    // It may have ended by itself.
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 /// Others on the host go on having memory and processes.

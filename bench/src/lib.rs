@@ -37,6 +37,7 @@ mod calls;
 pub mod clones;
 pub mod compare;
 pub mod container;
+pub mod disturb;
 pub mod guest;
 pub mod host;
 pub mod layers;

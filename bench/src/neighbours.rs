@@ -3,7 +3,7 @@
 //! ```text
 //! the measured one:  question ──► (work) ──► answer        over and over, from the first round to the last
 //! beside it:         nothing │ idle │ spin │ serial │ kicks │ disk       in turns, each kind started anew and ended
-//!                    and processes of the host that compute or write     what the same share is worth without microVMs
+//!                    and processes that do the like                      what the same share is worth without microVMs
 //! ```
 //!
 //! Each is a microVM's process as users have it, in a control group of its own, which whoever calls this makes. All are alike and have
@@ -19,19 +19,20 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bench_guest::WORK_SHIFT;
 use serde::Serialize;
 use vmm::events::{Event, Phase};
 
-use crate::answer::{Host, ask, pidfd};
+use crate::answer::{Host, ask};
+use crate::disturb::Way;
 use crate::guest;
 use crate::machine::failed;
 use crate::place::Place;
-use crate::process::{BenchError, Monitor, io_error, start, words};
-use crate::stats::{Summary, median, summarise};
+use crate::process::{BenchError, Child, Monitor, io_error, start, words};
+use crate::stats::{Summary, summarise};
 
 /// What neighbours are.
 #[derive(Debug, Clone, Copy)]
@@ -42,20 +43,21 @@ enum Kind {
     Idle,
     /// MicroVMs whose guests do what is called this.
     Flood(&'static str),
-    /// Processes of the host: a program's words, behind which comes a file to write to.
-    Program(&'static [&'static str]),
+    /// Processes of the host that do this, in this program.
+    Process(Way),
 }
 
 /// What neighbours do.
-const KINDS: [(&str, Kind); 8] = [
+const KINDS: [(&str, Kind); 9] = [
     ("none", Kind::None),
     ("idle", Kind::Idle),
     ("computing", Kind::Flood("spin")),
     ("writing to the console", Kind::Flood("serial")),
     ("kicking a device", Kind::Flood("kicks")),
     ("writing to a disk", Kind::Flood("disk")),
-    ("processes, computing", Kind::Program(&["sh", "-c", "while :; do :; done"])),
-    ("processes, writing to a file", Kind::Program(&["shred", "--iterations=100000", "--size=256M", "--exact"])),
+    ("processes, computing", Kind::Process(Way::Compute)),
+    ("processes, waking a thread", Kind::Process(Way::Wake)),
+    ("processes, writing to a file", Kind::Process(Way::Write)),
 ];
 /// Has a program end with this process, whatever becomes of that.
 const WITH_PARENT: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
@@ -115,7 +117,8 @@ pub struct Row {
     pub work: Summary,
     /// A durable write by a process of the host.
     pub write: Summary,
-    /// How many times as long work took as the processor was at it, median.
+    /// How many times as long all work took as a processor was at it. Of all, not the median: whoever shares a processor with one
+    /// neighbour takes twice as long, and nothing longer while it has one for itself.
     pub ratio: f64,
 }
 
@@ -154,8 +157,8 @@ fn share(neighbours: usize, processors: usize) -> f64 {
 struct Times {
     answers: Vec<Duration>,
     works: Vec<Duration>,
-    /// Of each work, its time by that which a processor was at it.
-    ratios: Vec<f64>,
+    /// How long a processor was at all of it.
+    worked: Duration,
     writes: Vec<Duration>,
 }
 
@@ -163,7 +166,8 @@ fn report(times: &[Times]) -> Option<Vec<Row>> {
     let row = |((neighbours, _), times): (&(&'static str, _), &Times)| {
         let work = summarise(&times.works)?;
         let (answer, write) = (summarise(&times.answers)?, summarise(&times.writes)?);
-        Some(Row { neighbours, answer, work, write, ratio: median(&times.ratios)? })
+        let took: Duration = times.works.iter().sum();
+        Some(Row { neighbours, answer, work, write, ratio: took.as_secs_f64() / times.worked.as_secs_f64().max(1e-9) })
     };
     KINDS.iter().zip(times).map(row).collect()
 }
@@ -187,8 +191,7 @@ impl Process {
         match group(child.id()) {
             Ok(hold) => Ok(Process { child, _hold: hold }),
             Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
+                child.end();
                 Err(error)
             }
         }
@@ -208,7 +211,7 @@ impl Process {
 
     /// For a process that ends, or has.
     fn last_words(&mut self, otherwise: &str) -> BenchError {
-        let _ = self.child.kill();
+        self.child.kill();
         let mut said = Vec::new();
         if let Some(stderr) = &mut self.child.stderr {
             let _ = std::io::Read::read_to_end(stderr, &mut said);
@@ -219,8 +222,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.child.end();
     }
 }
 
@@ -247,7 +249,7 @@ impl Measured {
             "vsock": { "guest_cid": 3, "uds_path": uds },
         });
         let process = Process::start(monitor, &config, group)?;
-        let stream = host.accept(Some(&pidfd(&process.child)?))?;
+        let stream = host.accept(Some(process.child.pidfd()))?;
         Ok(Measured { stream, file, process })
     }
 
@@ -294,9 +296,8 @@ impl Measured {
         }
         for _ in 0..WORKS {
             let before = self.ran()?;
-            let took = self.work(steps)?;
-            times.ratios.push(took.as_secs_f64() / self.ran()?.saturating_sub(before).as_secs_f64().max(1e-9));
-            times.works.push(took);
+            times.works.push(self.work(steps)?);
+            times.worked += self.ran()?.saturating_sub(before);
         }
         for _ in 0..WRITES {
             times.writes.push(self.write()?);
@@ -305,11 +306,11 @@ impl Measured {
     }
 }
 
-/// Starts a program of the host's that goes on until it is killed.
-fn program(words: &[&str], file: &Path) -> std::io::Result<Child> {
+/// Starts a process that disturbs until it is killed.
+fn disturber(way: Way, file: &Path) -> std::io::Result<Child> {
     let mut command = Command::new(WITH_PARENT[0]);
-    command.args(&WITH_PARENT[1..]).args(words).arg(file);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+    command.args(&WITH_PARENT[1..]).arg(std::env::current_exe()?).args(["bench", "disturb", way.name()]).arg(file);
+    Child::start(command)
 }
 
 /// One beside it.
@@ -334,8 +335,8 @@ impl Neighbour {
                 serde_json::json!({ "kernel_image_path": kernel, "boot_args": format!("flood={flood}") })
             }
             Kind::None | Kind::Idle => serde_json::json!({ "kernel_image_path": dir.join(IDLE) }),
-            Kind::Program(words) => {
-                let child = program(words, &disk).map_err(io_error(words[0]))?;
+            Kind::Process(way) => {
+                let child = disturber(way, &disk).map_err(io_error("a process"))?;
                 return Ok(Neighbour { process: Process::hold(child, group)?, files: [disk, log] });
             }
         };
@@ -352,7 +353,7 @@ impl Neighbour {
 
     /// Ends it, which must not have ended before.
     fn end(mut self) -> Result<(), BenchError> {
-        let ended = self.process.child.try_wait().map_err(io_error("wait for a neighbour"))?;
+        let ended = self.process.child.has_ended().map_err(io_error("wait for a neighbour"))?;
         match ended {
             Some(status) => Err(self.process.last_words(&format!("a neighbour ended by itself ({status})"))),
             None => Ok(()),
@@ -381,13 +382,13 @@ mod tests {
     #[test]
     fn there_is_a_row_for_each_kind() {
         let ms = Duration::from_millis;
-        let times = |ratio| Times {
+        let times = |worked| Times {
             answers: vec![ms(1)],
-            works: vec![ms(10)],
-            ratios: vec![ratio, 1.0, 9.0],
+            works: vec![ms(10), ms(20)],
+            worked: ms(worked),
             writes: vec![ms(2)],
         };
-        let all: Vec<_> = (0..KINDS.len()).map(|kind| times(1.0 + kind as f64 / 10.0)).collect();
+        let all: Vec<_> = (0..KINDS.len() as u64).map(|kind| times(30 - 2 * kind)).collect();
         let rows = report(&all).unwrap();
         assert_eq!((rows[0].neighbours, rows[0].ratio, rows.len()), ("none", 1.0, KINDS.len()));
         assert_eq!((rows[5].ratio, rows[5].answer.p50_us), (1.5, 1000.0));

@@ -5,14 +5,13 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::Child;
 use std::time::Duration;
 
 use serde::Serialize;
 use vmm::events::{Event, Phase};
 
 use crate::place::Place;
-use crate::process::{BenchError, Monitor, PHASES, floor, io_error, sample, start};
+use crate::process::{BenchError, Child, Monitor, PHASES, floor, io_error, sample, start};
 use crate::stats::{Summary, summarise};
 use crate::{guest, memory};
 
@@ -100,9 +99,7 @@ impl Halted {
 
 impl Drop for Halted {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.0.end();
     }
 }
 

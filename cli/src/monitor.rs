@@ -1,16 +1,16 @@
 //! The per-VM process, seen from its parent: `bulkhead-vmm` (or `bulkhead vmm`) started, told its configuration, listened to, ended.
 //!
 //! The child has a process group of its own, so that a terminal's ^C reaches this process alone, and it dies with this
-//! one (`commands::vmm` arranges that). It does not know what the VM is for.
+//! one (`commands::vmm` arranges that). It is alone in a namespace of processes ([`vmm::birth`]). It does not know what the VM is for.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -19,7 +19,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
+use vmm::birth::{self, Born};
 use vmm::events::{Counts, EVENTS_VERSION, Event, ExitReason, Phase};
 
 use crate::args::vmm::SANDBOX_VARIABLE;
@@ -129,8 +130,8 @@ pub fn program() -> PathBuf {
 /// A running per-VM process. Dropping it ends it.
 #[derive(Debug)]
 pub struct Monitor {
-    child: Child,
-    pidfd: OwnedFd,
+    process: Born,
+    stdin: Option<ChildStdin>,
     events: Option<JoinHandle<Report>>,
     /// Gets something when the guest's first instruction runs, and hangs up when it never will.
     runs: Receiver<()>,
@@ -168,19 +169,20 @@ impl Monitor {
                 command.env(LOG_VARIABLE, "info");
             }
             command.stderr(Stdio::inherit());
-        } else {
-            command.stderr(Stdio::piped());
         }
-        command.stdin(Stdio::piped());
-        let spawned = start_error("start the microVM's process");
-        let (mut child, config_pipe, events_pipe): (Child, Box<dyn Write>, Box<dyn Read + Send>) = match console {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| start_error("make a pipe")(error.into()));
+        let stderr = (!verbose).then(pipe).transpose()?.map(|(reader, writer)| {
+            command.stderr(writer);
+            reader
+        });
+        let (stdin_child, stdin) = pipe()?;
+        command.stdin(stdin_child);
+        // The other process's ends go with the command, or here.
+        let (handed_on, stdin, config_pipe, events_pipe) = match console {
             Console::None => {
-                command.args(["--config-fd", "0"]).stdout(Stdio::piped());
-                let mut child = command.spawn().map_err(spawned)?;
-                let missing = || start_error("connect the microVM's process")(io::ErrorKind::BrokenPipe.into());
-                let stdin = child.stdin.take().ok_or_else(missing)?;
-                let stdout = child.stdout.take().ok_or_else(missing)?;
-                (child, Box::new(stdin), Box::new(stdout))
+                let (events, events_child) = pipe()?;
+                command.args(["--config-fd", "0"]).stdout(events_child);
+                (None, None, stdin, events)
             }
             Console::Stdio => {
                 let (config_child, config) = inherited_pipe(Side::Reader).map_err(start_error("make a pipe"))?;
@@ -188,34 +190,24 @@ impl Monitor {
                 let number = |fd: &OwnedFd| fd.as_raw_fd().to_string();
                 command.args(["--config-fd", &number(&config_child), "--events-fd", &number(&events_child)]);
                 command.stdout(Stdio::inherit());
-                (command.spawn().map_err(spawned)?, Box::new(File::from(config)), Box::new(File::from(events)))
+                (Some([config_child, events_child]), Some(stdin.into()), config, events)
             }
         };
+        let process = birth::spawn(command).map_err(start_error("start the microVM's process"))?;
+        drop(handed_on);
         // The process is there: from here on it must not be lost on an error.
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pidfd = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let pidfd = match pidfd {
-            Ok(pidfd) => pidfd,
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(start_error("watch the microVM's process")(error.into()));
-            }
-        };
-        let stderr = child.stderr.take();
         let (on_run, runs) = channel();
         let group = RefCell::new(Grouping::default());
-        let mut monitor = Monitor { child, pidfd, events: None, runs, stderr: None, limits, group };
-        let (run, pid) = (control.parent().unwrap_or(control).to_owned(), monitor.child.id());
+        let mut monitor = Monitor { process, stdin, events: None, runs, stderr: None, limits, group };
+        let (run, pid) = (control.parent().unwrap_or(control).to_owned(), monitor.process.id());
         monitor.group = RefCell::new(Grouping::begin(run, pid, limits).map_err(start_error("start a thread"))?);
         let thread = start_error("start a thread");
-        monitor.events = Some(spawn("events", move || read_events(events_pipe, &on_run)).map_err(thread)?);
+        monitor.events = Some(spawn("events", move || read_events(File::from(events_pipe), &on_run)).map_err(thread)?);
         if let Some(stderr) = stderr {
             let thread = start_error("start a thread");
-            monitor.stderr = Some(spawn("monitor-stderr", move || read_stderr(stderr)).map_err(thread)?);
+            monitor.stderr = Some(spawn("monitor-stderr", move || read_stderr(File::from(stderr))).map_err(thread)?);
         }
-        let mut config_pipe = config_pipe;
-        match config_pipe.write_all(config.as_bytes()) {
+        match File::from(config_pipe).write_all(config.as_bytes()) {
             // It has ended before it read: what it says about that is the better error.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             other => other.map_err(start_error("configure the microVM's process"))?,
@@ -225,7 +217,7 @@ impl Monitor {
 
     /// Becomes readable when the process has ended.
     pub fn ended(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.process.pidfd()
     }
 
     /// Waits until the process is in its control group, and holds it to its quota. To be called before anything runs in its guest that is
@@ -258,7 +250,7 @@ impl Monitor {
             tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: patience.subsec_nanos().into(),
         };
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let mut fds = [PollFd::from_borrowed_fd(self.process.pidfd(), PollFlags::IN)];
         // Cut short by a signal it may say no too early, which costs nothing but a less telling error.
         matches!(poll(&mut fds, Some(&timeout)), Ok(1..))
     }
@@ -271,12 +263,12 @@ impl Monitor {
 
     /// Where the serial port's input comes from, once, with [`Console::Stdio`].
     pub fn take_stdin(&mut self) -> Option<ChildStdin> {
-        self.child.stdin.take()
+        self.stdin.take()
     }
 
     /// Ends the process, if it has not ended, and says what it told.
     pub fn stop(mut self) -> Report {
-        Self::kill_through(self.ended());
+        self.process.kill();
         let _ = self.reap();
         self.collect().0
     }
@@ -287,7 +279,7 @@ impl Monitor {
         let (report, stderr) = self.collect();
         match judge(report, status, &stderr) {
             Err(MonitorError::Lost(_))
-                if status.signal() == Some(Signal::KILL.as_raw()) && host_log::out_of_memory(self.child.id()) =>
+                if status.signal() == Some(Signal::KILL.as_raw()) && host_log::out_of_memory(self.process.id()) =>
             {
                 Err(MonitorError::OutOfMemory)
             }
@@ -298,7 +290,7 @@ impl Monitor {
     /// Waits for its end. Its number is its own until then: whoever puts it into a group by that must have done so.
     fn reap(&mut self) -> io::Result<ExitStatus> {
         self.group.get_mut().wait();
-        self.child.wait()
+        self.process.wait()
     }
 
     fn collect(&mut self) -> (Report, String) {
@@ -310,8 +302,8 @@ impl Monitor {
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        // After a wait, the handle knows that there is nothing left to end.
-        let _ = self.child.kill();
+        // After a wait, there is nothing left to end.
+        self.process.kill();
         let _ = self.reap();
         // One that cannot be removed now goes with the run directory.
         let _ = self.group.get_mut().wait().remove();

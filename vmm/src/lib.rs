@@ -24,6 +24,7 @@
 //! It does not parse command lines, know about container images, or talk to a terminal.
 
 pub mod api;
+pub mod birth;
 mod chores;
 pub mod complete;
 pub mod config;

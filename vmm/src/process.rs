@@ -1,7 +1,12 @@
 //! What Rust's runtime does at the start of a program, for one with an entry of its own; and what a process does before a machine has
-//! it start threads.
+//! it start threads. And who it is.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, getpid, getppid};
 
 /// Descriptors to have room for before the first thread starts; more than a machine has without clients.
 const FD_ROOM: libc::c_int = 255;
@@ -51,6 +56,67 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
+/// What [`id`] says.
+static ID: OnceLock<u32> = OnceLock::new();
+
+/// This process's number where whoever started it is: in a namespace of processes of its own ([`birth`](crate::birth)) it has
+/// another one. It is known from the first [`Lineage::open`] on, or asked for now.
+pub fn id() -> u32 {
+    *ID.get_or_init(|| Lineage::open().map_or_else(|_| std::process::id(), |lineage| lineage.process))
+}
+
+/// Who has started this process, from any namespace.
+#[derive(Debug)]
+pub struct Lineage {
+    process: u32,
+    /// That of the kernel which tells it, if getppid(2) cannot: it does not know processes outside of the namespace.
+    stat: Option<File>,
+}
+
+impl Lineage {
+    /// To be called while /proc can be reached.
+    ///
+    /// # Errors
+    /// /proc is not there.
+    pub fn open() -> io::Result<Self> {
+        if getpid() != Pid::INIT {
+            return Ok(Lineage { process: std::process::id(), stat: None });
+        }
+        let stat = File::open("/proc/self/stat")?;
+        let (process, _) = read_stat(&stat)?;
+        // Said already, if it cannot be set.
+        let _ = ID.set(process);
+        Ok(Lineage { process, stat: Some(stat) })
+    }
+
+    /// The number of the process that has started this one, or of who has taken that one's place, since it has ended; 0 for one outside
+    /// of /proc's own namespace.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn parent(&self) -> io::Result<u32> {
+        match &self.stat {
+            Some(stat) => Ok(read_stat(stat)?.1),
+            None => Ok(getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs())),
+        }
+    }
+}
+
+/// The numbers of the process and of its parent, as they are where the file system was mounted (proc_pid_stat(5)).
+fn read_stat(stat: &File) -> io::Result<(u32, u32)> {
+    let mut line = [0; 128];
+    let length = stat.read_at(&mut line, 0)?;
+    parse_stat(&line[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// `PID (NAME) STATE PPID ...`; a name may have anything in it.
+fn parse_stat(line: &[u8]) -> Option<(u32, u32)> {
+    let line = String::from_utf8_lossy(line);
+    let (before, after) = (line.split_once(" (")?, line.rsplit_once(") ")?);
+    let parent = after.1.split(' ').nth(1)?;
+    Some((before.0.parse().ok()?, parent.parse().ok()?))
+}
+
 /// Grows the descriptor table while there is one thread, which is free; later it waits for an RCU grace period.
 pub(crate) fn reserve_descriptors() {
     // SAFETY: plain descriptor calls; a descriptor that comes back is ours alone, and is closed at once. A limit too
@@ -70,5 +136,27 @@ pub(crate) fn one_heap() {
     // SAFETY: it sets a number; the allocator takes its own lock.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_itself_and_its_parent() {
+        let stat = File::open("/proc/self/stat").unwrap();
+        let parent = getppid().unwrap().as_raw_nonzero().get().unsigned_abs();
+        assert_eq!(read_stat(&stat).unwrap(), (std::process::id(), parent));
+        let lineage = Lineage::open().unwrap();
+        assert_eq!((id(), lineage.parent().unwrap()), (std::process::id(), parent));
+    }
+
+    #[test]
+    fn a_name_does_not_mislead() {
+        assert_eq!(parse_stat(b"12 (a) R 1 (b) S 34 5 6"), Some((12, 34)));
+        for none in [&b""[..], b"12", b"12 (a", b"12 (a) S", b"x (a) S 1 2", b"12 (a) S x 2"] {
+            assert_eq!(parse_stat(none), None, "{none:?}");
+        }
     }
 }

@@ -9,9 +9,9 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 
-use crate::answer::pidfd;
 use crate::process::{BenchError, io_error};
 
 /// What is kept of what a process says on stderr, bytes: enough for its last words.
@@ -249,7 +249,7 @@ impl Running {
         let mut fds: Vec<_> = wanted.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         let timeout = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
         match poll(&mut fds, Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => return Ok(true),
+            Err(Errno::INTR) => return Ok(true),
             Err(error) => return Err(io_error("poll")(error.into())),
             Ok(0) => return Ok(false),
             Ok(_) => {}
@@ -322,6 +322,13 @@ pub(super) fn answer(command: Command, patience: Patience<'_>) -> Result<String,
     let name = command.get_program().to_string_lossy().into_owned();
     let ended = Running::start(command, Input::Nothing)?.end(patience)?.good(&name)?;
     Ok(String::from_utf8_lossy(&ended.seen.stdout).into_owned())
+}
+
+/// A descriptor that is readable when the process has ended.
+fn pidfd(child: &Child) -> Result<OwnedFd, BenchError> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pidfd = pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    pidfd.map_err(|error| io_error("watch of a process")(error.into()))
 }
 
 #[cfg(test)]

@@ -37,6 +37,14 @@ pub enum BenchWhat {
         /// What to move, as `bench compare` says it
         order: String,
     },
+    /// What `bench neighbours` has beside it: a process that disturbs until it is killed
+    #[command(hide = true)]
+    Disturb {
+        /// How
+        way: bench::disturb::Way,
+        /// A file to write to
+        file: PathBuf,
+    },
     /// The cost of a microVM that does nothing: process start, one port write by the guest, process exit
     Null {
         /// How many to run

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use bench::process::{BenchError, Monitor};
 use bench::stats::Summary;
-use bench::{blk, clones, layers, mover, neighbours, null, replay, restore, run, snapshot, vsock};
+use bench::{blk, clones, disturb, layers, mover, neighbours, null, replay, restore, run, snapshot, vsock};
 use guest_images::{Layer, Store, kernel};
 use serde::Serialize;
 use vmm::host;
@@ -25,8 +25,8 @@ use crate::{monitor, net, output, paths, rundir};
 
 /// Measures, and prints the report.
 pub fn bench(args: &Bench, talk: Talk) -> Outcome {
-    // That one runs in containers, where it leaves nothing.
-    if !matches!(args.what, BenchWhat::Move { .. }) {
+    // These run in containers, or are killed, and leave nothing.
+    if !matches!(args.what, BenchWhat::Move { .. } | BenchWhat::Disturb { .. }) {
         rundir::ensure(&paths::run())?;
     }
     let cpuid_cache = paths::cpuid_cache();
@@ -39,6 +39,9 @@ pub fn bench(args: &Bench, talk: Talk) -> Outcome {
         BenchWhat::Diff(args) => return compare::diff(args),
         BenchWhat::Report(args) => return compare::report(args),
         BenchWhat::Move { order } => move_data(order)?,
+        BenchWhat::Disturb { way, file } => {
+            disturb::disturb(*way, file).with_context(|| format!("'{}'", file.display()))?;
+        }
         &BenchWhat::Null { runs, format } => {
             let report = null::run(monitor, runs as usize)?;
             show(format, &report, print_null)?;

@@ -124,6 +124,7 @@ fn report(host: &Host, kvm: HostReport) -> Report {
     checks.push(directory("run directory", &paths::run(), "BULKHEAD_RUN"));
     checks.extend(features(host));
     checks.push(own_user());
+    checks.push(own_processes());
     checks.push(network());
     Report { can_run: checks.iter().all(|check| check.status != Status::Missing), kvm, checks }
 }
@@ -193,6 +194,20 @@ fn own_user() -> Check {
     };
     let fix = "keep the store and the run directory on ext4, xfs or btrfs, or on tmpfs with Linux 6.3 or later";
     check("own user", present, detail, fix)
+}
+
+/// Whether microVMs' processes are alone in a namespace of processes.
+fn own_processes() -> Check {
+    let tried = vmm::birth::can_be_apart();
+    let detail = tried
+        .as_ref()
+        .map_or_else(|error| format!("microVMs' are in yours: {error}"), |()| "each microVM's".to_owned());
+    check(
+        "own process namespace",
+        tried.is_ok(),
+        detail,
+        "as root, or let users have namespaces: sysctl user.max_user_namespaces",
+    )
 }
 
 /// What containers are connected to that are told nothing of networks.

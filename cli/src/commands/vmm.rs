@@ -15,11 +15,12 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, anyhow, bail};
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use vmm::VmConfig;
 use vmm::api::Draft;
 use vmm::config::SerialConfig;
 use vmm::events::{EVENTS_VERSION, Event, ExitReason, Phase};
+use vmm::process::Lineage;
 use vmm::sandbox::Wanted;
 use vmm::session::{self, Ended, Options};
 
@@ -75,8 +76,8 @@ fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
     // Without requests, nothing names files any more.
     let files = (!args.files.is_empty() || args.api_sock.is_none()).then(|| args.files.clone());
     let sandbox = Sandbox::wanted(args.sandbox)?;
-    let sandbox = sandbox.mode().map(|mode| Wanted { mode, files, all: sandbox == Sandbox::Require });
     let attended = args.parent.is_some();
+    let sandbox = sandbox.mode().map(|mode| Wanted { mode, files, all: sandbox == Sandbox::Require, apart: attended });
     let mut options = Options { id, socket, cpuid_cache, draft, attended, start, sandbox, on_stdio: None };
     // With a descriptor, the terminal is the business of whoever is at its other end.
     if args.config_fd.is_none() && io::stdin().is_terminal() {
@@ -124,7 +125,7 @@ impl Events {
 /// Asks the kernel to end this process with its parent, and makes sure that the parent had not ended before that.
 fn die_with_parent(parent: u32) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("cannot arrange to end with the parent process")?;
-    let now = getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+    let now = Lineage::open().and_then(|lineage| lineage.parent()).context("cannot tell the parent process")?;
     if parent != now {
         bail!("the parent process {parent} is gone");
     }

@@ -24,7 +24,7 @@ const WORKSHOP: &str = "/proc";
 const ROOM: &std::ffi::CStr = c"mode=0755,size=256k,nr_inodes=1k";
 
 /// The process's namespaces: what it mounts and sees mounted, its host name, its System V IPC and message queues. For the network's see
-/// [`leave_network`]. Not that of processes: none of its threads can signal, trace or look up another.
+/// [`leave_network`]. That of processes it has from the beginning, or not at all ([`birth`](crate::birth)).
 fn namespaces() -> UnshareFlags {
     UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC
 }
@@ -82,6 +82,14 @@ fn unshare() -> io::Result<()> {
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
     // SAFETY: as above.
     unsafe { rustix::thread::unshare_unsafe(namespaces() | UnshareFlags::NEWUSER) }?;
+    map_alone(user, group)
+}
+
+/// In a user namespace that has just been made: there are this user and this group, which have made it, and no other.
+///
+/// # Errors
+/// The host does not let it.
+pub fn map_alone(user: u32, group: u32) -> io::Result<()> {
     // Or nothing could be made in a file system that belongs to this namespace.
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;

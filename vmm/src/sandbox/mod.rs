@@ -39,11 +39,14 @@ use devices::worker::{self, Work};
 use ::landlock::RulesetStatus;
 pub use calls::{Calls, REQUESTS};
 pub use filter::FilterError;
+pub(crate) use jail::map_alone;
 use libc::c_long;
 use privileges::Keep;
 use reached::Reached;
+use rustix::process::{Pid, getpid};
 
 use crate::config::{SerialConfig, VmConfig};
+use crate::process::Lineage;
 use crate::slots::SLOTS;
 
 /// What becomes of a thread that does what it must not.
@@ -65,6 +68,8 @@ pub struct Wanted {
     pub files: Option<Vec<PathBuf>>,
     /// Where the host cannot give all of it, there is no machine.
     pub all: bool,
+    /// Who started this process has put it into a namespace of processes ([`birth`](crate::birth)), if the host could.
+    pub apart: bool,
 }
 
 /// Whether the process of a microVM that this one starts can have a user of its own, with files in these directories: tried. None: it
@@ -108,6 +113,8 @@ pub struct Sandbox {
     files: Option<Vec<PathBuf>>,
     /// Nothing of it may be missing.
     all: bool,
+    /// See [`Wanted`].
+    apart: bool,
     config: VmConfig,
     /// Clients of a control socket may ask for something.
     requests: bool,
@@ -141,9 +148,9 @@ impl Thread {
 
 impl Sandbox {
     /// For a process with the machine of `config`, as `wanted`; with a control socket, if there are `requests`.
-    pub fn new(Wanted { mode, files, all }: Wanted, config: VmConfig, requests: bool) -> Arc<Self> {
+    pub fn new(Wanted { mode, files, all, apart }: Wanted, config: VmConfig, requests: bool) -> Arc<Self> {
         let workers = workers(&config, requests);
-        Arc::new(Sandbox { mode, files, all, config, requests, workers })
+        Arc::new(Sandbox { mode, files, all, apart, config, requests, workers })
     }
 
     /// Gives up what no thread that starts from now on needs, and starts the nursery. To be called on the main thread, once the
@@ -173,7 +180,11 @@ impl Sandbox {
     /// Takes the host's files and the process's privileges away: those of its devices' workers stay. Tells what the host does not have for that.
     fn take_files(&self) -> Result<Missing, SandboxError> {
         let reached = self.files.as_ref().map(|files| Reached::of(files, &self.config, self.requests));
-        take_files(reached, self.user(), self.keep(), self.connects())
+        let mut missing = take_files(reached, self.user(), self.keep(), self.connects())?;
+        if self.apart && getpid() != Pid::INIT {
+            missing.push("a namespace of processes: who started this one cannot make it".into());
+        }
+        Ok(missing)
     }
 
     fn close_privileges(&self) -> Result<(), SandboxError> {
@@ -298,6 +309,7 @@ fn take_files(
     connects: bool,
 ) -> Result<Missing, SandboxError> {
     let mut missing = Missing::new();
+    let lineage = user.map(|_| Lineage::open()).transpose().map_err(host("tell who has started this process"))?;
     // Rules name files of the host, which have other places in the new root, or none.
     let rules = reached.as_ref().map(|reached| landlock::rules(reached).map_err(io::Error::other));
     let rules = rules.transpose().map_err(host("Landlock"))?;
@@ -313,7 +325,7 @@ fn take_files(
     if connects && (rules.is_none() || !landlock::scopes_sockets()) {
         jail::leave_network().unwrap_or_else(|error| missing.push(format!("a network namespace: {error}")));
     }
-    match privileges::close(keep, user) {
+    match privileges::close(keep, user.zip(lineage.as_ref())) {
         // In a user namespace that does not have that user. Nothing that it reaches is that user's, or it would be there.
         Err(error) if user.is_some() && error.kind() == io::ErrorKind::InvalidInput => {
             missing.push(format!("a user of its own: {error}"));

@@ -10,6 +10,7 @@ use rustix::thread::{
 };
 
 use super::user;
+use crate::process::Lineage;
 
 /// What a thread keeps of the capabilities that it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,16 +40,16 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID);
 
 /// For the process, and all threads that start from now on: no program that it could start would have more rights than it has,
-/// nobody but root may look into it, and no core dump of it holds a guest's memory. It is `user`'s, if it says. Capabilities go but for
-/// those in `keep`, which some worker needs.
-pub fn close(keep: Keep, user: Option<u32>) -> io::Result<()> {
+/// nobody but root may look into it, and no core dump of it holds a guest's memory. It is `user`'s, if it says, as long as who started it
+/// lives. Capabilities go but for those in `keep`, which some worker needs.
+pub fn close(keep: Keep, user: Option<(u32, &Lineage)>) -> io::Result<()> {
     set_no_new_privs(true)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     match user {
-        Some(user) => {
+        Some((user, lineage)) => {
             // With the old user goes what it takes.
             empty_bounding_set(capabilities(None)?);
-            user::become_one(user)?;
+            user::become_one(user, lineage)?;
         }
         None if geteuid().is_root() => set_dumpable_behavior(DumpableBehavior::NotDumpable)?,
         // /proc/self would be root's then, and with it what a snapshot is made from.

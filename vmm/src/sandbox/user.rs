@@ -4,14 +4,16 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    DumpableBehavior, Pid, WaitOptions, geteuid, getpid, getppid, parent_process_death_signal, set_dumpable_behavior,
+    DumpableBehavior, Pid, WaitOptions, geteuid, parent_process_death_signal, set_dumpable_behavior,
     set_parent_process_death_signal, waitpid,
 };
+
+use crate::process::{self, Lineage};
 
 /// The first one, behind all that is given to people, services and containers (systemd's "Users, Groups, UIDs and GIDs": from here to
 /// 2^31 there is nobody). There are fewer processes than that.
@@ -20,16 +22,16 @@ pub const FIRST: u32 = 0x7000_0000;
 /// The user, and the group of the same number, that this process is to be: no two that live have the same. None: it is not root's, and
 /// can be nobody else.
 pub fn own() -> Option<u32> {
-    geteuid().is_root().then(|| FIRST + getpid().as_raw_nonzero().get().unsigned_abs())
+    geteuid().is_root().then(|| FIRST + process::id())
 }
 
 /// Is `user` from now on, with all its threads, and no other. Files that are open stay open; capabilities are gone.
 ///
 /// # Errors
 /// The host does not let it be that user: nothing has changed then, if it is the group that it cannot have.
-pub fn become_one(user: u32) -> io::Result<()> {
+pub fn become_one(user: u32, lineage: &Lineage) -> io::Result<()> {
     // They go with the old user.
-    let (parent, signal) = (getppid(), parent_process_death_signal()?);
+    let (parent, signal) = (lineage.parent()?, parent_process_death_signal()?);
     let done = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     // SAFETY: they take numbers, and no group at all.
     unsafe {
@@ -41,7 +43,7 @@ pub fn become_one(user: u32) -> io::Result<()> {
     // into it.
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     set_parent_process_death_signal(signal)?;
-    if signal.is_some() && getppid() != parent {
+    if signal.is_some() && lineage.parent()? != parent {
         return Err(io::Error::other("the parent process is gone"));
     }
     Ok(())
@@ -58,18 +60,26 @@ pub fn mapping(user: u32) -> io::Result<OwnedFd> {
     let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
     let ends = [theirs.as_raw_fd(), ours.as_raw_fd()];
     let mut stack = vec![0u128; STACK / size_of::<u128>()];
-    let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::SIGCHLD;
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut pidfd = -1;
     // SAFETY: the stack is its own, aligned, and there until it has ended, as is what it is given; what it does with memory that is
     // this process's as well, `wait_in_namespace` says.
     let child = unsafe {
         let top = stack.as_mut_ptr_range().end;
-        libc::clone(wait_in_namespace, top.cast(), flags, (&raw const ends).cast_mut().cast())
+        libc::clone(wait_in_namespace, top.cast(), flags, (&raw const ends).cast_mut().cast(), &raw mut pidfd)
     };
     if child < 0 {
         return Err(io::Error::last_os_error());
     }
-    let map = |what: &str| fs::write(format!("/proc/{child}/{what}_map"), format!("0 {user} 1\n1 1 {}\n", user - 1));
-    let namespace = map("uid").and_then(|()| map("gid")).and_then(|()| File::open(format!("/proc/{child}/ns/user")));
+    // SAFETY: clone(2) has made it for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let namespace = number(&pidfd).and_then(|number| {
+        let of_child = |what: &str| format!("/proc/{number}/{what}");
+        let map = |what: &str| fs::write(of_child(what), format!("0 {user} 1\n1 1 {}\n", user - 1));
+        map("uid_map")?;
+        map("gid_map")?;
+        File::open(of_child("ns/user"))
+    });
     drop(ours);
     let ended = retry_on_intr(|| waitpid(Pid::from_raw(child), WaitOptions::empty()));
     if ended.is_err() {
@@ -78,6 +88,13 @@ pub fn mapping(user: u32) -> io::Result<OwnedFd> {
     }
     ended?;
     Ok(namespace?.into())
+}
+
+/// A process's number where /proc has been mounted, which may be another namespace of processes than this one's (proc_pid_fdinfo(5)).
+fn number(pidfd: &OwnedFd) -> io::Result<u32> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Bytes of the stack of a process that waits: three calls, and a signal's frame.
@@ -119,7 +136,8 @@ mod tests {
             return;
         }
         set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
-        become_one(user).unwrap();
+        let lineage = Lineage::open().unwrap();
+        become_one(user, &lineage).unwrap();
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
         let all = [user; 4].map(|id| id.to_string()).join("\t");
@@ -127,7 +145,7 @@ mod tests {
         assert_eq!(line("CapEff:"), "0000000000000000");
         assert!(File::open("/proc/self/pagemap").is_ok() && File::open("/etc/shadow").is_err());
         assert_eq!(parent_process_death_signal().unwrap(), Some(rustix::process::Signal::KILL));
-        assert!(fs::metadata("/proc/self").unwrap().uid() == user && become_one(0).is_err());
+        assert!(fs::metadata("/proc/self").unwrap().uid() == user && become_one(0, &lineage).is_err());
     }
 
     #[test]

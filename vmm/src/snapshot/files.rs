@@ -15,6 +15,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 
 use super::memory::Source;
 use super::{FormatError, Snapshot, SnapshotError, format, memory};
+use crate::process;
 
 /// Name of the state file.
 pub const STATE: &str = "state";
@@ -119,7 +120,7 @@ impl Unfinished {
         sweep(parent);
         let mut unfinished = OsString::from(".");
         unfinished.push(name);
-        unfinished.push(format!(".{}{UNFINISHED}", std::process::id()));
+        unfinished.push(format!(".{}{UNFINISHED}", process::id()));
         let path = parent.join(unfinished);
         loop {
             fs::DirBuilder::new().mode(0o700).create(&path).map_err(io_error(&path))?;
