@@ -135,7 +135,7 @@ fn group_11_each_thread_of_a_container_is_confined() {
         let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
         of(pid) != of(running.pid())
     };
-    for name in ["mnt", "ipc", "uts"] {
+    for name in ["mnt", "ipc", "uts", "pid"] {
         assert!(is_its_own(name), "{name}");
     }
     // Sockets without a path are the network namespace's, if Landlock does not keep it from those of others (Linux 6.12).

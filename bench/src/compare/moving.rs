@@ -10,11 +10,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use super::arm::{Arm, Instance};
 use super::order::turns;
-use super::rows::{Entry, PASSES, Session};
+use super::rows::{Entry, Session};
 use super::running::{Input, Patience, Running};
 use super::{PREFIX, Process};
 use crate::mover::{Order, Peer, parse};
@@ -33,9 +32,11 @@ const ROWS: [&str; 3] = ["disk-", "volume-", "net-"];
 /// of them, and for who wants too few samples to tell anything.
 const BYTES: [u64; 2] = [16 << 20, 16 << 20];
 const FEW_BYTES: [u64; 2] = [1 << 20, 256 << 10];
-/// Samples of each kind in an instance, at most, and the part of an arm's time after which there are no more than it takes.
-const ROUNDS: usize = 12;
-const PART: u32 = 120;
+/// Instances of an arm, at most; each gives one sample of each kind. How many times as long as a run one takes, about, and the part of an
+/// arm's time for all of them.
+const INSTANCES: usize = 12;
+const RUNS: u32 = 4;
+const PART: u32 = 2;
 
 /// What an instance is to do, and with what.
 pub(super) struct Errand<'a> {
@@ -74,7 +75,7 @@ struct Ground {
 }
 
 impl Ground {
-    fn new(program: &Path, [bytes, net_bytes]: [u64; 2], rounds: usize, limit: Duration) -> Result<Self, BenchError> {
+    fn new(program: &Path, [bytes, net_bytes]: [u64; 2]) -> Result<Self, BenchError> {
         let place = Place::new()?;
         let volume = place.path().join("volume");
         let copy = || {
@@ -86,8 +87,7 @@ impl Ground {
         // Without a way out there is no network for anybody.
         let peer = Peer::listen().and_then(|peer| Ok((peer.address()?, peer)));
         let peer = peer.ok().map(|(address, peer)| (peer, address));
-        let limit_ms = limit.as_millis() as u64;
-        let order = Order { files: Vec::new(), name: String::new(), peer: None, bytes, net_bytes, rounds, limit_ms };
+        let order = Order { files: Vec::new(), name: String::new(), peer: None, bytes, net_bytes };
         Ok(Ground { place, peer, order })
     }
 
@@ -103,8 +103,7 @@ impl Session<'_> {
         let emulated = self.document.host.emulates_guest_kernels();
         let few = emulated || self.what.samples < ENOUGH;
         let bytes = if few { FEW_BYTES } else { BYTES };
-        let rounds = self.what.samples.min(ROUNDS);
-        let ground = match Ground::new(self.what.bulkhead, bytes, rounds, self.what.budget / PART) {
+        let ground = match Ground::new(self.what.bulkhead, bytes) {
             Ok(ground) => ground,
             Err(error) => {
                 self.document.notes.push(format!("no rows for disks and networks: {error}"));
@@ -112,10 +111,9 @@ impl Session<'_> {
             }
         };
         self.note_moves(&ground, bytes);
-        // An emulated kernel takes half a minute for each.
-        let passes = if few { 1 } else { PASSES };
         let mut networks = vec![ground.peer.is_some(); self.entries.len()];
-        for turn in turns(&vec![passes; networks.len()], &mut self.random) {
+        let most = self.what.samples.min(INSTANCES);
+        for turn in turns(&self.shares(most, RUNS, self.what.budget / PART), &mut self.random) {
             let Entry { kind, arm, .. } = &self.entries[turn];
             let kind = *kind;
             (self.what.say)(&format!("disks and networks: {}", kind.name));
@@ -154,12 +152,12 @@ impl Session<'_> {
 
     fn take(&mut self, kind: &'static Kind, said: &str) -> Result<(), BenchError> {
         for line in said.lines() {
-            let parsed = parse(line).and_then(|(row, samples)| {
+            let parsed = parse(line).and_then(|(row, sample)| {
                 let known = metric(row).filter(|_| ROWS.iter().any(|begin| row.starts_with(begin)));
-                Ok((known.ok_or_else(|| format!("there is no row '{row}'"))?, samples))
+                Ok((known.ok_or_else(|| format!("there is no row '{row}'"))?, sample))
             });
             match parsed {
-                Ok((row, samples)) => self.document.add(kind.name, row.key, &samples),
+                Ok((row, sample)) => self.document.add(kind.name, row.key, &[sample]),
                 Err(problem) => self.judge(kind, "disks and networks", BenchError::Container(problem))?,
             }
         }

@@ -12,14 +12,15 @@ use super::order::{share, turns};
 use super::running::{Ended, Input, Patience, Running};
 use super::{Fleet, PREFIX, Scope, What, described, milliseconds};
 use crate::process::BenchError;
-use crate::report::estimate::ENOUGH;
 use crate::report::metric::{GROUPS, Kind};
 use crate::report::{Document, Phase};
 
-/// Passes of the kernels: instances of each arm, if there are samples enough for intervals; otherwise one will do. Rounds in each;
-/// the first of them warms up.
-pub(super) const PASSES: usize = 2;
-const ROUNDS: usize = 6;
+/// Rounds of the loops in an instance. The first warms up; of the other there is one, since what comes next to it in time is like it, and
+/// many such would look surer than they are.
+const ROUNDS: usize = 2;
+/// How many times as long as a run the loops take, about, and the part of an arm's time for all of them.
+const LOOP_RUNS: u32 = 2;
+const LOOP_PART: u32 = 2;
 /// Steps of both loops.
 pub(super) const COMPUTE: u32 = 20_000;
 pub(super) const STATS: u32 = 300;
@@ -110,6 +111,11 @@ impl<'a> Session<'a> {
         self.number.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// How many instances each arm has, one of which takes as long as so many runs: `most`, or as many as fit into the budget.
+    pub(super) fn shares(&self, most: usize, runs: u32, budget: Duration) -> Vec<usize> {
+        self.entries.iter().map(|entry| share(most, budget, entry.each * runs)).collect()
+    }
+
     /// All rows.
     pub fn all(&mut self) -> Result<(), BenchError> {
         match self.what.scope {
@@ -171,9 +177,7 @@ impl<'a> Session<'a> {
     }
 
     fn times(&mut self) -> Result<(), BenchError> {
-        let shares: Vec<usize> =
-            self.entries.iter().map(|entry| share(self.what.samples, self.what.budget, entry.each)).collect();
-        let turns = turns(&shares, &mut self.random);
+        let turns = turns(&self.shares(self.what.samples, 1, self.what.budget), &mut self.random);
         let mut failed = vec![false; self.entries.len()];
         for (done, turn) in turns.iter().enumerate() {
             (self.what.say)(&format!("times: {done} of {}", turns.len()));
@@ -197,9 +201,9 @@ impl<'a> Session<'a> {
     }
 
     fn kernels(&mut self) -> Result<(), BenchError> {
+        let mut shares = self.shares(self.what.samples, LOOP_RUNS, self.what.budget / LOOP_PART);
         // Once it runs, a guest that has booted is like any other.
-        let passes = if self.what.samples < ENOUGH { 1 } else { PASSES };
-        let shares: Vec<usize> = self.entries.iter().map(|entry| if entry.kind.boots { 0 } else { passes }).collect();
+        shares.iter_mut().zip(&self.entries).for_each(|(share, entry)| *share *= usize::from(!entry.kind.boots));
         for turn in turns(&shares, &mut self.random) {
             let Entry { kind, arm, .. } = &self.entries[turn];
             (self.what.say)(&format!("kernels: {}", kind.name));
@@ -381,7 +385,7 @@ mod tests {
         }
 
         fn errand(&self, _: &str, errand: &Errand<'_>) -> Result<Option<Command>, BenchError> {
-            let line = "echo disk-write 1 2; echo start 5; echo failed net: no way";
+            let line = "echo disk-write 1; echo start 5; echo failed net: no way";
             assert!(errand.volume.join("bulkhead").is_file() && errand.own.is_dir());
             self.command("", &shell(line)).map(Some)
         }
@@ -454,11 +458,11 @@ mod tests {
         assert_eq!(document.arms[1].problem.as_deref(), Some("not installed"));
         let problem = document.arms[0].problem.as_deref();
         assert!(problem.is_some_and(|why| why.contains("no row 'start'")), "a row is not another's: {problem:?}");
-        assert_eq!(document.samples("runc", "disk-write"), [1.0, 2.0].repeat(PASSES));
+        assert_eq!(document.samples("runc", "disk-write"), [1.0].repeat(8));
         let count = |metric| document.samples("runc", metric).len();
         let counts = ["start", "run", "teardown", "memory-next", "memory-front", "rate", "image-disk"].map(count);
         assert_eq!(counts, [8, 8, 8, 2, 3, 1, 1]);
-        assert_eq!([count("compute"), count("syscalls")], [PASSES * (ROUNDS - 1); 2]);
+        assert_eq!([count("compute"), count("syscalls")], [8; 2]);
         assert!(document.samples("runc", "memory-first")[0] > 0.0);
         assert!(
             document

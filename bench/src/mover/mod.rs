@@ -4,8 +4,9 @@
 //! the same steps everywhere, by its own clock: a line from inside, by which the harness times other things, takes longer than
 //! most of these steps. [`Peer`] is the other end of the network.
 //!
-//! A file is written anew at the same place each time, after a first time that does not count: nothing is measured of how a file system
-//! finds room. What is read was just written, and comes from the cache that the instance has.
+//! Each thing is done twice, and the first time does not count: a file is written anew at the same place, and nothing is measured of how a
+//! file system finds room. What is read was just written, and comes from the cache that the instance has. One sample of each is all that an
+//! instance gives, since what comes next to it in time is like it, and many such would look surer than they are.
 
 mod peer;
 
@@ -20,16 +21,12 @@ use serde::{Deserialize, Serialize};
 
 pub use peer::Peer;
 
-use crate::report::estimate::ENOUGH;
-
 /// Bytes that are given to the kernel at a time.
 const BLOCK: usize = 64 << 10;
 /// Bytes that are made durable one by one.
 const LITTLE: usize = 4 << 10;
 /// How long a connection may take to be there, or to go on.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// After so many times its limit, a kind has as many samples as it has.
-const ENOUGH_TIME: u32 = 16;
 /// What the one in the instance asks of its peer: a byte, and what comes of it.
 const ECHO: u8 = b'e';
 const TAKE: u8 = b't';
@@ -48,10 +45,6 @@ pub struct Order {
     pub bytes: u64,
     /// The same of the network's.
     pub net_bytes: u64,
-    /// Samples of each kind, at most.
-    pub rounds: usize,
-    /// After so many milliseconds no kind has more samples than it takes for an interval.
-    pub limit_ms: u64,
 }
 
 /// Does it. `say` is given a line for each kind, as [`parse`] reads it.
@@ -71,39 +64,21 @@ pub fn carry_out(order: &Order, say: &mut dyn FnMut(&str)) {
     }
 }
 
-/// A line of [`carry_out`]: the row with its samples, or what failed.
+/// A line of [`carry_out`]: the row with its sample, or what failed.
 ///
 /// # Errors
 /// It is none.
-pub fn parse(line: &str) -> Result<(&str, Vec<f64>), String> {
+pub fn parse(line: &str) -> Result<(&str, f64), String> {
     if let Some(what) = line.strip_prefix("failed ") {
         return Err(what.to_owned());
     }
     let other = || format!("it says what no program of ours does: {line:?}");
-    let (row, samples) = line.split_once(' ').ok_or_else(other)?;
-    let sample = |text: &str| text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0);
-    let samples: Option<Vec<f64>> = samples.split(' ').map(sample).collect();
-    Ok((row, samples.ok_or_else(other)?))
+    let (row, sample) = line.split_once(' ').ok_or_else(other)?;
+    let sample = sample.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0);
+    Ok((row, sample.ok_or_else(other)?))
 }
 
 impl Order {
-    /// Samples of one kind. The first time warms up.
-    fn samples(&self, mut once: impl FnMut() -> io::Result<f64>) -> io::Result<Vec<f64>> {
-        once()?;
-        let began = Instant::now();
-        let mut samples = vec![once()?];
-        while !self.is_enough(samples.len(), began.elapsed()) {
-            samples.push(once()?);
-        }
-        Ok(samples)
-    }
-
-    /// Whether so many samples, which took so long, will do.
-    fn is_enough(&self, samples: usize, took: Duration) -> bool {
-        let limit = Duration::from_millis(self.limit_ms);
-        samples >= self.rounds || took > limit && samples >= ENOUGH || took > limit * ENOUGH_TIME
-    }
-
     fn file(&self, what: &str, dir: &Path, block: &[u8], say: &mut dyn FnMut(&str)) -> io::Result<()> {
         let path = dir.join(&self.name);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
@@ -114,27 +89,27 @@ impl Order {
     }
 
     fn file_moves(&self, what: &str, file: &File, block: &[u8], say: &mut dyn FnMut(&str)) -> io::Result<()> {
-        let written = self.samples(|| {
+        let written = twice(|| {
             let began = Instant::now();
             pieces(self.bytes, block.len(), |at, count| file.write_all_at(&block[..count], at))?;
             file.sync_data()?;
             Ok(speed(self.bytes, began))
         })?;
-        say(&line(what, "write", &written));
+        say(&line(what, "write", written));
         let mut buffer = vec![0; block.len()];
-        let read = self.samples(|| {
+        let read = twice(|| {
             let began = Instant::now();
             pieces(self.bytes, block.len(), |at, count| file.read_exact_at(&mut buffer[..count], at))?;
             Ok(speed(self.bytes, began))
         })?;
-        say(&line(what, "read", &read));
-        let synced = self.samples(|| {
+        say(&line(what, "read", read));
+        let synced = twice(|| {
             let began = Instant::now();
             file.write_all_at(&block[..LITTLE], 0)?;
             file.sync_data()?;
             Ok(milliseconds(began))
         })?;
-        say(&line(what, "sync", &synced));
+        say(&line(what, "sync", synced));
         Ok(())
     }
 
@@ -142,30 +117,36 @@ impl Order {
         let mut peer = TcpStream::connect_timeout(&address, PATIENCE / 6)?;
         prepare(&peer)?;
         peer.write_all(&hello(number, self.net_bytes))?;
-        let trips = self.samples(|| {
+        let trip = twice(|| {
             let began = Instant::now();
             peer.write_all(&[ECHO])?;
             peer.read_exact(&mut [0])?;
             Ok(milliseconds(began))
         })?;
-        say(&line("net", "trip", &trips));
-        let out = self.samples(|| {
+        say(&line("net", "trip", trip));
+        let out = twice(|| {
             let began = Instant::now();
             peer.write_all(&[TAKE])?;
             pieces(self.net_bytes, block.len(), |_, count| peer.write_all(&block[..count]))?;
             peer.read_exact(&mut [0])?;
             Ok(speed(self.net_bytes, began))
         })?;
-        say(&line("net", "out", &out));
-        let back = self.samples(|| {
+        say(&line("net", "out", out));
+        let back = twice(|| {
             let began = Instant::now();
             peer.write_all(&[GIVE])?;
             pieces(self.net_bytes, block.len(), |_, count| peer.read_exact(&mut block[..count]))?;
             Ok(speed(self.net_bytes, began))
         })?;
-        say(&line("net", "in", &back));
+        say(&line("net", "in", back));
         Ok(())
     }
+}
+
+/// The second time of it: the first one warms up.
+fn twice(mut once: impl FnMut() -> io::Result<f64>) -> io::Result<f64> {
+    once()?;
+    once()
 }
 
 /// MiB a second.
@@ -177,9 +158,8 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-fn line(what: &str, kind: &str, samples: &[f64]) -> String {
-    let samples: Vec<String> = samples.iter().map(|sample| format!("{sample:.6}")).collect();
-    format!("{what}-{kind} {}", samples.join(" "))
+fn line(what: &str, kind: &str, sample: f64) -> String {
+    format!("{what}-{kind} {sample:.6}")
 }
 
 /// Bytes in pieces of at most `most`: where each is, and how long.
@@ -219,8 +199,6 @@ mod tests {
             peer: peer.map(|peer| (peer.here(), peer.number())),
             bytes: 100_000,
             net_bytes: 200_000,
-            rounds: 8,
-            limit_ms: 10_000,
         }
     }
 
@@ -240,7 +218,6 @@ mod tests {
         let names: Vec<_> = rows.iter().map(|(row, _)| *row).collect();
         let of = ["disk-write", "disk-read", "disk-sync", "volume-write", "volume-read", "volume-sync"];
         assert_eq!(names, [&of[..], &["net-trip", "net-out", "net-in"]].concat());
-        assert!(rows.iter().all(|(_, samples)| samples.len() == 8), "{rows:?}");
         assert_eq!(fs::read_dir(disk.path()).unwrap().count() + fs::read_dir(volume.path()).unwrap().count(), 0);
         let again: Order = serde_json::from_str(&serde_json::to_string(&order).unwrap()).unwrap();
         assert_eq!(again, order);
@@ -261,20 +238,11 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_kind_has_enough_samples_and_no_more() {
-        let order = Order { limit_ms: 1000, rounds: 100, ..order(&[], None) };
-        let is_enough = |samples, ms| order.is_enough(samples, Duration::from_millis(ms));
-        assert!(is_enough(100, 0) && !is_enough(99, 1000), "as many as were asked for");
-        assert!(is_enough(ENOUGH, 1001) && !is_enough(ENOUGH - 1, 16_000), "enough for an interval");
-        assert!(is_enough(1, 16_001), "not even that many are waited for");
-    }
-
-    #[test]
     fn a_guests_word_is_not_taken_for_more_than_it_is() {
-        for line in ["", "disk-write", "disk-write x", "disk-write -1", "disk-write NaN", "disk-write 1  2"] {
+        for line in ["", "disk-write", "disk-write x", "disk-write -1", "disk-write NaN", "disk-write 1 2"] {
             assert!(parse(line).unwrap_err().contains("no program of ours"), "{line}");
         }
-        assert_eq!(parse("disk-write 1.5 2"), Ok(("disk-write", vec![1.5, 2.0])));
+        assert_eq!(parse("disk-write 1.5"), Ok(("disk-write", 1.5)));
         assert_eq!(parse("failed net: no way"), Err("net: no way".into()));
     }
 }

@@ -138,14 +138,14 @@ impl Cgroups {
         let mut left = Vec::new();
         for controller in Controller::ALL {
             let has = |mount: &&Mount| mount.controllers.iter().any(|name| name == controller.name());
-            match mounts.iter().find(has) {
+            match shown(mounts.iter().filter(has), &own) {
                 Some(mount) => plan.add_v1(controller, mount, &own),
                 None => left.push(controller),
             }
         }
         if !left.is_empty() {
-            let unified = mounts.iter().find(|mount| mount.version == Version::V2);
-            plan.add_v2(&left, unified, &own);
+            let unified = mounts.iter().filter(|mount| mount.version == Version::V2);
+            plan.add_v2(&left, shown(unified, &own), &own);
         }
         plan.lacking.retain(|(controller, _)| controller.is_wanted());
         plan
@@ -191,6 +191,11 @@ impl Cgroups {
         };
         self.read("proc/self/mountinfo").lines().filter_map(parse).collect()
     }
+}
+
+/// Of these mounts of a hierarchy, the first in which the group is that a process is in; of those where it is not, the first.
+fn shown<'m>(mounts: impl Iterator<Item = &'m Mount> + Clone, own: &str) -> Option<&'m Mount> {
+    mounts.clone().find(|mount| group(mount, own).is_some()).or_else(|| mounts.clone().next())
 }
 
 impl Plan {

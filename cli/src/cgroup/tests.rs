@@ -242,3 +242,16 @@ fn a_process_is_in_its_group_and_ends_with_it() {
     assert_eq!((group.missing(), missing), (None, None), "{plan:?}");
     assert_eq!(there.len(), plan.places.len());
 }
+
+#[test]
+fn of_two_mounts_that_counts_in_which_the_process_is_seen() {
+    // As seen from a namespace of groups, in which the first was not mounted.
+    let outside = "29 1 0:26 /.. /outside/cgroup rw - cgroup2 cgroup2 rw\n";
+    let fake = Fake::new(&[outside, UNIFIED].concat(), "0::/system.slice/web.service\n");
+    fake.root("cpu memory pids");
+    fake.group("system.slice", "cpu memory pids");
+    fake.group("system.slice/web.service", "memory pids");
+    assert_eq!(fake.cgroups().plan().lacking, []);
+    let alone = Fake::new(outside, "0::/system.slice/web.service\n");
+    assert!(alone.cgroups().plan().lacking[0].1.contains("/outside/cgroup does not show"));
+}
