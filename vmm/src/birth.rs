@@ -200,7 +200,8 @@ fn born(namespaces: c_int, begin: &mut dyn FnMut() -> Option<Failed>) -> Result<
 }
 
 /// A process's first steps, in the memory of the one that has started it, of which one thread waits for it: it is as that thread, but
-/// with descriptors and signal handlers of its own. What it allocates and does not free, that process has lost: the words of a command.
+/// with descriptors and signal handlers of its own. What it allocates and does not free, that process has lost: the words of a command;
+/// and what it locks stays so: `exec` reads the environment, so nobody may ever change this process's (`set_var`), and nobody here does.
 extern "C" fn begins(beginning: *mut libc::c_void) -> c_int {
     // SAFETY: `born` gives one, and looks at it when this process is done with it.
     let beginning = unsafe { &mut *beginning.cast::<Beginning<'_>>() };
