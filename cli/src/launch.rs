@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! template there ─► restore ─► guest arrives ─────────────────────────────────────────► start
-//!       │              └── it does not: away with the template ┐
-//!       └── not there ─────────────────────────────────────────┴► boot ─► prepare ─► snapshot ─► start
+//!    ▲  │              └── it does not: away with the template ┐
+//!    │  └── not there ─────────────────────────────────────────┴► boot ─► prepare ─► snapshot ─► start
+//!    └──────┴ somebody makes it: wait
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
 use vmm::VmConfig;
@@ -16,7 +18,10 @@ use crate::control::Control;
 use crate::monitor::{Console, Monitor};
 use crate::session::io::Io;
 use crate::session::{Attendant, Ended, Session, SessionError};
-use crate::templates::{Ingredients, Template, Templates};
+use crate::templates::{Ingredients, Making, Template, Templates};
+
+/// How long a run waits for a template that another one makes. A boot takes less, unless whoever sees to it was stopped.
+const OTHERS: Duration = Duration::from_secs(30);
 
 /// A run that broke, with the VM it broke in, if that is still to be looked at.
 pub struct Broken {
@@ -68,6 +73,7 @@ impl Launch<'_> {
     ) -> anyhow::Result<Result<Ran, Broken>> {
         let ingredients = Ingredients::of(&self.config);
         let mut template = self.templates.zip(ingredients).and_then(|(templates, of)| templates.find(&of));
+        let mut making = self.make(&mut template, OTHERS);
         if let Some(source) = template.as_ref().and_then(Template::source) {
             let config = VmConfig { boot_source: None, snapshot: Some(source), ..self.config.clone() };
             let monitor = self.monitor(&config)?;
@@ -85,6 +91,8 @@ impl Launch<'_> {
                     let why = monitor.wait().err().map_or_else(|| "it ended".into(), |error| error.to_string());
                     tracing::warn!("the template does not work, so it goes, and this microVM boots: {why}");
                     template.iter_mut().for_each(Template::discard);
+                    // Signals are nobody's while somebody else is waited for here.
+                    making = self.make(&mut template, Duration::ZERO);
                 }
                 Err(error) => {
                     drop(conversation);
@@ -96,15 +104,12 @@ impl Launch<'_> {
         let monitor = self.monitor(&self.config)?;
         let mut conversation = self.session.begin(monitor.ended())?;
         started();
-        let wanted = template.as_ref().zip(self.templates);
-        if let Some((template, templates)) = wanted
-            && let Some(_making) = templates.make(template)
-        {
+        if let Some(making) = making {
             if let Err(error) = conversation.prepare() {
                 drop(conversation);
                 return Ok(Err(Broken { error, monitor: Box::new(monitor) }));
             }
-            self.leave(template, templates);
+            self.leave(&making);
         }
         monitor.confined()?;
         let result = conversation.start(start, io, attendant);
@@ -116,15 +121,21 @@ impl Launch<'_> {
         Ok(Monitor::start(&config, Console::None, &self.control, self.limits, self.verbose)?)
     }
 
+    /// The right to leave `template` behind, unless it is there, if need be since somebody else has made it meanwhile.
+    fn make(&self, template: &mut Option<Template>, patience: Duration) -> Option<Making> {
+        let (template, templates) = template.as_mut().zip(self.templates)?;
+        templates.make(template, patience)
+    }
+
     /// Makes the template of a VM whose init is ready. This run does without it if that fails.
-    fn leave(&self, template: &Template, templates: &Templates) {
-        let request = json!({ "snapshot_type": "Full", "snapshot_path": template.path() });
+    fn leave(&self, making: &Making) {
+        let request = json!({ "snapshot_type": "Full", "snapshot_path": making.target() });
         let control: &Path = &self.control;
         match Control::at(control).call("PUT", "/snapshot/create", &request) {
-            Ok(_) => tracing::info!("template {}", template.path().display()),
+            Ok(_) => tracing::info!("template {}", making.target().display()),
             Err(error) => tracing::warn!("no template for later runs: {error}"),
         }
-        if let Err(error) = templates.trim() {
+        if let Some(Err(error)) = self.templates.map(Templates::trim) {
             tracing::warn!("templates: {error}");
         }
     }

@@ -1,17 +1,21 @@
 //! Templates for warm starts: snapshots of microVMs whose init is ready and that have no image yet.
 //!
 //! `<store>/templates/<key>` is a snapshot (docs/snapshot-format.md). The key stands for everything that the memory in it depends
-//! on, so a template is never stale, only unused: the least recently used go when there are too many. Two that make the
-//! same one do not disturb each other, since a snapshot appears whole; one that is removed stays with the VMs that run on it.
+//! on, so a template is never stale, only unused: the least recently used go when there are too many. A snapshot appears whole; one
+//! that is removed stays with the VMs that run on it.
+//!
+//! `<store>/templates/.<key>.making` is locked by whoever makes that one ([`Making`]): of runs that are the first of their kind at the
+//! same time, one boots, and the others wait for what it leaves.
+
+mod making;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use guest_images::Digest;
-use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use vmm::VmConfig;
 use vmm::config::{Paging, SnapshotSource};
@@ -20,6 +24,8 @@ use vmm::host::{self, KvmKind};
 
 use crate::paths::disk_bytes;
 use crate::{monitor, net};
+
+pub use making::Making;
 
 /// Raised when templates of older versions of this program will not do although the program's file is the same.
 const VERSION: u32 = 1;
@@ -110,11 +116,6 @@ impl Template {
         self.found.then(|| SnapshotSource { path: self.path.clone(), resume: true, paging: Paging::Map })
     }
 
-    /// Where to put it.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// It does not work: the next run makes a new one.
     pub fn discard(&mut self) {
         self.found = false;
@@ -155,6 +156,7 @@ impl Templates {
         let dir = directory(store)?;
         // What a process that was killed while it made one has left.
         vmm::snapshot::files::sweep(&dir);
+        making::sweep(&dir);
         Ok(Templates { dir })
     }
 
@@ -166,12 +168,15 @@ impl Templates {
         Some(Template { path, found })
     }
 
-    /// The right to make `template`; `None` if somebody else is at it. Goes with the file.
-    pub fn make(&self, template: &Template) -> Option<File> {
-        let lock = File::options().write(true).create(true).truncate(false).open(self.dir.join(".making")).ok()?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
-        // It may have been made since it was looked for.
-        (!template.path.join("state").exists()).then_some(lock)
+    /// The right to make `template`. Whoever is making it is waited for, no longer than `patience`: then it is there, or it is this
+    /// one's turn. `None`: it is there ([`Template::source`]), or it cannot be made now.
+    pub fn make(&self, template: &mut Template, patience: Duration) -> Option<Making> {
+        if template.found {
+            return None;
+        }
+        let making = Making::begin(&template.path, Instant::now() + patience)?;
+        template.found = template.path.join("state").exists();
+        (!template.found).then_some(making)
     }
 
     /// All of them, the last used first.
@@ -229,7 +234,12 @@ mod tests {
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("memory"), vec![1; bytes]).unwrap();
         let state = File::create(dir.join("state")).unwrap();
-        state.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(used_s)).unwrap();
+        state.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(used_s)).unwrap();
+    }
+
+    fn add_at(path: &Path) {
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("state"), "x").unwrap();
     }
 
     fn keys(templates: &Templates) -> Vec<String> {
@@ -249,22 +259,53 @@ mod tests {
         let kernel = dir.path().join("kernel");
         fs::write(&kernel, "one").unwrap();
         let find = |memory| templates.find(&Ingredients::of(&config(&kernel, memory)).unwrap()).unwrap();
-        let first = find(128);
+        let mut first = find(128);
         assert!(first.source().is_none());
-        let making = templates.make(&first).unwrap();
-        assert!(templates.make(&first).is_none(), "two make it at once");
-        fs::create_dir(first.path()).unwrap();
-        fs::write(first.path().join("state"), "x").unwrap();
+        let making = templates.make(&mut first, Duration::ZERO).unwrap();
+        assert!(templates.make(&mut find(128), Duration::ZERO).is_none(), "two make it at once");
+        assert!(templates.make(&mut find(256), Duration::ZERO).is_some(), "it is another");
+        add_at(making.target());
         drop(making);
-        assert!(templates.make(&first).is_none(), "it is there already");
-        assert_eq!(find(128).source().unwrap().path, first.path());
+        assert!(templates.make(&mut first, Duration::ZERO).is_none(), "it is there already");
+        assert_eq!(find(128).source().unwrap().path, first.path);
         assert!(find(256).source().is_none());
         fs::write(&kernel, "another").unwrap();
         assert!(find(128).source().is_none());
-        let mut damaged = first;
-        damaged.discard();
-        assert!(!damaged.path().exists());
+        first.discard();
+        assert!(!first.path.exists());
         assert!(Ingredients::of(&config(Path::new("/nonexistent"), 128)).is_none());
+    }
+
+    #[test]
+    fn who_waits_has_what_the_other_makes_or_its_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let templates = Templates::of(dir.path()).unwrap();
+        let kernel = dir.path().join("kernel");
+        fs::write(&kernel, "one").unwrap();
+        let find = || templates.find(&Ingredients::of(&config(&kernel, 128)).unwrap()).unwrap();
+        let turn = |makes: bool| {
+            let making = templates.make(&mut find(), Duration::ZERO).unwrap();
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| {
+                    let mut template = find();
+                    let making = templates.make(&mut template, Duration::from_secs(600));
+                    (making.is_some(), template.source().is_some())
+                });
+                if makes {
+                    add_at(making.target());
+                }
+                drop(making);
+                waiting.join().unwrap()
+            })
+        };
+        assert_eq!(turn(false), (true, false));
+        assert_eq!(turn(true), (false, true));
+        // A mark that nobody holds any more goes with the next command; nothing else is left.
+        let marks = || fs::read_dir(&templates.dir).unwrap().flatten().filter(|entry| entry.path().is_file()).count();
+        assert_eq!(marks(), 0);
+        fs::write(templates.dir.join(".left.making"), "").unwrap();
+        Templates::of(dir.path()).unwrap();
+        assert_eq!(marks(), 0);
     }
 
     #[test]

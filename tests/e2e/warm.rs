@@ -15,7 +15,7 @@ fn templates(lab: &Lab) -> u64 {
 }
 
 /// Whether a run went on from a template, by its phases.
-fn was_warm(ended: &tests::process::Ended) -> bool {
+pub(crate) fn was_warm(ended: &tests::process::Ended) -> bool {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     ended.stderr.lines().any(|line| line.trim_start().starts_with("wake "))
 }
