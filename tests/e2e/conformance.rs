@@ -13,7 +13,8 @@ const HABIT: &str = "the first process cannot kill itself";
 /// The other engine is this one: then nothing differs; and one that lies is found out.
 #[test]
 fn habits_are_compared_with_another_engines() {
-    let lab = lab!("habits_are_compared_with_another_engines", on the machine).own_store();
+    let lab = lab!("habits_are_compared_with_another_engines", on the machine);
+    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     let archive = lab.images("debian.tar");
     let loaded = lab.run(["load", "--name", "habits", archive.to_str().unwrap()]);
     assert_eq!(loaded.code, Some(0), "{loaded:?}");

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use tests::lab::skip;
 use tests::{Ended, Lab, Running};
 
-use crate::bare::own_kernel;
 use crate::lab;
 
 /// A container with the program, a guest's kernel and an image in it, and nothing else: no shell, no libraries.
@@ -64,7 +63,7 @@ fn a_container_with_nothing_but_kvm_runs_images_in_microvms() {
         return skip(NAME, "there is no runc here, or no root to run it");
     };
     let program = PathBuf::from(std::env::var_os("BULKHEAD_BIN").unwrap());
-    let (kernel, image) = (PathBuf::from(own_kernel(&lab)), lab.probe_image());
+    let (kernel, image) = (PathBuf::from(lab.kernel()), lab.probe_image());
     let image = Path::new(image.strip_prefix("rootfs:").unwrap());
     let vmm = program.with_file_name("bulkhead-vmm");
     let files = [(&*program, "/opt/bulkhead"), (&vmm, "/opt/bulkhead-vmm"), (&kernel, "/vmlinux"), (image, "/image")];

@@ -12,7 +12,6 @@ use tests::control::Control;
 use tests::terminal::Terminal;
 use tests::{Lab, Running, elf};
 
-use crate::bare::own_kernel;
 use crate::lab;
 
 /// Says "up" on the serial port, then halts for ever. 32-bit forms that mean the same in 64-bit mode.
@@ -98,7 +97,7 @@ fn a_file_for_firecracker_boots() {
     std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
     // The disk has no file system on it, so the kernel panics when it looks for its root: an end that is known.
     let mut file = json!({
-        "boot-source": { "kernel_image_path": own_kernel(&lab), "initrd_path": null,
+        "boot-source": { "kernel_image_path": lab.kernel(), "initrd_path": null,
                          "boot_args": "console=ttyS0 reboot=k panic=-1 loglevel=6 bulkhead.exit=0x600" },
         "drives": [{ "drive_id": "rootfs", "partuuid": null, "is_root_device": true, "cache_type": "Unsafe",
                      "is_read_only": true, "path_on_host": disk, "io_engine": "Sync", "rate_limiter": null,

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use tests::control::Control;
 use tests::{Running, cpio};
 
-use crate::bare::own_kernel;
 use crate::lab;
 
 /// Bytes of the disk at first, and when it has grown.
@@ -67,7 +66,7 @@ fn group_12_a_disk_keeps_its_promises() {
         let file = lab.path("vm.json");
         let balloon = engine == "Sync";
         let config = json!({
-            "boot-source": { "kernel_image_path": own_kernel(&lab), "initrd_path": initrd,
+            "boot-source": { "kernel_image_path": lab.kernel(), "initrd_path": initrd,
                              "boot_args": format!("console=ttyS0 quiet -- disk {}", if balloon { MEMORY } else { 0 }) },
             "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
             "drives": [{ "drive_id": "d", "path_on_host": disk, "num_queues": 2, "io_engine": engine }],

@@ -6,16 +6,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Value, json};
 use tests::Running;
 
-use crate::bare::base_layer;
+use crate::booted::{DATA, DISK};
 use crate::lab;
-use crate::scripted::{Guest, root};
+use crate::scripted::Guest;
 
-/// Bytes of the disk, and of what is copied to it until it is full.
-const DISK: u64 = 16 << 20;
-const PIECE: u64 = 3 << 20;
+/// Bytes of what is copied to the disk until that is full.
+const PIECE: u64 = DATA;
 /// A moment between two writes of a guest, somewhere in so many.
 const MOMENTS: Duration = Duration::from_millis(100);
 
@@ -81,16 +79,11 @@ fn taken(file: &Path) -> u64 {
 fn group_12_a_file_system_is_filled_verified_trimmed_and_checked() {
     let lab = lab!("group_12_a_file_system_is_filled_verified_trimmed_and_checked", on hardware);
     let (patience, disk, piece) = (lab.patience(10), lab.path("disk"), lab.path("piece"));
-    let layer = base_layer(&lab);
     fs::write(&disk, vec![0xff; DISK as usize]).unwrap();
     // No block of it is like another.
     let bytes: Vec<u8> = (0..PIECE as u32 / 4).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
     fs::write(&piece, &bytes).unwrap();
-    let start = |script: &str| {
-        let piece = json!({ "drive_id": "piece", "path_on_host": piece, "is_read_only": true });
-        let drives = vec![root(&layer), json!({ "drive_id": "d", "path_on_host": disk }), piece];
-        Guest::start(&lab, patience, "", (drives, Value::Null), script)
-    };
+    let start = |script: &str| Guest::start(&lab, patience, (&disk, Some(&piece)), script);
 
     let mut guest = start(&format!("{USE}{COUNT}"));
     guest.until("made");

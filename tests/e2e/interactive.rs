@@ -3,7 +3,6 @@
 use tests::cpio;
 use tests::terminal::Terminal;
 
-use crate::bare::own_kernel;
 use crate::lab;
 
 /// `-it`: the command has a terminal of the user's size, sees it change, gets ^C as a signal.
@@ -60,12 +59,12 @@ fn a_terminal_must_be_one() {
 fn a_virtio_console_has_the_terminals_size() {
     let lab = lab!("a_virtio_console_has_the_terminals_size", on hardware);
     let patience = lab.patience(1);
-    let (kernel, initrd) = (own_kernel(&lab), lab.path("initrd"));
+    let initrd = lab.path("initrd");
     std::fs::write(&initrd, cpio::initramfs(&std::fs::read(lab.guest_program()).unwrap())).unwrap();
     let mut terminal = Terminal::new();
     terminal.resize(33, 101);
     let initrd = initrd.display().to_string();
-    let words = ["boot", "--console", "virtio", "--kernel", &kernel, "--initrd", &initrd, "-m", "96m"];
+    let words = ["boot", "--console", "virtio", "--kernel", lab.kernel(), "--initrd", &initrd, "-m", "96m"];
     let running = terminal.start(&lab.bulkhead(words.iter().chain(&["--append", "-- console 128"])));
     terminal.wait_for("size 33 101", patience);
     terminal.resize(50, 120);

@@ -6,23 +6,22 @@
 
 use std::io::{Read, Result, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tests::control::Control;
-use tests::{Lab, Running, cpio};
+use tests::{Lab, Running};
 
-use crate::bare::own_kernel;
+use crate::booted::{self, DISK};
 use crate::lab;
+use crate::snapshots::interactive;
 
 /// How often, where BULKHEAD_TEST_ROUNDS does not say.
 const ROUNDS: usize = 6;
 /// A whole snapshot is followed by so many changes, each to the one before it.
 const CHAIN: usize = 4;
-/// Bytes of the guest's disk.
-const DISK: u64 = 2 << 20;
 /// Of each kind of work: so much is done before the next snapshot.
 const WORK: u64 = 3;
 /// Frames that are sent before the guest says that it has them.
@@ -218,7 +217,7 @@ impl Vm {
         let (file, socket) = (lab.path("vm.json"), lab.path("api"));
         std::fs::write(&file, config.to_string()).unwrap();
         let arguments = ["vmm", "--config-file", file.to_str().unwrap(), "--api-sock", socket.to_str().unwrap()];
-        let running = Running::start(lab.bulkhead(arguments));
+        let running = interactive(lab, &arguments);
         let control = Control::of(&running, socket, patience);
         Vm { running, control }
     }
@@ -229,20 +228,17 @@ impl Vm {
     }
 }
 
-/// The machine as it boots; it has two vCPUs.
-fn boot_config(lab: &Lab) -> serde_json::Value {
-    let (initrd, disk) = (lab.path("initrd"), lab.path("disk"));
-    std::fs::write(&initrd, cpio::initramfs(&std::fs::read(lab.load_program()).unwrap())).unwrap();
+/// The machine as it begins: a Linux that has booted, on two vCPUs, of which the program becomes the first process.
+fn begin(lab: &Lab, patience: Duration) -> Vm {
+    let (disk, program) = (lab.path("disk"), lab.load_program());
     std::fs::File::create(&disk).unwrap().set_len(DISK).unwrap();
-    let kernel = PathBuf::from(own_kernel(lab));
-    let words = std::fs::read_to_string(kernel.with_file_name("cmdline")).unwrap();
-    json!({
-        "boot-source": { "kernel_image_path": kernel, "initrd_path": initrd,
-                         "boot_args": format!("{} console=ttyS0 bulkhead.exit=0x600", words.trim()) },
-        "machine-config": { "vcpu_count": 2, "mem_size_mib": 96 },
-        "drives": [{ "drive_id": "disk", "path_on_host": disk, "is_root_device": false }],
-        "vsock": { "guest_cid": 3, "uds_path": lab.path("v") },
-    })
+    let bytes = std::fs::metadata(&program).unwrap().len();
+    let script = format!(
+        "export PATH=/bin\nmount -t tmpfs tmpfs /run\nhead -c {bytes} /dev/vdc >/run/load\nchmod 700 /run/load\nexec /run/load\n"
+    );
+    let mut vm = Vm::start(lab, &booted::machine(lab, &disk, Some(&program), &script), patience);
+    vm.running.say("\n");
+    vm
 }
 
 #[test]
@@ -254,9 +250,9 @@ fn group_8_a_guest_under_load_notices_nothing_but_the_time() {
     let rounds = std::env::var("BULKHEAD_TEST_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
     let patience = lab.patience(2);
     let host = Host::listen(&lab.path("v_1024"));
-    let mut vm = Vm::start(&lab, &boot_config(&lab), patience);
-    let boots = |stream: &Stream| stream.last.is_beyond(&Facts::default()).then_some(());
-    host.wait("boot", patience, boots);
+    let mut vm = begin(&lab, patience);
+    let begins = |stream: &Stream| stream.last.is_beyond(&Facts::default()).then_some(());
+    host.wait("begin", patience, begins);
 
     let mut oldest = None;
     for round in 0..rounds {

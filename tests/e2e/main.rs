@@ -26,6 +26,7 @@
 //! | [`pods`] | several containers in one guest |
 //! | [`bad_input`] | one line, the right code, nothing left |
 //! | [`bare`] | `bulkhead boot` |
+//! | [`booted`] | no tests: a Linux that bare machines go on from |
 //! | [`build`] | images from Dockerfiles: RUN in guests, and builds that end early |
 //! | [`compare`] | containers and microVMs side by side |
 //! | [`conformance`] | docker's habits, here and with another engine |
@@ -49,6 +50,7 @@ mod attach;
 mod audit;
 mod bad_input;
 mod bare;
+mod booted;
 mod build;
 mod compare;
 mod confined;

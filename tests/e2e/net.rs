@@ -11,7 +11,6 @@ use serde_json::json;
 use tests::control::Control;
 use tests::{Kvm, Lab, Running, cpio};
 
-use crate::bare::own_kernel;
 use crate::ending::wait_for_the_orphan;
 use crate::lab;
 
@@ -116,14 +115,14 @@ fn own_taps() -> usize {
     interfaces.lines().filter(|line| line.trim_start().starts_with("bulkhead")).count()
 }
 
-/// `boot` of a guest that fetches from `server` and powers off.
+/// `boot`, by its PVH note, of a guest with two vCPUs that fetches from `server` and powers off.
 fn fetching(lab: &Lab, net: &str, address: &str, server: SocketAddr) -> Command {
     let initrd = lab.path("initrd");
     std::fs::write(&initrd, cpio::initramfs(&std::fs::read(lab.guest_program()).unwrap())).unwrap();
     let append = format!("PROBE_NET={address} PROBE_FETCH={server},{}", bytes(lab));
-    let kernel = own_kernel(lab);
     let initrd = initrd.display().to_string();
-    lab.bulkhead(["boot", "--kernel", &kernel, "--initrd", &initrd, "--net", net, "-m", "96m", "--append", &append])
+    let words = ["boot", "--kernel", lab.kernel(), "--protocol", "pvh", "--cpus", "2", "-m", "96m"];
+    lab.bulkhead([&words[..], &["--initrd", &initrd, "--net", net, "--append", &append]].concat())
 }
 
 /// Through a tap interface, with large segments and checksums left to the host, in a network of the test's own.
@@ -156,7 +155,7 @@ fn a_guest_fetches_through_a_tap() {
     let packets = packets_from("bh0") - before;
     assert!(lab.kvm() != Kvm::SoftwareNested || packets < 100 + bytes(&lab) / 10_000, "{packets} packets");
 
-    let ended = lab.run(["boot", "--kernel", &own_kernel(&lab), "--net", "tap=bh1"]);
+    let ended = lab.run(["boot", "--kernel", lab.kernel(), "--net", "tap=bh1"]);
     assert_eq!(ended.code, Some(125), "{ended:?}");
     assert!(ended.stderr.contains("tap 'bh1': there is no such interface"), "{ended:?}");
     lab.assert_clean();

@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::{Lab, Running};
 
-use crate::bare::{base_layer, own_kernel};
+use crate::bare::base_layer;
+use crate::booted::{self, root};
 use crate::lab;
+use crate::snapshots::interactive;
 
 /// Sectors, of which a disk consists.
 const SECTOR: usize = 512;
@@ -26,30 +28,40 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Starts one with these words for its kernel. The script is the last of its drives; all that it does takes less than `patience`.
-    pub(crate) fn start(
+    /// One that goes on from a Linux that has booted ([`crate::booted`]), with these disks. All that its script does takes less than
+    /// `patience`.
+    pub(crate) fn start(lab: &Lab, patience: Duration, (disk, data): (&Path, Option<&Path>), script: &str) -> Guest {
+        let mut guest = Guest::of(lab, patience, &booted::machine(lab, disk, data, &whole(script)));
+        guest.go_on();
+        guest
+    }
+
+    /// One that boots, with one vCPU and these words for its kernel. The script is the last of its drives.
+    fn boot(
         lab: &Lab,
         patience: Duration,
         words: &str,
         (mut drives, pmem): (Vec<Value>, Value),
         script: &str,
     ) -> Guest {
-        let mut text = format!("{PROLOGUE}{script}\ntrap - EXIT\necho over\nread end\n").into_bytes();
+        let (path, mut text) = (lab.path("script"), whole(script).into_bytes());
         text.resize(text.len().next_multiple_of(SECTOR), b'\n');
-        let (path, file) = (lab.path("script"), lab.path("vm.json"));
         fs::write(&path, text).unwrap();
         let letter = char::from(b'a' + drives.len() as u8);
         drives.push(json!({ "drive_id": "script", "path_on_host": path, "is_read_only": true }));
         let arguments = format!("console=ttyS0 quiet {words} init=/bin/sh -- /dev/vd{letter}");
         let config = json!({
-            "boot-source": { "kernel_image_path": own_kernel(lab), "boot_args": arguments },
+            "boot-source": { "kernel_image_path": lab.kernel(), "boot_args": arguments },
             "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
             "drives": drives, "pmem": pmem,
         });
+        Guest::of(lab, patience, &config)
+    }
+
+    fn of(lab: &Lab, patience: Duration, config: &Value) -> Guest {
+        let file = lab.path("vm.json");
         fs::write(&file, config.to_string()).unwrap();
-        let mut command = lab.bulkhead(["vmm", "--no-api", "--config-file", file.to_str().unwrap()]);
-        command.stdin(Stdio::piped());
-        Guest { process: Running::start(command), patience }
+        Guest { process: interactive(lab, &["vmm", "--no-api", "--config-file", file.to_str().unwrap()]), patience }
     }
 
     /// Its output up to the line that begins with `word`, which the script says when it has come that far.
@@ -87,9 +99,9 @@ impl Guest {
     }
 }
 
-/// Debian as the root of a guest, on a disk.
-pub(crate) fn root(layer: &Path) -> Value {
-    json!({ "drive_id": "root", "path_on_host": layer, "is_read_only": true, "is_root_device": true })
+/// A script with what each begins and ends with.
+fn whole(script: &str) -> String {
+    format!("{PROLOGUE}{script}\ntrap - EXIT\necho over\nread end\n")
 }
 
 /// A block device of the host on a file, which gives errors where that ends.
@@ -128,7 +140,6 @@ fn a_disk_that_fails_is_told_and_harms_nothing_else() {
     };
     file.set_len(SIZES[0]).unwrap();
     let patience = lab.patience(10);
-    let layer = base_layer(&lab);
     let script = r#"
         cat >/run/reads <<'EOF'
             use strict; use Errno qw(EIO);
@@ -148,8 +159,9 @@ fn a_disk_that_fails_is_told_and_harms_nothing_else() {
 EOF
         perl /run/reads; read go; perl /run/reads
     "#;
-    let drives = vec![root(&layer), json!({ "drive_id": "d", "path_on_host": device.0 })];
-    let mut guest = Guest::start(&lab, patience, "", (drives, Value::Null), script);
+    // On one vCPU: where guests' kernels are emulated, two wait for each other when the host has too much to do.
+    let drives = vec![root(&base_layer(&lab)), json!({ "drive_id": "d", "path_on_host": device.0 })];
+    let mut guest = Guest::boot(&lab, patience, "", (drives, Value::Null), script);
     let said = |lines: Vec<String>| lines.last().unwrap().clone();
     assert_eq!(said(guest.until("reads ")), "reads 5 10 5");
     // The monitor has it open: it goes with that, whatever becomes of this test.
@@ -181,7 +193,7 @@ fn a_layer_is_used_in_place() {
     let pmem = json!([{ "id": "m", "path_on_host": layer, "read_only": true, "root_device": true }]);
     let copy = json!({ "drive_id": "copy", "path_on_host": layer, "is_read_only": true });
     let words = "rootfstype=erofs rootflags=dax=always";
-    let said = Guest::start(&lab, patience, words, (vec![copy], pmem), script).end();
+    let said = Guest::boot(&lab, patience, words, (vec![copy], pmem), script).end();
     for want in ["dax 1 1", "same", "written 1", " 7f 45 4c 46"] {
         assert!(said.iter().any(|line| line == want), "no '{want}' in {said:#?}");
     }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use serde_json::json;
 use tests::Running;
 
-use crate::bare::own_kernel;
 use crate::lab;
 use crate::snapshots::can_poll;
 
@@ -178,9 +177,8 @@ fn what_a_guest_asks_of_its_devices_is_recorded_and_done_again() {
     let lab = lab!("what_a_guest_asks_of_its_devices_is_recorded_and_done_again", on the machine);
     std::fs::create_dir(lab.path("traces")).unwrap();
     // The kernel seeds itself from the device, and ends for want of a program to start.
-    let kernel = own_kernel(&lab);
     let machine = json!({
-        "boot-source": { "kernel_image_path": kernel, "boot_args": "quiet reboot=k panic=-1 bulkhead.exit=0x600" },
+        "boot-source": { "kernel_image_path": lab.kernel(), "boot_args": "quiet reboot=k panic=-1 bulkhead.exit=0x600" },
         "entropy": {},
     });
     std::fs::write(lab.path("machine"), machine.to_string()).unwrap();

@@ -143,7 +143,7 @@ impl Block {
 }
 
 fn disk(shared: &Shared, part: u64) {
-    let disk = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open("/dev/vda").expect("/dev/vda");
+    let disk = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open("/dev/vdb").expect("/dev/vdb");
     let mut versions = vec![0u64; BLOCKS as usize];
     let mut found = Box::new(Block([0; BLOCK]));
     for turn in 0.. {

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 
+use crate::boots;
 use crate::process::{Ended, Running};
 
 /// How KVM runs guests here, as `bulkhead doctor` says.
@@ -29,6 +30,7 @@ struct Site {
     images: PathBuf,
     guest: PathBuf,
     scratch: PathBuf,
+    kernel: String,
     kvm: Kvm,
     memory_mib: u64,
 }
@@ -63,7 +65,12 @@ fn find_site() -> Result<Site, String> {
     }
     let kvm = if report["kvm"]["kind"] == "software-nested" { Kvm::SoftwareNested } else { Kvm::Hardware };
     let memory_mib = report["kvm"]["memory_mib"].as_u64().unwrap_or(0);
-    Ok(Site { bin, images, guest, scratch, kvm, memory_mib })
+    let mut checks = report["checks"].as_array().into_iter().flatten();
+    let kernel = checks.find(|check| check["name"] == "guest kernel").and_then(|check| check["detail"].as_str());
+    let (_, kernel) = kernel.and_then(|detail| detail.split_once(": ")).ok_or("bulkhead doctor tells of no kernel")?;
+    boots::count(kernel.as_ref()).map_err(|error| format!("{kernel}: {error}"))?;
+    let kernel = kernel.to_owned();
+    Ok(Site { bin, images, guest, scratch, kernel, kvm, memory_mib })
 }
 
 /// Says that a test is skipped, where the test harness does not hide it.
@@ -144,6 +151,11 @@ impl Lab {
         leaves
     }
 
+    /// The guest kernel of this host.
+    pub fn kernel(&self) -> &str {
+        &self.site.kernel
+    }
+
     /// RAM of this host, MiB.
     pub fn memory_mib(&self) -> u64 {
         self.site.memory_mib
@@ -181,6 +193,11 @@ impl Lab {
 
     fn shared_store(&self) -> PathBuf {
         self.site.scratch.join(STORE)
+    }
+
+    /// A place that all tests share, as they do the store.
+    pub fn beside_the_store(&self, name: &str) -> PathBuf {
+        self.site.scratch.join(name)
     }
 
     /// The image store in use.

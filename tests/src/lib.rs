@@ -1,5 +1,6 @@
 //! What the tests that drive the built binary share.
 //!
+//! - [`boots`]: how often a guest's kernel is booted
 //! - [`lab`]: where the binary, the kernels and the images are; a test's own run directory; what may not stay behind
 //! - [`process`]: a program under test: its streams, its end within a time
 //! - [`terminal`]: the same on a terminal
@@ -12,6 +13,7 @@
 //! do is skipped aloud: a line `SKIP <test>: <reason>`, which `tests/run` counts.
 #![forbid(unsafe_code)]
 
+pub mod boots;
 pub mod control;
 pub mod cpio;
 pub mod elf;
