@@ -89,8 +89,8 @@ impl Launch<'_> {
                 Err(SessionError::VmEnded(_)) => {
                     drop(conversation);
                     let why = monitor.wait().err().map_or_else(|| "it ended".into(), |error| error.to_string());
-                    tracing::warn!("the template does not work, so it goes, and this microVM boots: {why}");
-                    template.iter_mut().for_each(Template::discard);
+                    tracing::warn!("the template does not work here, so this microVM boots: {why}");
+                    template.iter_mut().for_each(Template::doubt);
                     // Signals are nobody's while somebody else is waited for here.
                     making = self.make(&mut template, Duration::ZERO);
                 }
@@ -109,6 +109,7 @@ impl Launch<'_> {
                 drop(conversation);
                 return Ok(Err(Broken { error, monitor: Box::new(monitor) }));
             }
+            template.iter().for_each(Template::make_room);
             self.leave(&making);
         }
         monitor.confined()?;

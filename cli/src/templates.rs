@@ -108,6 +108,8 @@ impl<'a> Ingredients<'a> {
 pub struct Template {
     path: PathBuf,
     found: bool,
+    /// A microVM has not come to life from it.
+    doubted: bool,
 }
 
 impl Template {
@@ -116,10 +118,17 @@ impl Template {
         self.found.then(|| SnapshotSource { path: self.path.clone(), resume: true, paging: Paging::Map })
     }
 
-    /// It does not work: the next run makes a new one.
-    pub fn discard(&mut self) {
-        self.found = false;
-        let _ = fs::remove_dir_all(&self.path);
+    /// A microVM has not come to life from it: this run takes another way. It stays until that way has worked, since the fault may be
+    /// this host's ([`Template::make_room`]).
+    pub fn doubt(&mut self) {
+        (self.found, self.doubted) = (false, true);
+    }
+
+    /// Away with one that is in doubt: another takes its place.
+    pub fn make_room(&self) {
+        if self.doubted {
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
@@ -165,7 +174,7 @@ impl Templates {
         let path = self.dir.join(ingredients.key()?);
         let state = File::options().write(true).open(path.join("state"));
         let found = state.and_then(|file| file.set_modified(SystemTime::now())).is_ok();
-        Some(Template { path, found })
+        Some(Template { path, found, doubted: false })
     }
 
     /// The right to make `template`. Whoever is making it is waited for, no longer than `patience`: then it is there, or it is this
@@ -175,7 +184,7 @@ impl Templates {
             return None;
         }
         let making = Making::begin(&template.path, Instant::now() + patience)?;
-        template.found = template.path.join("state").exists();
+        template.found = !template.doubted && template.path.join("state").exists();
         (!template.found).then_some(making)
     }
 
@@ -271,7 +280,16 @@ mod tests {
         assert!(find(256).source().is_none());
         fs::write(&kernel, "another").unwrap();
         assert!(find(128).source().is_none());
-        first.discard();
+        first.make_room();
+        assert!(
+            first.path.exists() && templates.make(&mut first, Duration::ZERO).is_none(),
+            "nothing is wrong with it"
+        );
+        first.doubt();
+        assert!(first.source().is_none() && templates.make(&mut first, Duration::ZERO).is_some());
+        assert_eq!(find(128).source(), None, "another kernel");
+        assert!(first.path.exists(), "until there is another");
+        first.make_room();
         assert!(!first.path.exists());
         assert!(Ingredients::of(&config(Path::new("/nonexistent"), 128)).is_none());
     }
