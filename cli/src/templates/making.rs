@@ -3,17 +3,15 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// End of the name of a mark.
 const MARK: &str = ".making";
-/// How often somebody who waits looks.
-const LOOK: Duration = Duration::from_millis(20);
-
 /// The right to make one, which goes with its process if nothing else ends it.
 #[derive(Debug)]
 pub struct Making {
@@ -29,13 +27,15 @@ impl Making {
         let mark = target.with_file_name(format!(".{}{MARK}", target.file_name()?.to_str()?));
         loop {
             let lock = File::options().write(true).create(true).truncate(false).mode(0o600).open(&mark).ok()?;
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if is_at(&lock, &mark) => return Some(Making { target: target.to_owned(), mark, _lock: lock }),
-                // Who had it has removed it in between: what is locked now is nobody's mark.
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOOK),
+            let lock = match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => lock,
+                Err(Errno::WOULDBLOCK) => wait(lock, deadline.saturating_duration_since(Instant::now()))?,
                 Err(_) => return None,
+            };
+            if is_at(&lock, &mark) {
+                return Some(Making { target: target.to_owned(), mark, _lock: lock });
             }
+            // Who had it has removed it in between: what is locked now is nobody's mark.
         }
     }
 
@@ -50,6 +50,21 @@ impl Drop for Making {
         // While it is still locked: by then it is nobody else's.
         let _ = fs::remove_file(&self.mark);
     }
+}
+
+/// Waits until the mark can be locked, no longer than `patience`. Who waits then is a thread that lets go of it as soon as it has it.
+fn wait(mark: File, patience: Duration) -> Option<File> {
+    if patience.is_zero() {
+        return None;
+    }
+    let (locked, ours) = channel();
+    let waits = move || {
+        if retry_on_intr(|| flock(&mark, FlockOperation::LockExclusive)).is_ok() {
+            let _ = locked.send(mark);
+        }
+    };
+    thread::Builder::new().name("template".into()).spawn(waits).ok()?;
+    ours.recv_timeout(patience).ok()
 }
 
 fn is_at(file: &File, path: &Path) -> bool {
