@@ -58,7 +58,7 @@ pub enum RunDirError {
         most: usize,
     },
     /// Nothing runs under this name.
-    #[error("no microVM '{name}' is running; there is: {there_is}")]
+    #[error("no container or microVM '{name}' is running; there is: {there_is}")]
     NotRunning {
         /// What was asked for.
         name: String,

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::containers::{Containers, ContainersError, Entry, Status};
@@ -23,7 +24,12 @@ pub fn find(word: &str) -> anyhow::Result<(String, PathBuf)> {
             Ok((entry.name, directory))
         }
         Some(Err(error @ ContainersError::Ambiguous(_))) => Err(error.into()),
-        _ => rundir::named(&paths::run(), word).map_err(|error| with_containers(error).into()),
+        stopped => rundir::named(&paths::run(), word).map_err(|error| match (error, stopped) {
+            (RunDirError::NotRunning { name, .. }, Some(Ok(_))) => {
+                anyhow!("container {name} is not running; `bulkhead start {name}` starts it")
+            }
+            (error, _) => with_containers(error).into(),
+        }),
     }
 }
 

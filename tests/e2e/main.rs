@@ -20,6 +20,7 @@
 //! | [`memory`] | RAM of machines that go on from a snapshot |
 //! | [`mixed`] | SIGKILL at random moments of a mixed workload |
 //! | [`net`] | guests on a network |
+//! | [`refused`] | every verb with what it cannot do, and on a full disk |
 //! | [`registry`] | images from and to a registry on this host |
 //! | [`restarts`] | containers that are started again |
 //! | [`paused`] | containers that stand still |
@@ -78,6 +79,7 @@ mod net;
 mod networks;
 mod paused;
 mod pods;
+mod refused;
 mod registry;
 mod restarts;
 mod scripted;

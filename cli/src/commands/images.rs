@@ -13,7 +13,7 @@ use super::snapshots::age;
 use crate::args::{Format, Images, Load, Rmi, Save, Tag, Talk};
 use crate::containers::Containers;
 use crate::events::{self, Event};
-use crate::failure::{Failure, Outcome, sanitize};
+use crate::failure::{Failure, Outcome, conclude, sanitize};
 use crate::output::{self, Progress};
 use crate::paths;
 use crate::signals::Guard;
@@ -34,11 +34,13 @@ pub fn load(args: &Load, talk: Talk) -> Outcome {
         return Err(anyhow!("there is no archive on a terminal; name a FILE, or redirect stdin from one").into());
     }
     let (name, mut progress) = (args.name.as_deref(), Progress::new(talk));
-    let loaded = match args.file.as_ref().or(args.input.as_ref()) {
-        Some(file) => store.load(file, name, &mut progress)?,
-        None => store.load_file("stdin", spool(&store)?, name, &mut progress)?,
+    let mut load = || -> anyhow::Result<Vec<ImageInfo>> {
+        Ok(match args.file.as_ref().or(args.input.as_ref()) {
+            Some(file) => store.load(file, name, &mut progress)?,
+            None => store.load_file("stdin", spool(&store)?, name, &mut progress)?,
+        })
     };
-    for image in loaded {
+    for image in load().map_err(Failure::refused)? {
         tell(&store, &image, "load");
         let line =
             if talk.quiet { image.id.to_string() } else { format!("Loaded image: {}:{}", image.name, image.tag) };
@@ -172,32 +174,44 @@ fn check_unused(store: &Store, name: &str) -> anyhow::Result<()> {
     })
 }
 
-/// Removes loaded images and prints what they were. Stops at the first that cannot be removed.
+/// Removes loaded images and prints what they were.
 pub fn rmi(args: &Rmi, talk: Talk) -> Outcome {
     let store = Store::open(paths::store())?;
+    let mut code = 0;
     for name in &args.images {
-        if name.ends_with(WARM) {
-            let removed = Snapshots::of(store.dir())?.remove(name)?;
-            if !talk.quiet {
-                output::print(&format!("Untagged: {removed}\n"))?;
-            }
-            continue;
+        let mut untagged = String::new();
+        let removed = remove(&store, name, args.force, &mut untagged);
+        if !talk.quiet {
+            output::print(&untagged)?;
         }
-        if !args.force {
-            check_unused(&store, name)?;
-        }
-        for name in all_names(&store, name, args.force)? {
-            let image = store.remove(&name)?;
-            tell(&store, &image, "untag");
-            if store.list()?.iter().all(|other| other.id != image.id) {
-                tell(&store, &image, "delete");
-            }
-            if !talk.quiet {
-                output::print(&format!("Untagged: {}:{}\n", image.name, image.tag))?;
-            }
-        }
+        let Err(error) = removed else { continue };
+        // As docker: that it is gone is what was wanted.
+        let is_gone = matches!(error.downcast_ref(), Some(ImageError::NotFound { .. }));
+        let refused = Failure::with_code(u8::from(!(args.force && is_gone)), error);
+        code = code.max(conclude(Err(refused), false));
     }
-    Ok(0)
+    Ok(code)
+}
+
+/// Removes one, by any of its names; `untagged` is told which went.
+fn remove(store: &Store, name: &str, force: bool, untagged: &mut String) -> anyhow::Result<()> {
+    if name.ends_with(WARM) {
+        let removed = Snapshots::of(store.dir())?.remove(name)?;
+        *untagged += &format!("Untagged: {removed}\n");
+        return Ok(());
+    }
+    if !force {
+        check_unused(store, name)?;
+    }
+    for name in all_names(store, name, force)? {
+        let image = store.remove(&name)?;
+        tell(store, &image, "untag");
+        if store.list()?.iter().all(|other| other.id != image.id) {
+            tell(store, &image, "delete");
+        }
+        *untagged += &format!("Untagged: {}:{}\n", image.name, image.tag);
+    }
+    Ok(())
 }
 
 /// The names that a word is to take away: the one that it is, or, of an image that it is the id of, its only one; all of them, if that

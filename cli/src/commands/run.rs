@@ -16,7 +16,7 @@ use crate::args::{Isolation, Network, PodCreate, Run, Talk};
 use crate::containers::record::{State, now_ns};
 use crate::containers::{Containers, Held, Id, Record};
 use crate::env;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::life::{self, Kept, Life};
 use crate::logs::writer::Writer;
 use crate::net;
@@ -104,12 +104,12 @@ pub fn create(mut args: Run, talk: Talk) -> Outcome {
         member::check(&args)?;
     }
     let guard: Guard<()> = Guard::new().context("cannot wait for signals")?;
-    decide_network(&mut args)?;
+    decide_network(&mut args).map_err(Failure::refused)?;
     life::check(&args)?;
-    decide_pod(&mut args)?;
-    let (image, store, volumes) = prepare(&mut args, talk)?;
+    decide_pod(&mut args).map_err(Failure::refused)?;
+    let (image, store, volumes) = prepare(&mut args, talk).map_err(Failure::refused)?;
     let holding = guard.hold();
-    let (_, held, record) = make(args, &image, &store, volumes, true)?;
+    let (_, held, record) = make(args, &image, &store, volumes, true).map_err(Failure::refused)?;
     held.stays();
     drop(holding);
     output::print(&format!("{}\n", record.id))?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::args::{Commit, Format, Rollback, Snapshot, Snapshots as Args, SnapshotsWhat, Talk};
 use crate::attend::Order;
 use crate::attend::client::ask;
-use crate::failure::{Outcome, sanitize};
+use crate::failure::{Failure, Outcome, conclude, sanitize};
 use crate::output;
 use crate::paths;
 use crate::running;
@@ -19,7 +19,7 @@ use crate::snapshots::{Name, Snapshots};
 /// Takes a snapshot of a running microVM and prints its name.
 pub fn snapshot(args: &Snapshot, talk: Talk) -> Outcome {
     let name = args.name.as_deref().map(Name::plain).transpose()?;
-    let taken = take(&args.vm, name.as_ref(), talk)?;
+    let taken = take(&args.vm, name.as_ref(), talk).map_err(Failure::refused)?;
     match args.format {
         Format::Json => output::json(&taken)?,
         Format::Table => output::print(&format!("{}\n", text(&taken, "name")?))?,
@@ -29,7 +29,7 @@ pub fn snapshot(args: &Snapshot, talk: Talk) -> Outcome {
 
 /// Makes a warm image of a running container and prints its name.
 pub fn commit(args: &Commit, talk: Talk) -> Outcome {
-    let taken = take(&args.vm, Some(&Name::warm(&args.name)?), talk)?;
+    let taken = take(&args.vm, Some(&Name::warm(&args.name)?), talk).map_err(Failure::refused)?;
     output::print(&format!("{}\n", text(&taken, "name")?))?;
     Ok(0)
 }
@@ -51,7 +51,7 @@ fn take(vm: &str, name: Option<&Name>, talk: Talk) -> anyhow::Result<Value> {
 
 /// Has a running microVM go on from a snapshot.
 pub fn rollback(args: &Rollback) -> Outcome {
-    order_of(&args.vm, &Order::Rollback { to: args.snapshot.clone() })?;
+    order_of(&args.vm, &Order::Rollback { to: args.snapshot.clone() }).map_err(Failure::refused)?;
     Ok(0)
 }
 
@@ -123,22 +123,24 @@ pub fn age(age: Duration) -> String {
     format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
 }
 
-/// Removes snapshots and prints what they were called. Stops at the first that cannot be removed.
+/// Removes snapshots and prints what they were called.
 fn remove(names: &[String], talk: Talk) -> Outcome {
     let snapshots = Snapshots::of(&paths::store())?;
+    let mut code = 0;
     for name in names {
-        let removed = snapshots.remove(name)?;
-        if !talk.quiet {
-            output::print(&format!("{removed}\n"))?;
+        match snapshots.remove(name) {
+            Ok(_) if talk.quiet => {}
+            Ok(removed) => output::print(&format!("{removed}\n"))?,
+            Err(error) => code = conclude(Err(Failure::refused(error.into())), false),
         }
     }
-    Ok(0)
+    Ok(code)
 }
 
 /// Removes the older snapshots of each microVM and prints what they were called.
 fn prune(keep: usize, talk: Talk) -> Outcome {
     let Some(snapshots) = Snapshots::existing(&paths::store()) else { return Ok(0) };
-    let (removed, freed) = snapshots.prune(keep)?;
+    let (removed, freed) = snapshots.prune(keep).map_err(|error| Failure::refused(error.into()))?;
     if !talk.quiet {
         output::print(&removed.iter().map(|name| format!("{name}\n")).collect::<String>())?;
         eprintln!("bulkhead: total reclaimed space: {}", human(freed));
