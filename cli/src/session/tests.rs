@@ -307,6 +307,20 @@ fn a_process_that_does_not_start_has_its_exit_code() {
     }
 }
 
+/// Its kernel does that, on a busy host, and init connects once more.
+#[test]
+fn a_connection_that_the_guest_gave_up_is_not_its_last() {
+    let seen = run(None, |path, _alive| {
+        drop(Guest::connect(path));
+        drop(Guest::connect(path));
+        let (mut guest, _) = Guest::begin(path);
+        guest.started();
+        guest.exited(ExitStatus::Code(3));
+        assert_eq!(guest.next(), None);
+    });
+    assert_eq!(seen.result.unwrap().exit_code, 3);
+}
+
 #[test]
 fn the_end_of_the_vm_ends_the_run() {
     let seen = run(None, |_, alive| drop(alive));

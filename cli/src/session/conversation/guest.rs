@@ -33,9 +33,10 @@ impl Conversation<'_> {
         self.heed(hello, &mut NoAttendant)
     }
 
-    /// Sends what the guest is to do.
+    /// Sends what the guest is to do. Until it has said hello it may not be the last connection that it is sent on.
     pub(super) fn send_order(&mut self) -> Result<(), SessionError> {
-        let message = match self.order.take() {
+        let order = if self.state == State::Greeting { self.order.clone() } else { self.order.take() };
+        let message = match order {
             None => return Ok(()),
             Some(Order::Prepare) => {
                 self.preparing = true;
@@ -68,6 +69,12 @@ impl Conversation<'_> {
         }
         if received == Received::End {
             self.control = None;
+            if self.state == State::Greeting {
+                // On a busy host its kernel gives up a connection that is not answered within two seconds, and init asks anew: what
+                // has come here is the one that nobody has any more.
+                self.state = State::Booting;
+                return Ok(());
+            }
             self.guest_gone = true;
             self.no_more_streams()?;
         }
@@ -88,6 +95,7 @@ impl Conversation<'_> {
                 // The clock of a clone began with the guest it is a clone of.
                 self.times.kernel = if phase == Phase::Booted { kernel } else { self.times.init };
                 self.times.connected = now_ns();
+                self.order = None;
                 self.state = match phase {
                     // What a clone is to become is nothing for one that is something already.
                     Phase::Frozen { .. } if self.preparing || self.streams.is_some() => {

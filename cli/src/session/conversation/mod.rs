@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Booting ── control connection ──► Greeting ── Hello ──► Starting ── Started ──► Running ── Exited ──► Draining ──► done
-//!    │                                  │ Hello            │ ▲ ▲                                         (outputs at their end)
+//!    ▲──────── its end, without Hello ──┤ Hello            │ ▲ ▲                                         (outputs at their end)
 //!    │                                  ├──► Preparing ── Ready ──► Prepared
 //!    │                                  └──► Found ── Thaw ──┘
 //!    │                                           └─────────┴── StartFailed ──► error
@@ -52,7 +52,7 @@ enum State {
 }
 
 /// What the guest is to do next.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Order {
     Prepare,
     Start(Box<Start>),
@@ -67,7 +67,7 @@ pub struct Conversation<'a> {
     vm: BorrowedFd<'a>,
     signals: Signals,
     state: State,
-    /// Waits for the guest's connection.
+    /// Waits for the guest's connection, and its hello.
     order: Option<Order>,
     /// It has been told to prepare, not to start.
     preparing: bool,
