@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::protocol::{Join, Joined, LONGEST_ANSWER, Listing, PREFIX, Request, VERSION};
 
 /// How long a switch may take for an answer: it does nothing that takes time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take to forget one that leaves.
 const FAREWELL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 

@@ -44,8 +44,8 @@ pub const CALLS: &[c_long] = &[
     libc::SYS_shutdown,
 ];
 
-/// How long a connection may take to say what it is, and the first member to come.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a connection may take to say what it is, and the first member to come: on a host where many start at once, that is long.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often that is looked at, as long as there is such a one.
 const GLANCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Most connections that have not said what they are. They are the user's own.
