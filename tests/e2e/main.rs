@@ -10,6 +10,7 @@
 //! | [`exec`] | other commands in a container that runs |
 //! | [`filesystem`] | a file system that a guest makes, and a share under a test program |
 //! | [`files`] | files in and out of containers, and images of them |
+//! | [`fifty`] | fifty containers at once, and others that are killed: the census before and after |
 //! | [`frozen`] | clones of a container that is busy |
 //! | [`images`] | the store of images without any guest: names, history, archives |
 //! | [`interactive`] | terminals |
@@ -37,6 +38,7 @@
 //! | [`disk`] | a writable disk: what the guest was promised, in the file on the host |
 //! | [`load`] | a guest under load, saved and restored again and again |
 //! | [`scripted`] | microVMs in which Debian's programs use disks and memory |
+//! | [`services`] | nginx, Redis and PostgreSQL, from Debian's packages to podman |
 //! | [`settings`] | what a container has beside its files |
 //! | [`snapshots`] | named snapshots: their tree, restore, rollback, warm images |
 //! | [`tracer`] | no tests: what kills at a call |
@@ -62,6 +64,7 @@ mod control;
 mod disk;
 mod ending;
 mod exec;
+mod fifty;
 mod files;
 mod filesystem;
 mod frozen;
@@ -83,6 +86,7 @@ mod refused;
 mod registry;
 mod restarts;
 mod scripted;
+mod services;
 mod settings;
 mod snapshots;
 mod tracer;
