@@ -29,7 +29,7 @@ impl Arrival {
     /// Takes what has come; says whether the guest has said that it is a frozen clone. Never waits.
     ///
     /// # Errors
-    /// It is gone, or something else.
+    /// It is something else.
     pub fn step(&mut self) -> Result<bool, SessionError> {
         let host = super::conversation::host("accept the guest's connection");
         let Some(control) = &mut self.control else {
@@ -57,8 +57,13 @@ impl Arrival {
                 Err(SessionError::Version { guest: version })
             }
             Some(_) => Err(SessionError::Unexpected("guest that is no frozen clone")),
-            None if received == Received::End => Err(SessionError::GuestClosed),
-            None => Ok(false),
+            None => {
+                if received == Received::End {
+                    // One that its kernel has given up, since nobody answered for two seconds: init connects anew.
+                    self.control = None;
+                }
+                Ok(false)
+            }
         }
     }
 

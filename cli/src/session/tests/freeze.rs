@@ -265,7 +265,10 @@ fn a_vm_is_left_and_another_ones_clone_takes_over() {
             assert_eq!(old.next(), None);
             assert!(streams[1].write_all(b"too late").is_err());
             drop(stale);
-            let mut clone = Guest::connect(Path::new(&outside.told()));
+            let next = outside.told();
+            // Its kernel gives up what is not answered at once, and init connects anew.
+            drop(Guest::connect(Path::new(&next)));
+            let mut clone = Guest::connect(Path::new(&next));
             clone.hello(Phase::Frozen { terminal: false });
             assert_eq!(clone.next(), Some(HostMessage::Hello { version: VERSION }));
             match clone.next() {
@@ -324,7 +327,7 @@ fn only_a_frozen_clone_arrives() {
         assert!(!arrival.step().unwrap());
         let result = arrival.step();
         let (vm, _alive) = UnixStream::pair().unwrap();
-        assert_eq!(arrival.begin(vm.as_fd()).is_ok(), result.is_ok());
+        assert_eq!(arrival.begin(vm.as_fd()).is_ok(), matches!(result, Ok(true)));
         result.map_err(|error| error.to_string())
     };
     let hello = |version, phase| {
@@ -338,7 +341,8 @@ fn only_a_frozen_clone_arrives() {
     }
     let frozen = Phase::Frozen { terminal: false };
     assert!(come(&hello(VERSION - 1, frozen)).unwrap_err().contains("protocol version"));
-    assert!(come(&drop).unwrap_err().contains("closed its connection"));
+    // It may come again: what is gone is a connection.
+    assert_eq!(come(&drop), Ok(false));
     assert!(
         come(&|mut guest| guest.control.write_all(&[0xff; 8]).unwrap()).unwrap_err().contains("broke the protocol")
     );
