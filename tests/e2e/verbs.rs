@@ -222,7 +222,7 @@ fn the_neighbours_benchmark_measures() {
     let rows = report["rows"].as_array().unwrap();
     let kinds: Vec<_> = rows.iter().map(|row| row["neighbours"].as_str().unwrap()).collect();
     let microvms = ["none", "idle", "computing", "writing to the console", "kicking a device", "writing to a disk"];
-    let processes = ["processes, computing", "processes, writing to a file"];
+    let processes = ["processes, computing", "processes, waking a thread", "processes, writing to a file"];
     assert_eq!(kinds, [&microvms[..], &processes].concat());
     for row in rows {
         let counts = ["answer", "work", "write"].map(|what| row[what]["samples"].as_u64().unwrap());

@@ -62,7 +62,12 @@ static ID: OnceLock<u32> = OnceLock::new();
 /// This process's number where whoever started it is: in a namespace of processes of its own ([`birth`](crate::birth)) it has
 /// another one. It is known from the first [`Lineage::open`] on, or asked for now.
 pub fn id() -> u32 {
-    *ID.get_or_init(|| Lineage::open().map_or_else(|_| std::process::id(), |lineage| lineage.process))
+    if let Some(id) = ID.get() {
+        return *id;
+    }
+    // Not as part of the initialisation, since it may set it.
+    let id = Lineage::open().map_or_else(|_| std::process::id(), |lineage| lineage.process);
+    *ID.get_or_init(|| id)
 }
 
 /// Who has started this process, from any namespace.
@@ -141,6 +146,10 @@ pub(crate) fn one_heap() {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
 
     #[test]
@@ -150,6 +159,27 @@ mod tests {
         assert_eq!(read_stat(&stat).unwrap(), (std::process::id(), parent));
         let lineage = Lineage::open().unwrap();
         assert_eq!((id(), lineage.parent().unwrap()), (std::process::id(), parent));
+    }
+
+    /// In a process of its own, which is number 1 where it is, as that of a container may be.
+    #[test]
+    fn who_is_number_one_knows_itself() {
+        const CHILD: &str = "BULKHEAD_TEST_NUMBER_ONE";
+        if std::env::var_os(CHILD).is_some() {
+            let id = id();
+            return assert_eq!(
+                Some(id),
+                parse_stat(&std::fs::read("/proc/self/stat").unwrap()).map(|(process, _)| process)
+            );
+        }
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "process::tests::who_is_number_one_knows_itself"]).env(CHILD, "1");
+        again.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let mut born = crate::birth::spawn(again).unwrap();
+        let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+        let ended = poll(&mut [PollFd::from_borrowed_fd(born.pidfd(), PollFlags::IN)], Some(&minute)).unwrap();
+        born.kill();
+        assert!(ended == 1 && born.wait().unwrap().success());
     }
 
     #[test]
