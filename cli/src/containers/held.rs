@@ -15,6 +15,8 @@ use crate::oci;
 
 /// How often a name is made up before one gets a number.
 const TRIES: usize = 8;
+/// A mark on its way, in the directory of its container.
+const MARK: &str = "mark.new";
 
 /// Nobody else has it for as long as this lives. The kernel gives it up with the last process that has the lock.
 #[derive(Debug)]
@@ -137,11 +139,16 @@ impl Containers {
     /// The process that runs it, or is about to: readable when it has ended. None: there is none, whoever has it.
     pub fn runner(&self, id: &Id) -> Result<Option<OwnedFd>, ContainersError> {
         let said = || fs::read_to_string(self.mark_path(id)).ok()?.parse().ok().and_then(Pid::from_raw);
-        let Some(pid) = said() else { return Ok(None) };
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
-        // Its number may be another's by now, unless it still has the container.
-        let same = self.is_held(id)? && said() == Some(pid);
-        Ok(pidfd.filter(|_| same))
+        loop {
+            let Some(pid) = said() else { return Ok(None) };
+            let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
+            // Its number may be another's by now, unless it still has the container.
+            let held = self.is_held(id)?;
+            if said() == Some(pid) {
+                return Ok(pidfd.filter(|_| held));
+            }
+            // It has passed it on meanwhile.
+        }
     }
 
     /// Whether somebody has it.
@@ -224,8 +231,10 @@ impl Held {
 
     /// Says that it runs, or is about to, and by which process.
     fn mark(&self) -> Result<(), ContainersError> {
-        let path = self.containers.mark_path(&self.id);
-        fs::write(&path, std::process::id().to_string()).map_err(io_error(&path))
+        let (path, unfinished) = (self.containers.mark_path(&self.id), self.dir().join(MARK));
+        fs::write(&unfinished, std::process::id().to_string()).map_err(io_error(&unfinished))?;
+        // In one go: whoever reads it when it is taken over finds the one process or the other.
+        fs::rename(&unfinished, &path).map_err(io_error(&path))
     }
 }
 

@@ -121,6 +121,29 @@ fn a_lock_can_be_passed_on() {
     assert_eq!(all(dir.path()), EMPTY);
 }
 
+/// Taken over by one process after the other, it has one at any time.
+#[test]
+fn somebody_runs_it_while_it_is_passed_on() {
+    let (_dir, containers) = store();
+    let (_, held, record) = create(&containers, Some("web"), true).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looks = scope.spawn(|| {
+            let mut looked = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert!(containers.runner(&record.id).unwrap().is_some(), "after {looked}");
+                looked += 1;
+            }
+        });
+        for _ in 0..2000 {
+            let (next, _) = containers.take_over(&record.id, held.share().unwrap()).unwrap();
+            next.passed_on();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        looks.join().unwrap();
+    });
+}
+
 #[test]
 fn what_a_killed_owner_had_has_ended_or_goes() {
     let (dir, containers) = store();
