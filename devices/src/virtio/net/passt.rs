@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use rustix::io::FdFlags;
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 use serde::{Deserialize, Serialize};
 
 /// The guest's address.
@@ -24,6 +25,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 /// The largest packet it takes, in bytes.
 pub const MTU: u16 = 65520;
+/// Bytes on their way to the guest: what TCP at the guest's end takes at once, by Linux's usual limit (`tcp_rmem`).
+const ON_THEIR_WAY: usize = 6 << 20;
 
 /// The network of a device.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -98,7 +101,7 @@ impl User {
 
     /// Starts it, and returns our end of the socket once it listens on all ports.
     pub fn start(&self) -> io::Result<UnixStream> {
-        let (ours, its) = UnixStream::pair()?;
+        let (ours, its) = pair()?;
         rustix::io::fcntl_setfd(&its, FdFlags::empty())?;
         let mut command = Command::new("passt");
         command.arg("--fd").arg(its.as_raw_fd().to_string()).args(self.arguments());
@@ -118,9 +121,31 @@ impl User {
     }
 }
 
+/// Our end and its. passt sends all that the guest's window has room for in one go, and drops what the socket does not take; if those were the
+/// last packets it has, the guest cannot tell that they are missing, and an older passt sends them again after two seconds. So what it has
+/// sent may be as much as it can be, or as much as one without privileges may ask for (`net.core.wmem_max`, socket(7)).
+fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (ours, its) = UnixStream::pair()?;
+    set_socket_send_buffer_size_force(&its, ON_THEIR_WAY)
+        .or_else(|_| set_socket_send_buffer_size(&its, ON_THEIR_WAY))?;
+    Ok((ours, its))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[test]
+    fn the_packets_of_a_large_window_are_not_dropped_when_nobody_reads_meanwhile() {
+        let (_ours, mut its) = pair().unwrap();
+        its.set_nonblocking(true).unwrap();
+        // The window of a young connection, which the usual socket has no room for.
+        let (packet, window) = (vec![0; usize::from(MTU)], 5 * usize::from(MTU));
+        let sent: usize = (0..5).map_while(|_| its.write(&packet).ok()).sum();
+        assert_eq!(sent, window);
+    }
 
     fn value(words: &[String], flag: &str) -> Option<String> {
         words.iter().position(|word| word == flag).and_then(|at| words.get(at + 1).cloned())
