@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 use guest_images::Contents;
-use guest_images::layer::tar::{Entry as TarEntry, EntryKind as TarKind, TarReader};
+use guest_images::layer::tar::{Entry as TarEntry, EntryKind as TarKind, TarReader, is_header};
 use guest_images::tree::{Attrs, FileData, Kind, NodeId};
 
 use super::context::Context;
@@ -222,7 +222,7 @@ pub fn unpacked(file: impl Read + Send, mut spool: File, most: u64) -> anyhow::R
     };
     // Most files are none: their first block tells.
     let mut first = Vec::new();
-    if plain.by_ref().take(512).read_to_end(&mut first).is_err() || !is_tar(&first) {
+    if plain.by_ref().take(512).read_to_end(&mut first).is_err() || !is_header(&first) {
         return Ok(None);
     }
     io::copy(&mut first.as_slice().chain(plain.by_ref()), &mut spool).context(broken)?;
@@ -241,11 +241,6 @@ pub fn unpacked(file: impl Read + Send, mut spool: File, most: u64) -> anyhow::R
         items.push(archived(entry, &spool)?);
     }
     Ok(Some(items))
-}
-
-/// Whether this is the header of an archive's first entry: its checksum is right.
-fn is_tar(block: &[u8]) -> bool {
-    matches!(TarReader::new(block).next_entry(), Ok(Some(_)))
 }
 
 fn archived(entry: TarEntry, spool: &Arc<File>) -> anyhow::Result<(Vec<u8>, Item)> {

@@ -328,6 +328,32 @@ fn add_unpacks_archives_and_copy_does_not() {
 }
 
 #[test]
+fn add_unpacks_archives_that_begin_with_an_extended_header() {
+    let site = Site::new();
+    let data = "21 path=named-by-pax\n";
+    for (name, kind) in [("pax.tar", tar::EntryType::XHeader), ("global.tar", tar::EntryType::XGlobalHeader)] {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        builder.append(&header, data.as_bytes()).unwrap();
+        let mut archive = builder.into_inner().unwrap();
+        // Without the end that the first has.
+        archive.truncate(1024);
+        archive.extend(self::archive(&[("x", "x")]));
+        site.write(name, archive);
+    }
+    let long = "n".repeat(150);
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_data(&mut tar::Header::new_gnu(), &long, &b""[..]).unwrap();
+    site.write("gnu.tar", builder.into_inner().unwrap());
+    let built = site.build("FROM scratch\nADD pax.tar /pax/\nADD global.tar /global/\nADD gnu.tar /gnu/\n");
+    let long = format!("gnu/{long}");
+    assert_eq!(built.files(), ["global", "global/named-by-pax", "gnu", &long, "pax", "pax/named-by-pax"]);
+}
+
+#[test]
 fn images_are_built_on_root_file_systems_and_what_others_have_left_to_do() {
     let site = Site::new();
     site.write("root/etc/passwd", "app:x:7:8::/:\n").write("mine", "mine");

@@ -37,6 +37,12 @@ struct Extensions {
     long_link: Option<Vec<u8>>,
 }
 
+/// Whether an archive begins with this: 512 bytes whose checksum is right, which may be of an extended header (PAX, GNU's long names), whose
+/// data then follows in the next block.
+pub fn is_header(block: &[u8]) -> bool {
+    matches!(TarReader::new(block).read_header(), Ok(Some(_)))
+}
+
 impl<R: Read + Seek> TarReader<R> {
     /// As the next [`TarReader::next_entry`] would do, but without reading what is skipped.
     ///
