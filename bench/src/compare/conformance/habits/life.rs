@@ -92,13 +92,14 @@ pub(super) const HABITS: &[Habit] = &[
             all(&["exec", "{name}", "sh", "-c", "echo in; echo err >&2; exit 5"]),
             out(&["exec", "-i", "{name}", "cat"]).fed("fed\n"),
             out(&["exec", "-e", "A=1", "-w", "/tmp", "-u", "daemon", "{name}", "sh", "-c", "echo $A; pwd; id -un"]),
-            code(&["exec", "{name}", "no-such-command"]),
             out(&["exec", "{name}", "sh", "-c", "kill -0 1 && echo the first is there"]),
             code(&["exec", "-d", "{name}", "touch", "/left"]),
             done(&["stop", "-t", "0", "{name}"]),
             done(&["exec", "{name}", "true"]),
         ],
     ),
+    habit("a command in it that is not there", &[START, IS_UP, code(&["exec", "{name}", "no-such-command"])])
+        .differs("127 here, as of a run's command and as with podman; docker's exec says 126"),
     habit(
         "signals",
         &[
