@@ -19,7 +19,7 @@ use crate::lab;
 use crate::net::{ip, make_tap, own_network};
 
 /// The guest.
-const ADVERSARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/adversary"));
+pub(crate) const ADVERSARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/adversary"));
 /// Most of a processor that a thread at rest uses, and how long it is looked at.
 const REST: f64 = 0.05;
 const WINDOW: Duration = Duration::from_millis(10);

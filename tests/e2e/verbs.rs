@@ -1,10 +1,13 @@
 //! Images in the store, the doctor, the benchmark.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 
+use rustix::process::Signal;
 use serde_json::json;
 use tests::Running;
 
+use crate::adversary::ADVERSARY;
 use crate::lab;
 use crate::snapshots::can_poll;
 
@@ -171,21 +174,34 @@ fn the_vsock_benchmark_measures() {
 }
 
 /// What a guest asks of its device is recorded, and done again without it; and so is what comes with the benchmark. The rates are for an
-/// idle machine to judge.
+/// idle machine to judge. The guest speaks and listens on the serial port that the file says nothing of, and waits for a word of the
+/// host's without end: a signal is its end, and what was recorded is there.
 #[test]
 fn what_a_guest_asks_of_its_devices_is_recorded_and_done_again() {
     let lab = lab!("what_a_guest_asks_of_its_devices_is_recorded_and_done_again", on the machine);
     std::fs::create_dir(lab.path("traces")).unwrap();
-    // The kernel seeds itself from the device, and ends for want of a program to start.
+    std::fs::write(lab.path("guest"), ADVERSARY).unwrap();
+    std::fs::write(lab.path("disk"), vec![0; 1 << 20]).unwrap();
     let machine = json!({
-        "boot-source": { "kernel_image_path": lab.kernel(), "boot_args": "quiet reboot=k panic=-1 bulkhead.exit=0x600" },
+        "boot-source": { "kernel_image_path": lab.path("guest") },
+        "machine-config": { "vcpu_count": 2, "mem_size_mib": 16 },
         "entropy": {},
+        "drives": [{ "drive_id": "disk", "path_on_host": lab.path("disk"), "is_read_only": false }],
     });
     std::fs::write(lab.path("machine"), machine.to_string()).unwrap();
     let path = |name: &str| lab.path(name).display().to_string();
     let record = ["bench", "record", "--config", &path("machine"), &path("traces")];
-    let ended = Running::start(lab.bulkhead(record)).end(lab.patience(1));
-    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let mut command = lab.bulkhead(record);
+    command.stdin(Stdio::piped());
+    let mut recording = Running::start(command);
+    assert_eq!(recording.line(lab.patience(1)), "devices 4 2");
+    // Its first group of attacks: it is heard as well.
+    recording.say("1");
+    assert!(recording.line(lab.patience(1)).starts_with("attack "));
+    recording.signal(Signal::TERM);
+    let ended = recording.end(lab.patience(1));
+    assert_eq!(ended.code, Some(128 + 15), "{ended:?}");
+    assert!(ended.stderr.contains("0-rng.trace") && ended.stderr.contains("1-blk.trace"), "{ended:?}");
     // It does not write over it.
     lab.run(record).assert_failed(125, &["0-rng.trace", "File exists"]);
 
@@ -195,8 +211,10 @@ fn what_a_guest_asks_of_its_devices_is_recorded_and_done_again() {
         assert_eq!(ended.code, Some(0), "{ended:?}");
         serde_json::from_slice::<serde_json::Value>(&ended.stdout).unwrap()["rows"].as_array().unwrap().clone()
     };
-    let rows = replay(&[&trace]);
-    assert_eq!((rows.len(), &rows[0]["trace"], &rows[0]["device"]), (1, &json!(trace), &json!("rng")));
+    let disk = path("traces/1-blk.trace");
+    let rows = replay(&[&trace, &disk]);
+    assert_eq!((rows.len(), &rows[0]["trace"], &rows[0]["device"]), (2, &json!(trace), &json!("rng")));
+    assert!(rows.iter().all(|row| row["operations"].as_u64().unwrap() > 0), "{rows:?}");
     let rows = replay(&[]);
     assert_eq!(rows.len(), 8, "{rows:?}");
     assert!(rows.iter().all(|row| row["operations"].as_u64().unwrap() > 0), "{rows:?}");
@@ -309,7 +327,7 @@ fn no_clone_outlives_the_benchmark() {
         // A socket appears without a word to us.
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
-    running.signal(rustix::process::Signal::KILL);
+    running.signal(Signal::KILL);
     assert_eq!(running.end(patience).code, None);
     // Those that it had started end by themselves.
     lab.wait_for_processes(patience);

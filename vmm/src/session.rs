@@ -43,6 +43,8 @@ pub struct Options {
     /// Somebody else sees to its end. Signals that ask for that, and may have been sent to a whole group of processes (a service that is
     /// stopped), are theirs: a guest is told of them before it ends.
     pub attended: bool,
+    /// Record its devices' queues into this directory, see [`Handle::record`](crate::Handle::record).
+    pub record: Option<PathBuf>,
     /// Build and run it at once; otherwise a client of the control socket does.
     pub start: bool,
     /// How this process is confined once the machine runs; not at all if none.
@@ -82,6 +84,8 @@ pub struct Ended {
     pub reason: ExitReason,
     /// The signal that ended it.
     pub signal: Option<i32>,
+    /// Files of recorded queues. They are whole once the remains are gone.
+    pub recorded: Vec<PathBuf>,
     /// What is left of the machine, if there was one.
     pub remains: Option<Remains>,
 }
@@ -101,14 +105,14 @@ pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, S
             Control::Served(Arc::new(Mutex::new(server.map_err(|source| SessionError::Socket { path, source })?)))
         }
     };
-    let (cpuid_cache, on_stdio) = (options.cpuid_cache, options.on_stdio);
-    let mut session = Session { control, signals, cpuid_cache, sandbox: options.sandbox, on_stdio };
+    let Options { cpuid_cache, on_stdio, sandbox, record, .. } = options;
+    let mut session = Session { control, signals, cpuid_cache, sandbox, on_stdio, record, recorded: Vec::new() };
     let ended = session.run(options.start, on_event);
     // Without effect where a machine has run, at whose end it was closed.
     session.control.close();
     let signal = lock(&session.signals).came();
     let (reason, remains) = ended?;
-    Ok(Ended { reason, signal, remains })
+    Ok(Ended { reason, signal, recorded: session.recorded, remains })
 }
 
 /// Who makes the machine: a file alone, or clients.
@@ -153,6 +157,8 @@ struct Session {
     cpuid_cache: Option<PathBuf>,
     sandbox: Option<sandbox::Wanted>,
     on_stdio: Option<Box<dyn FnOnce()>>,
+    record: Option<PathBuf>,
+    recorded: Vec<PathBuf>,
 }
 
 impl Session {
@@ -216,7 +222,7 @@ impl Session {
         }
     }
 
-    fn build(&self, config: &VmConfig, on_event: &mut dyn FnMut(Event)) -> Result<Machine, VmmError> {
+    fn build(&mut self, config: &VmConfig, on_event: &mut dyn FnMut(Event)) -> Result<Machine, VmmError> {
         let config = VmConfig { cpuid_cache: self.cpuid_cache.clone(), ..config.clone() };
         if let Some(wanted) = &self.sandbox {
             sandbox::prepare(wanted.mode);
@@ -224,6 +230,10 @@ impl Session {
         let mut machine = Machine::build_on(self.event_loop()?, &config, None, on_event)?;
         if let Some(wanted) = self.sandbox.clone() {
             machine.confine(wanted, matches!(self.control, Control::Served(_)));
+        }
+        if let Some(directory) = &self.record {
+            self.recorded =
+                machine.handle().record(directory).map_err(|source| VmmError::Io { what: "queue trace", source })?;
         }
         Ok(machine)
     }

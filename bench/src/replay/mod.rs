@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
+use vmm::api::Draft;
+use vmm::config::SerialConfig;
+use vmm::session::{self, Ended, Options};
 use vmm::trace::Trace;
 use vmm::trace::replay::{Idle, Replay, THREAD, device};
-use vmm::{Machine, VmConfig};
 
 use crate::calls::Counting;
 use crate::machine::failed;
@@ -82,18 +84,27 @@ pub fn run(traces: &[(String, Trace)], runs: usize) -> Result<Report, BenchError
     Ok(Report { runs, rows })
 }
 
-/// Boots the machine of a configuration, with the monitor's own stdin and stdout, and records its devices' queues until it ends: into a
-/// file each, in a directory that is there. Returns the files.
+/// What [`record`] has made.
+#[derive(Debug)]
+pub struct Recorded {
+    /// A trace of each device.
+    pub files: Vec<PathBuf>,
+    /// The signal that ended the machine.
+    pub signal: Option<i32>,
+}
+
+/// Boots the machine of a configuration file, read as that of `bulkhead vmm` is: its serial port is this process's stdin and stdout,
+/// unless the file says otherwise. Records its devices' queues, into a file each in a directory that is there, until the guest ends or
+/// SIGINT, SIGTERM or SIGHUP comes: a guest may wait for ever. To be called before other threads start.
 ///
 /// # Errors
 /// The machine cannot be had or fails, or a file of that name is there.
-pub fn record(config: &str, directory: &Path) -> Result<Vec<PathBuf>, BenchError> {
-    let config = VmConfig::from_json(config).map_err(failed)?;
-    config.validate(vmm::host::memory_mib()).map_err(failed)?;
-    let machine = Machine::build(&config, None, &mut |_| {}).map_err(failed)?;
-    let files = machine.handle().record(directory).map_err(failed)?;
-    machine.run(&mut |_| {}).map_err(failed)?;
-    Ok(files)
+pub fn record(config: &[u8], directory: &Path) -> Result<Recorded, BenchError> {
+    let draft = Draft::from_file(config, SerialConfig::Stdio).map_err(failed)?;
+    let options = Options { draft, start: true, record: Some(directory.to_owned()), ..Options::default() };
+    let Ended { recorded, signal, remains, .. } = session::run(options, &mut |_| {}).map_err(failed)?;
+    drop(remains);
+    Ok(Recorded { files: recorded, signal })
 }
 
 /// The samples of one trace.

@@ -147,7 +147,8 @@ pub enum BenchWhat {
         #[arg(value_name = "TRACE")]
         traces: Vec<PathBuf>,
     },
-    /// Boot a machine, its serial port on stdin and stdout, and record what its guest asks of each device until it ends
+    /// Boot a machine, its serial port on stdin and stdout (unless the file says otherwise), and record what its guest asks of each device
+    /// until it ends, or ^C ends it
     Record {
         /// The machine: JSON with its kernel, devices and memory, as in Firecracker's configuration files, and with our sections
         #[arg(long, value_name = "FILE")]

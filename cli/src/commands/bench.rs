@@ -17,7 +17,7 @@ use vmm::trace::{MOST_TEXT, Trace};
 use super::compare;
 use crate::args::{Bench, BenchWhat, Format, Talk};
 use crate::cgroup::{Group, Limits};
-use crate::failure::Outcome;
+use crate::failure::{FAILED, Outcome};
 use crate::life::kernel_kind;
 use crate::output::Progress;
 use crate::rundir::RunDir;
@@ -95,10 +95,10 @@ pub fn bench(args: &Bench, talk: Talk) -> Outcome {
             show(*format, &report, print_replay)?;
         }
         BenchWhat::Record { config, directory } => {
-            let text = fs::read_to_string(config).with_context(|| format!("'{}'", config.display()))?;
-            for file in replay::record(&text, directory)? {
-                eprintln!("{}", file.display());
-            }
+            let text = fs::read(config).with_context(|| format!("'{}'", config.display()))?;
+            let recorded = replay::record(&text, directory)?;
+            recorded.files.iter().for_each(|file| eprintln!("{}", file.display()));
+            return Ok(recorded.signal.map_or(0, |signal| u8::try_from(128 + signal).unwrap_or(FAILED)));
         }
         BenchWhat::Run { runs, format, image_and_command } => {
             let what = run::What { bulkhead: Path::new("/proc/self/exe"), arguments: image_and_command };
