@@ -133,7 +133,7 @@ fn group_13_a_share_passes_a_test_program() {
     let [programs, share] = [(Path::new(&programs), "/programs:ro"), (&share, "/share")]
         .map(|(from, to)| format!("{}:{to}", from.display()));
     let image = lab.debian();
-    let words = ["run", "-m", "1g", "-v", &programs, "-v", &share, &image, "sh", "/programs/run"];
+    let words = ["run", "-v", &programs, "-v", &share, &image, "sh", "/programs/run"];
     let ended = Running::start(lab.bulkhead(words)).end(patience);
     print!("{}", ended.text());
     assert_eq!(ended.code, Some(0), "{ended:?}");

@@ -29,7 +29,6 @@ fn a_container_without_a_microvm_is_the_same_to_its_process() {
     if !has_runc() {
         return skip(NAME, "there is no runc here, or no root to run it");
     }
-    let lab = lab.own_store_with(&["layers", "merged", "templates"]);
     let (image, patience) = (lab.debian(), lab.patience(1));
     let script = "id; pwd; echo $X $HOME $HOSTNAME; hostname; ulimit -n; cat /srv/x 2>/dev/null; echo $$ >/srv/x 2>/dev/null; \
                   grep -c ' /mem ' /proc/mounts; touch /no 2>/dev/null || echo refused; cat; echo err >&2; exit 7";
@@ -54,7 +53,7 @@ fn a_container_without_a_microvm_is_the_same_to_its_process() {
         ];
         let more =
             ["--ulimit", "nofile=77", "--tmpfs", "/mem", "--read-only", "-v", &volume, &image, "sh", "-c", script];
-        let mut command = lab.keeping([&["run", "--rm"][..], &flags, &more].concat());
+        let mut command = lab.bulkhead([&["run"][..], &flags, &more].concat());
         command.stdin(Stdio::piped());
         let mut running = Running::start(command);
         running.feed(b"fed\n".to_vec());
@@ -67,7 +66,8 @@ fn a_container_without_a_microvm_is_the_same_to_its_process() {
     );
     assert_eq!(told[0], told[1]);
 
-    // An image of one program is unpacked at once.
+    // An image of one program is unpacked at once. What follows boots nothing.
+    let lab = lab.own_store();
     let probe = lab.probe_image();
     let container = |flags: &[&'static str], words: &[&str]| {
         keep(&lab, &[&["run", "--isolation", "container", "--runtime", "runc"][..], flags, &[&probe], words].concat())

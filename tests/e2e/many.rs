@@ -6,10 +6,10 @@ use crate::lab;
 use crate::warm::was_warm;
 
 /// Two vCPUs are seen as two, and both do work at the same time. Of two containers that are the first of their kind at once one boots, and
-/// the other goes on from what that leaves.
+/// the other goes on from what that leaves. On the machine, [`crate::load`] and [`crate::adversary`] have two.
 #[test]
 fn two_vcpus_both_work() {
-    let lab = lab!("two_vcpus_both_work");
+    let lab = lab!("two_vcpus_both_work", on hardware);
     let (patience, image) = (lab.patience(2), lab.probe_image());
     let start = || Running::start(lab.bulkhead(["run", "--verbose", "--cpus", "2", &image, "/probe", "cpus", "20"]));
     let both = [start(), start()].map(|running| running.end(patience));
@@ -18,24 +18,22 @@ fn two_vcpus_both_work() {
     lab.assert_clean();
 }
 
-/// Processes that use AVX keep their registers when the kernel takes the CPU away from them, on one vCPU and on two.
+/// Processes that use AVX keep their registers when the kernel takes the CPU away from them, on one vCPU; on two: [`crate::load`].
 #[test]
 fn vector_registers_survive_preemption() {
     let lab = lab!("vector_registers_survive_preemption");
     let image = lab.probe_image();
-    for cpus in ["1", "2"] {
-        let ended = lab.run(["run", "--cpus", cpus, &image, "/probe", "avx", "3", "2"]);
-        if ended.text().starts_with("no avx") {
-            // QEMU's TCG takes a nested guest's XSETBV without telling the KVM around it, so CPUID leaf 0xD keeps the size of
-            // the first state, and the guest's kernel, finding that inconsistent, turns XSAVE off.
-            let reason = "the guest has no AVX: its kernel turned XSAVE off, as it does on the emulated host";
-            return tests::lab::skip("vector_registers_survive_preemption", reason);
-        }
-        assert_eq!(ended.code, Some(0), "{cpus} vCPUs: {ended:?}");
-        let facts = ended.text().trim();
-        let switches: u64 = facts.rsplit_once("switches=").and_then(|(_, n)| n.parse().ok()).unwrap_or(0);
-        assert!(facts.starts_with("bad=0 ") && switches > 10, "{cpus} vCPUs: {ended:?}");
+    let ended = lab.run(["run", &image, "/probe", "avx", "3", "2"]);
+    if ended.text().starts_with("no avx") {
+        // QEMU's TCG takes a nested guest's XSETBV without telling the KVM around it, so CPUID leaf 0xD keeps the size of
+        // the first state, and the guest's kernel, finding that inconsistent, turns XSAVE off.
+        let reason = "the guest has no AVX: its kernel turned XSAVE off, as it does on the emulated host";
+        return tests::lab::skip("vector_registers_survive_preemption", reason);
     }
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let facts = ended.text().trim();
+    let switches: u64 = facts.rsplit_once("switches=").and_then(|(_, n)| n.parse().ok()).unwrap_or(0);
+    assert!(facts.starts_with("bad=0 ") && switches > 10, "{ended:?}");
     lab.assert_clean();
 }
 

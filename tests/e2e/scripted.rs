@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::{Lab, Running};
 
 use crate::bare::base_layer;
-use crate::booted::{self, root};
+use crate::booted;
 use crate::lab;
 use crate::snapshots::interactive;
 
@@ -124,12 +124,31 @@ impl Drop for Loop {
     }
 }
 
+/// A kernel that panics, as its first process has ended, is told apart from an end that the guest chose.
+#[test]
+fn linux_panics_and_that_is_told() {
+    let lab = lab!("linux_panics_and_that_is_told");
+    let (disk, patience) = (lab.path("disk"), lab.patience(2));
+    fs::File::create(&disk).unwrap().set_len(booted::DISK).unwrap();
+    let mut guest = Guest::of(&lab, patience, &booted::machine(&lab, &disk, None, "exit 3"));
+    guest.go_on();
+    let ended = guest.process.end(patience);
+    assert_eq!(ended.code, Some(125), "{ended:?}");
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(said.contains("Kernel panic") && said.contains("Attempted to kill init"), "{said}");
+    assert!(
+        ended.stderr.starts_with("bulkhead: the guest kernel panicked") && ended.stderr.lines().count() == 1,
+        "{ended:?}"
+    );
+    lab.assert_clean();
+}
+
 /// Errors of the host's disk reach the guest as such, one by one; the rest of that disk and the others serve on, and it is whole again
 /// when the host's is.
 #[test]
 fn a_disk_that_fails_is_told_and_harms_nothing_else() {
     const NAME: &str = "a_disk_that_fails_is_told_and_harms_nothing_else";
-    const SIZES: [u64; 2] = [1 << 20, 4 << 20];
+    const SIZES: [u64; 2] = [1 << 20, booted::DISK];
     let lab = lab!(NAME);
     let beneath = lab.path("beneath");
     let file = fs::File::create(&beneath).unwrap();
@@ -145,7 +164,7 @@ fn a_disk_that_fails_is_told_and_harms_nothing_else() {
             use strict; use Errno qw(EIO);
             my ($good, $bad, $root) = (0, 0, 0);
             for my $round (1 .. 5) {
-                for my $at (0, 2 << 20, (4 << 20) - 4096) {
+                for my $at (0, 2 << 20, (16 << 20) - 4096) {
                     open(my $disk, "<", "/dev/vdb") or die "open: $!";
                     sysseek($disk, $at, 0);
                     my $count = sysread($disk, my $data, 4096);
@@ -159,9 +178,7 @@ fn a_disk_that_fails_is_told_and_harms_nothing_else() {
 EOF
         perl /run/reads; read go; perl /run/reads
     "#;
-    // On one vCPU: where guests' kernels are emulated, two wait for each other when the host has too much to do.
-    let drives = vec![root(&base_layer(&lab)), json!({ "drive_id": "d", "path_on_host": device.0 })];
-    let mut guest = Guest::boot(&lab, patience, "", (drives, Value::Null), script);
+    let mut guest = Guest::start(&lab, patience, (Path::new(&device.0), None), script);
     let said = |lines: Vec<String>| lines.last().unwrap().clone();
     assert_eq!(said(guest.until("reads ")), "reads 5 10 5");
     // The monitor has it open: it goes with that, whatever becomes of this test.
