@@ -31,6 +31,8 @@ fn stats_tell_whose_memory_is_whose() {
         assert!(number(before, key) > 0, "{key}: {before}");
     }
     assert_eq!((number(before, "Limit"), number(before, "NetIn")), (256 << 20, 0), "{before}");
+    // A shell, without the guest's kernel.
+    assert!((100_000..4_000_000).contains(&number(before, "AsContainer")), "{before}");
     // The program that both run, if nothing else.
     assert!(number(before, "HostShared") >= number(before, "HostShare"), "{before}");
     assert!(before["CPUPerc"].as_str().unwrap().ends_with('%') && before["PIDs"] != "--", "{before}");
@@ -43,6 +45,8 @@ fn stats_tell_whose_memory_is_whose() {
     for key in ["GuestUsed", "HostGuest"] {
         assert!(number(after, key) > number(before, key) + 12_000_000, "{key}: {before} {after}");
     }
+    let more = number(after, "AsContainer") - number(before, "AsContainer");
+    assert!((16_000_000..17_000_000).contains(&more), "{before} {after}");
     done(lab.run(["pause", &busy]));
     let shown = done(lab.run(["stats", "--no-stream", &busy]));
     assert!(shown.starts_with("CONTAINER ID") && shown.contains("-- / 268.4MB"), "{shown}");

@@ -37,7 +37,8 @@ pub struct Diff {
 #[command(
     after_help = "MEM USAGE is what programs in the guest have, without its file cache; HOST MEM what the container takes of this host: its guest's memory, \
                   the monitor's own, and its share of what it has together with others. SHARED is all that it has together with others, LAYER CACHE what \
-                  of its image is in this host's page cache, for whoever has that image. `--format json` has them in bytes."
+                  of its image is in this host's page cache, for whoever has that image. AS CONTAINER is what its processes would have in a container: \
+                  their own memory, page tables, and files in memory. `--format json` has them in bytes."
 )]
 pub struct Stats {
     /// Also those that do not run

@@ -28,7 +28,7 @@ const UNKNOWN: &str = "--";
 /// Clears a terminal, as docker does.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-const COLUMNS: Columns<12> = Columns {
+const COLUMNS: Columns<13> = Columns {
     head: [
         "CONTAINER ID",
         "NAME",
@@ -42,6 +42,7 @@ const COLUMNS: Columns<12> = Columns {
         "OF IT MONITOR",
         "SHARED",
         "LAYER CACHE",
+        "AS CONTAINER",
     ],
     fields: [
         "ID",
@@ -56,6 +57,7 @@ const COLUMNS: Columns<12> = Columns {
         "MonitorMem",
         "SharedMem",
         "LayerCache",
+        "AsContainer",
     ],
 };
 
@@ -187,9 +189,10 @@ fn row(look: &Look, before: &Before, whole: bool) -> Value {
         "MonitorMem": size(memory.map(|memory| memory.monitor)),
         "SharedMem": size(memory.map(|memory| memory.shared)),
         "LayerCache": size(*cached),
+        "AsContainer": size(guest.map(|guest| guest.workload)),
         "Bytes": {
             "Limit": limit, "GuestUsed": bytes(used), "GuestCached": bytes(guest.map(|guest| guest.cached)),
-            "GuestFree": bytes(guest.map(|guest| guest.free)),
+            "GuestFree": bytes(guest.map(|guest| guest.free)), "AsContainer": bytes(guest.map(|guest| guest.workload)),
             "HostGuest": bytes(memory.map(|memory| memory.guest)), "HostMonitor": bytes(memory.map(|memory| memory.monitor)),
             "HostShare": bytes(memory.map(|memory| memory.share)), "HostShared": bytes(memory.map(|memory| memory.shared)),
             "LayerCache": bytes(*cached),
@@ -215,11 +218,12 @@ mod tests {
         let mut look = Look { entry, at, cpu_ms: None, memory: None, guest: None, moved: None, cached: None };
         let cells =
             |look: &Look| COLUMNS.fields.map(|field| output::text(&row(look, &vec![(pid, 1000, then)], false), field));
-        let mut unknown = vec![UNKNOWN; 9];
+        let mut unknown = vec![UNKNOWN; 11];
         unknown[1] = "-- / 268.4MB";
-        assert_eq!(cells(&look)[2..11].to_vec(), unknown);
+        assert_eq!(cells(&look)[2..].to_vec(), unknown);
         look.cpu_ms = Some(2000);
-        look.guest = Some(Usage { total: 200 * MIB, available: 150 * MIB, free: 100 * MIB, cached: MIB, processes: 3 });
+        let (total, available, free, cached) = (200 * MIB, 150 * MIB, 100 * MIB, MIB);
+        look.guest = Some(Usage { total, available, free, cached, workload: 2_000_000, processes: 3 });
         look.memory = Some(Memory { guest: 20_000_000, monitor: 1_000_000, share: 4_000_000, shared: 30_000_000 });
         look.moved = Some(Moved { net: [1, 2], block: [3000, 4000] });
         look.cached = Some(0);
@@ -234,6 +238,7 @@ mod tests {
             "1.0MB",
             "30.0MB",
             "0B",
+            "2.0MB",
         ];
         let got = cells(&look);
         assert!(got[2].starts_with("50.") || got[2].starts_with("49."), "{got:?}");

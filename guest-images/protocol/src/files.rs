@@ -163,6 +163,8 @@ pub struct Usage {
     pub available: u64,
     /// What files are kept there.
     pub cached: u64,
+    /// What the container's processes have, and would have in any kernel's container: their own memory, files in memory, page tables.
+    pub workload: u64,
     /// Processes of the container.
     pub processes: u32,
 }

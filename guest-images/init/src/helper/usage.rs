@@ -37,13 +37,15 @@ fn share(guest: Usage, current: &str, max: &str, stat: &str) -> Option<Usage> {
         stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
     };
     let used: u64 = current.trim().parse().ok()?;
+    let in_use = used.saturating_sub(field("inactive_file")?);
     // `max`: as much as there is.
     let total = max.trim().parse().unwrap_or(guest.total).min(guest.total);
     Some(Usage {
         total,
         free: total.saturating_sub(used),
-        available: total.saturating_sub(used.saturating_sub(field("inactive_file")?)),
+        available: total.saturating_sub(in_use),
         cached: field("file")?,
+        workload: in_use,
         ..guest
     })
 }
@@ -58,6 +60,7 @@ fn parse(text: &str, processes: u32) -> Option<Usage> {
         free: field("MemFree")?,
         available: field("MemAvailable")?,
         cached: field("Cached")?,
+        workload: field("AnonPages")?.checked_add(field("Shmem")?)?.checked_add(field("PageTables")?)?,
         processes,
     })
 }
@@ -68,22 +71,29 @@ mod tests {
 
     #[test]
     fn a_share_of_a_guest_is_what_its_cgroup_says() {
-        let guest = Usage { total: 1000, free: 900, available: 950, cached: 10, processes: 2 };
+        let guest = Usage { total: 1000, free: 900, available: 950, cached: 10, workload: 60, processes: 2 };
         let stat = "anon 50\nfile 40\ninactive_file 30\n";
-        let own = Usage { total: 500, free: 400, available: 430, cached: 40, processes: 2 };
+        let own = Usage { total: 500, free: 400, available: 430, cached: 40, workload: 70, processes: 2 };
         assert_eq!(share(guest, "100\n", "500\n", stat), Some(own));
-        let unlimited = Usage { total: 1000, free: 900, available: 930, cached: 40, processes: 2 };
+        let unlimited = Usage { total: 1000, free: 900, available: 930, cached: 40, workload: 70, processes: 2 };
         assert_eq!(share(guest, "100\n", "max\n", stat), Some(unlimited));
         assert_eq!(share(guest, "x", "max", stat), None);
     }
 
     #[test]
     fn memory_is_told_in_bytes() {
-        let text = "MemTotal:         229000 kB\nMemFree:          200000 kB\nMemAvailable:     210000 kB\nBuffers:  0 kB\nCached:  9000 kB\nSwapCached:  1 kB\n";
+        let text = "MemTotal:         229000 kB\nMemFree:          200000 kB\nMemAvailable:     210000 kB\nBuffers:  0 kB\nCached:  9000 kB\nSwapCached:  1 kB\n\
+            AnonPages:  700 kB\nMapped: 50 kB\nShmem:  60 kB\nPageTables:  8 kB\n";
         let usage = parse(text, 3).unwrap();
         assert_eq!((usage.total, usage.free, usage.available), (229_000 << 10, 200_000 << 10, 210_000 << 10));
-        assert_eq!((usage.cached, usage.processes), (9000 << 10, 3));
-        for broken in ["", "MemTotal: 1 kB", &text.replace("200000 kB", "x kB"), &text.replace("Cached", "C")] {
+        assert_eq!((usage.cached, usage.workload, usage.processes), (9000 << 10, 768 << 10, 3));
+        for broken in [
+            "",
+            "MemTotal: 1 kB",
+            &text.replace("200000 kB", "x kB"),
+            &text.replace("Cached", "C"),
+            &text.replace("Shmem", "S"),
+        ] {
             assert_eq!(parse(broken, 3), None, "{broken}");
         }
     }
