@@ -19,13 +19,13 @@ struct Registry {
 /// Whom the registry knows: `me`, `secret` (bcrypt).
 const USERS: &str = "me:$2y$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n";
 
-/// The program, from PATH or where tests/install puts it.
+/// The program: what tests/install has fetched (tests/run says where that is), or one from PATH.
 fn program() -> Option<PathBuf> {
-    let cache = std::env::var_os("BULKHEAD_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/bulkhead")));
+    if let Some(fetched) = std::env::var_os("BULKHEAD_TEST_REGISTRY") {
+        return Some(fetched.into());
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|dir| dir.join("docker-registry"));
-    on_path.chain(cache.map(|cache| cache.join("registry/usr/bin/docker-registry"))).find(|path| path.is_file())
+    std::env::split_paths(&path).map(|dir| dir.join("docker-registry")).find(|path| path.is_file())
 }
 
 impl Registry {
