@@ -5,6 +5,7 @@
 //!     └── a signal in here ends it all (signals::Guard) ──────────────────┘└ signals go to the process ┘
 //! ```
 
+pub mod contained;
 mod member;
 
 use std::cell::RefCell;
@@ -23,7 +24,7 @@ use serde_json::Value;
 use vmm::config::{BootProtocol, BootSource, MachineConfig, SerialConfig, VmConfig};
 use vmm::host::{self, KvmKind};
 
-use crate::args::{Run, Talk};
+use crate::args::{Isolation, Run, Talk};
 use crate::cgroup;
 use crate::container::{Done, Place, breakdown, console_lines, console_tail, devices, end, machine_id};
 use crate::containers::record::{Cause, FORBIDDEN, KILLED};
@@ -32,11 +33,12 @@ use crate::failure::{Failure, Outcome, one_line};
 use crate::launch::Launch;
 use crate::monitor::{self, MonitorError};
 use crate::net;
+use crate::oci;
 use crate::owner::{self, Attached, Facts, History, Owner, Shared, Tracked};
 use crate::paths;
 use crate::pods::{self, member::Told};
 use crate::rundir::RunDir;
-use crate::session::{Io, Session};
+use crate::session::{self, Io, Session};
 use crate::signals::{Guard, Holding};
 use crate::snapshots::What;
 use crate::supervisor::Report;
@@ -80,11 +82,19 @@ pub struct Life {
 
 /// What nothing works without, looked at before anything is made.
 pub fn check(flags: &Run) -> anyhow::Result<()> {
-    drop(host::open()?);
+    if flags.isolation == Isolation::Container {
+        oci::check(flags)?;
+        oci::program(flags.runtime.as_deref())?;
+    } else {
+        drop(host::open()?);
+    }
     let network = net::check(flags.network.as_ref(), &flags.publish, &flags.egress, &flags.place)?;
+    if network && flags.isolation == Isolation::Container {
+        oci::check_interfaces()?;
+    }
     flags.rates.check(network)?;
     Volumes::check(&flags.volume)?;
-    check_size(flags)
+    if flags.isolation == Isolation::Container { Ok(()) } else { check_size(flags) }
 }
 
 /// That this host has a machine of this size.
@@ -152,6 +162,9 @@ impl Running {
             return self.run_in_pod(&pod, guard, holding, held, kept, tracked);
         }
         let flags = &self.record.flags;
+        if flags.isolation == Isolation::Container {
+            return self.run_contained(guard, holding, held, kept, tracked);
+        }
         if flags.require_jail {
             monitor::require_jail();
         }
@@ -248,6 +261,9 @@ pub fn write_initrd(path: &Path) -> anyhow::Result<()> {
 /// What a container's record says of an end without an outcome: its code, and of which kind it was.
 fn judge(failure: &Failure) -> (u8, Cause) {
     let Some(error) = &failure.error else { return (failure.code, Cause::Ordered) };
+    if error.is::<oci::Lost>() {
+        return (KILLED, Cause::MonitorKilled);
+    }
     match error.downcast_ref() {
         Some(MonitorError::Lost(_)) => (KILLED, Cause::MonitorKilled),
         Some(MonitorError::OutOfMemory) => (KILLED, Cause::HostOutOfMemory),
@@ -255,6 +271,11 @@ fn judge(failure: &Failure) -> (u8, Cause) {
         Some(MonitorError::Guest(_)) => (failure.code, Cause::Guest),
         _ => (failure.code, Cause::Failed),
     }
+}
+
+/// The end of one that has no microVM of its own.
+fn done(outcome: session::Outcome) -> Done {
+    Done { outcome, warm: true, run_at: None }
 }
 
 /// The disk of a container that has one. Most that go with their end have no use for it.

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub use guest_images::disk_bytes_below;
+
 /// The image store: `BULKHEAD_STORE`, else the system's place for root, else the user's data directory.
 pub fn store() -> PathBuf {
     choose("BULKHEAD_STORE", "/var/lib/bulkhead", || match variable("XDG_DATA_HOME") {
@@ -31,21 +33,6 @@ pub fn cpuid_cache() -> PathBuf {
 pub fn disk_bytes(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
-}
-
-/// The same of a directory with all below it, as far as it can be read. What has several names counts for each of them.
-pub fn disk_bytes_below(dir: &Path) -> u64 {
-    let (mut todo, mut bytes) = (vec![dir.to_owned()], 0);
-    while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            bytes += meta.blocks() * 512;
-            if meta.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    bytes
 }
 
 fn choose(name: &str, root: &str, user: impl FnOnce() -> PathBuf) -> PathBuf {

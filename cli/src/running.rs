@@ -7,7 +7,6 @@ use anyhow::anyhow;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::containers::{Containers, ContainersError, Entry, Status};
-use crate::oci;
 use crate::paths;
 use crate::rundir::{self, RunDirError};
 
@@ -19,7 +18,6 @@ pub fn find(word: &str) -> anyhow::Result<(String, PathBuf)> {
     let container = Containers::existing(&paths::store()).map(|containers| containers.find(word));
     match container {
         Some(Ok(entry)) if entry.record.state.status == Status::Running => {
-            oci::refuse(&entry)?;
             let directory = directory(&entry);
             Ok((entry.name, directory))
         }

@@ -99,6 +99,19 @@ pub fn monitor(owner: u32) -> Option<u32> {
     pids.rfind(is_monitor)
 }
 
+/// Bytes that have come in by the interface of a process's network namespace, and gone out (proc_pid_net(5)).
+pub fn interface(pid: u32) -> io::Result<[u64; 2]> {
+    let table = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+    Ok(parse_interface(&table).unwrap_or_default())
+}
+
+fn parse_interface(table: &str) -> Option<[u64; 2]> {
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix("eth0:"))?;
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let bytes = |at: usize| words.get(at)?.parse().ok();
+    Some([bytes(0)?, bytes(8)?])
+}
+
 /// What a machine's devices have moved since it was built, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Moved {
@@ -158,6 +171,13 @@ pub fn cached(files: &[PathBuf]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_has_its_line() {
+        let table = "Inter-|   Receive\n face |bytes packets\n    lo: 1 2 0 0 0 0 0 0 3 4\n  eth0:  100 2 0 0 0 0 0 0 300 4 0 0 0 0 0 0\n";
+        assert_eq!(parse_interface(table), Some([100, 300]));
+        assert_eq!(parse_interface("  eth0: x"), None);
+    }
     use serde_json::json;
 
     #[test]

@@ -26,14 +26,15 @@ use vmm::host;
 
 use crate::args::Isolation;
 use crate::cgroup::Limits;
-use crate::container::{devices, end};
+use crate::container::{Done, devices, end};
 use crate::containers::{Containers, Held, Id, Record, Status};
 use crate::failure::{Failure, Interrupted};
 use crate::helping::Helping;
 use crate::launch::Launch;
 use crate::life;
+use crate::life::contained::{conclude, start_contained};
 use crate::monitor;
-use crate::oci;
+use crate::oci::{self, Alive};
 use crate::owner;
 use crate::paths;
 use crate::rundir::RunDir;
@@ -108,9 +109,6 @@ impl Visit {
     fn begin(id: &Id, name: &str, helper: &Helper) -> anyhow::Result<Self> {
         let store = Store::open(paths::store())?;
         let (held, record) = Containers::of(store.dir())?.visit(id)?;
-        if record.flags.isolation == Isolation::Container {
-            return Err(oci::refusal(name));
-        }
         if matches!(helper, Helper::Unpack { .. }) && !record.flags.on_disk() {
             return Err(anyhow!(
                 "container {name}: with --rm it has its files in guest memory, so they last no longer than it runs: start it first"
@@ -126,16 +124,15 @@ impl Visit {
     /// # Errors
     /// The guest has not come to the helper's end in order. What the helper could not do it says itself.
     fn live(self, guard: &Guard<Kept>, holding: Holding<'_, Kept>, helper: Helper, io: Io) -> anyhow::Result<()> {
+        if self.record.flags.isolation == Isolation::Container {
+            return self.live_contained(guard, holding, helper, io);
+        }
+        let volumes = self.volumes(&helper)?;
         let Visit { held, record, layers } = self;
         let flags = &record.flags;
         if flags.require_jail {
             monitor::require_jail();
         }
-        // What has changed is looked for beside them.
-        let volumes = match helper {
-            Helper::Changes { .. } => Volumes::default(),
-            _ => Volumes::find(&flags.volume)?,
-        };
         let mut config = life::machine(flags, false)?;
         config.validate(host::memory_mib())?;
         let directory = RunDir::create(&paths::run(), None)?;
@@ -176,10 +173,49 @@ impl Visit {
             }
         };
         let result = launch.run(start, io, &|| life::write_initrd(&initrd), &started, &mut NoAttendant)?;
-        match end(result) {
-            Ok(_) => Ok(()),
-            Err(Failure { error: Some(error), .. }) => Err(error),
-            Err(Failure { code, error: None }) => Err(Interrupted(code.saturating_sub(128)).into()),
+        outcome(end(result))
+    }
+
+    /// The same of one that has no microVM.
+    fn live_contained(
+        self,
+        guard: &Guard<Kept>,
+        holding: Holding<'_, Kept>,
+        helper: Helper,
+        io: Io,
+    ) -> anyhow::Result<()> {
+        let volumes = self.volumes(&helper)?;
+        let Visit { held, record, layers } = self;
+        let mut start = start_contained(&record, &volumes, None)?;
+        start.settings = oci::for_init(Settings::default());
+        start.helper = Some(helper);
+        start.changes = false;
+        let directory = RunDir::create(&paths::run(), None)?;
+        let (alive, output) = Alive::prepare(&record, &held.dir(), &directory, &layers.layers, &volumes, None)?;
+        holding.keep((directory, held));
+        let mut conversation = alive.session.begin(alive.ended())?;
+        let _kept = guard.pass();
+        alive.start(output)?;
+        let result = match conversation.arrive() {
+            Ok(()) => conversation.start(start, io, &mut NoAttendant),
+            Err(error) => Err(error),
+        };
+        outcome(conclude(result, &alive))
+    }
+
+    /// What it has of the host's. What has changed is looked for beside that.
+    fn volumes(&self, helper: &Helper) -> anyhow::Result<Volumes> {
+        match helper {
+            Helper::Changes { .. } => Ok(Volumes::default()),
+            _ => Volumes::find(&self.record.flags.volume),
         }
+    }
+}
+
+fn outcome(result: Result<Done, Failure>) -> anyhow::Result<()> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(Failure { error: Some(error), .. }) => Err(error),
+        Err(Failure { code, error: None }) => Err(Interrupted(code.saturating_sub(128)).into()),
     }
 }

@@ -34,7 +34,7 @@ pub use oci::config::ProcessDefaults;
 pub use oci::reference::ImageRef;
 pub use store::{
     CONTAINERS, Contents, Draft, DraftLayer, ImageDetails, ImageInfo, Keeper, KeptBlob, KeptLayers, Layer, LayerKey,
-    LayersInUse, Original, Place, PreparedImage, Progress, SNAPSHOTS, Said, Step, Store,
+    LayersInUse, Original, Place, PreparedImage, Progress, SNAPSHOTS, Said, Step, Store, disk_bytes_below,
 };
 
 /// The guest's first process, a static executable, built from `guest-images/init` by this crate's build script.

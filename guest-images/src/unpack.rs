@@ -47,15 +47,24 @@ impl PreparedImage {
     fn unpack_from(&self, dir: &Path, top: impl FnOnce(&Tree) -> Option<NodeId>) -> Result<bool, ImageError> {
         let files: Vec<(&File, u64)> =
             self.lock.files().iter().zip(&self.layers).map(|(file, layer)| (file, layer.bytes)).collect();
-        let limits = Limits::default();
-        let (tree, _) = stacked(&files, limits.metadata, limits.entries).map_err(|source| {
-            let store = self.layers.first().and_then(|layer| layer.path.parent()?.parent());
-            ImageError::Merge { dir: store.unwrap_or(Path::new("")).to_owned(), source }
-        })?;
-        let Some(top) = top(&tree) else { return Ok(false) };
-        let root = rustix::process::geteuid().is_root();
-        Unpacking { tree: &tree, files: &files, root, links: HashMap::new() }.all(top, dir).map(|()| true)
+        let store = self.layers.first().and_then(|layer| layer.path.parent()?.parent());
+        unpack_layers(&files, store.unwrap_or(Path::new("")), dir, top)
     }
+}
+
+/// Writes what is in the tree of these layers of a store, with their lengths, from `top` on.
+pub(crate) fn unpack_layers(
+    files: &[(&File, u64)],
+    store: &Path,
+    dir: &Path,
+    top: impl FnOnce(&Tree) -> Option<NodeId>,
+) -> Result<bool, ImageError> {
+    let limits = Limits::default();
+    let (tree, _) = stacked(files, limits.metadata, limits.entries)
+        .map_err(|source| ImageError::Merge { dir: store.to_owned(), source })?;
+    let Some(top) = top(&tree) else { return Ok(false) };
+    let root = rustix::process::geteuid().is_root();
+    Unpacking { tree: &tree, files, root, links: HashMap::new() }.all(top, dir).map(|()| true)
 }
 
 struct Unpacking<'a> {

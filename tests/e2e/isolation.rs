@@ -3,16 +3,16 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tests::lab::skip;
 use tests::{Lab, Running};
 
 use crate::lab;
 
 /// Whether there is a runtime, and who may use it for more than one user.
-fn has_runc() -> bool {
+pub fn has_runc() -> bool {
     let runc = Command::new("runc").arg("--version").output().is_ok_and(|told| told.status.success());
     runc && fs::metadata("/proc/self").unwrap().uid() == 0
 }
@@ -76,21 +76,13 @@ fn a_container_without_a_microvm_is_the_same_to_its_process() {
         let ended = container(&["--rm"], &[word]).end(patience);
         assert!(ended.code == Some(code) && ended.stderr.lines().count() == 1, "{ended:?}");
     }
-    lab.run(["run", "--isolation", "container", "-d", &probe, "/probe"])
-        .assert_failed(125, &["-d", "--isolation container"]);
-
     let mut counts = container(&["--name", "c"], &["/probe", "count"]);
     counts.line(patience);
-    lab.run(["exec", "c", "true"]).assert_failed(1, &["c", "--isolation container"]);
     assert_eq!(lab.run(["stop", "c"]).code, Some(0));
     assert_eq!(counts.end(patience).code, Some(0), "it has heard SIGTERM");
-    assert_eq!(lab.run(["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "c"]).text(), "exited 0\n");
-    for verb in ["start", "logs", "diff"] {
-        lab.run([verb, "c"]).assert_failed(1, &["c", "--isolation container"]);
-    }
     assert_eq!(lab.run(["rm", "c"]).code, Some(0));
 
-    // Whoever is killed, the next command clears away after it.
+    // With its first process it ends, whoever is killed; what is left the next command clears away.
     for by_us in [true, false] {
         let mut lost = container(&["--rm", "--name", "lost"], &["/probe", "count"]);
         lost.line(patience);
@@ -99,13 +91,87 @@ fn a_container_without_a_microvm_is_the_same_to_its_process() {
         } else {
             lost.signal(Signal::KILL);
         }
-        // The container's process goes on until a command finds that nobody has it any more.
-        let since = Instant::now();
-        while lab.run(["ps", "-aq"]).text() != "" {
-            assert!(since.elapsed() < patience, "it stays");
-        }
         // It had the streams: their end is its own.
         lost.end(patience);
+        assert_eq!(lab.run(["ps", "-aq"]).text(), "");
     }
+    lab.assert_clean();
+}
+
+/// In the background, every verb does with it what it does with one in a microVM.
+#[test]
+fn a_container_without_a_microvm_has_all_verbs() {
+    const NAME: &str = "a_container_without_a_microvm_has_all_verbs";
+    let lab = lab!(NAME, on the machine);
+    if !has_runc() {
+        return skip(NAME, "there is no runc here, or no root to run it");
+    }
+    let lab = lab.own_store();
+    let done = |words: &[&str]| {
+        let ended = keep(&lab, words).end(lab.patience(1));
+        assert_eq!(ended.code, Some(0), "{words:?}: {ended:?}");
+        ended.text().to_owned()
+    };
+    let loaded = done(&["load", "-i", &lab.images("debian.tar").display().to_string()]);
+    let image = loaded.trim().trim_start_matches("Loaded image: ");
+    let inspect = |what: &str| done(&["inspect", "-f", what, "c"]);
+    let script = "trap 'echo heard; exit 3' TERM; echo lived >>/data/lives; echo ready; sleep 1000 & wait";
+    let start = ["-d", "--name", "c", "--isolation", "container", "-v", "kept:/data", "-m", "64m"];
+    done(&[&["run"][..], &start, &[image, "sh", "-c", script]].concat());
+    keep(&lab, &["logs", "-f", "c"]).wait_for("ready", lab.patience(1));
+    assert_eq!(
+        done(&["exec", "-e", "A=1", "-w", "/tmp", "-u", "daemon", "c", "sh", "-c", "echo $A; pwd; id -un"]),
+        "1\n/tmp\ndaemon\n"
+    );
+    assert_eq!(lab.run(["exec", "c", "sh", "-c", "exit 9"]).code, Some(9));
+    assert!(done(&["top", "c"]).contains("sh -c"));
+    let stats: Value = serde_json::from_str(&done(&["stats", "--no-stream", "--format", "json", "c"])).unwrap();
+    let stats = stats.get(0).unwrap_or(&stats);
+    assert!(stats["Bytes"]["Limit"] == 64 << 20 && stats["Bytes"]["GuestUsed"].as_u64() > Some(0), "{stats}");
+    done(&["pause", "c"]);
+    assert_eq!(inspect("{{.State.Status}}"), "paused\n");
+    lab.run(["exec", "c", "true"]).assert_failed(1, &["paused"]);
+    done(&["unpause", "c"]);
+    done(&["update", "-m", "48m", "c"]);
+    lab.run(["snapshot", "c"]).assert_failed(1, &["c", "--isolation container"]);
+
+    fs::write(lab.path("file"), "brought\n").unwrap();
+    let (file, to) = (lab.path("file").display().to_string(), "c:/root/file");
+    done(&["cp", &file, to]);
+    done(&["exec", "c", "rm", "/etc/debian_version"]);
+    done(&["stop", "c"]);
+    assert_eq!(inspect("{{.State.ExitCode}}"), "3\n");
+    assert!(done(&["logs", "c"]).ends_with("heard\n"));
+    let changes = done(&["diff", "c"]);
+    assert!(["A /root/file\n", "D /etc/debian_version\n"].iter().all(|line| changes.contains(line)), "{changes}");
+    // It does not run, and can be looked into all the same.
+    done(&["cp", to, &lab.path("back").display().to_string()]);
+    assert_eq!(fs::read_to_string(lab.path("back")).unwrap(), "brought\n");
+    done(&["start", "c"]);
+    assert_eq!(done(&["exec", "c", "cat", "/root/file", "/data/lives"]), "brought\nlived\nlived\n");
+    done(&["commit", "c", "changed"]);
+    done(&["rm", "-f", "c"]);
+    let words = ["run", "--rm", "--isolation", "container", "changed", "cat", "/root/file"];
+    assert_eq!(done(&words), "brought\n");
+
+    // A policy, and the end of whoever sees to that.
+    done(&["run", "-d", "--restart", "on-failure:1", "--name", "c", "--isolation", "container", "changed", "false"]);
+    assert_eq!(done(&["wait", "c"]), "1\n");
+    assert_eq!(inspect("{{.RestartCount}}"), "1\n");
+    done(&["rm", "c"]);
+    done(&["run", "-d", "--name", "c", "--isolation", "container", "-m", "32m", "changed", "sleep", "1000"]);
+    let pid: i32 = inspect("{{.State.Pid}}").trim().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(done(&["wait", "c"]), "137\n");
+    assert!(done(&["why", "c"]).contains("looked after it was killed"));
+    // Memory is what it was given.
+    done(&["start", "c"]);
+    let ended = lab.run(["exec", "c", "perl", "-e", "$x = 'a' x 200000000"]);
+    assert_eq!(ended.code, Some(137), "{ended:?}");
+    done(&["kill", "c"]);
+    done(&["wait", "c"]);
+    assert_ne!(inspect("{{.State.OOMKilled}}"), "false\n");
+    done(&["rm", "c"]);
+    done(&["volume", "rm", "kept"]);
     lab.assert_clean();
 }

@@ -116,7 +116,8 @@ const NOT_NOW: &[(&str, i32, &str)] = &[
     ("pod create idle", 125, "in use"),
     ("pause member", 1, "not running"),
     ("create --pod idle -p 80:80 made", 125, "-p"),
-    ("create --isolation container made", 125, "--isolation"),
+    ("create --isolation container --privileged made", 125, "--privileged"),
+    ("run --isolation container made@warm", 125, "--isolation"),
 ];
 
 /// `bulkhead LINE` in this lab.

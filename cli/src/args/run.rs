@@ -69,8 +69,8 @@ pub struct Run {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub image_volume: ImageVolume,
     /// What is between the container and this host: a microVM of its own, or only what runc or crun make of the host's kernel. With
-    /// `container`, flags that are about a microVM are refused, and it is run in the foreground
-    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    /// `container`, flags that are about a microVM are refused
+    #[arg(long, value_name = "KIND", value_enum, default_value_t, env = "BULKHEAD_ISOLATION")]
     pub isolation: Isolation,
     /// The runtime for `--isolation container`, instead of BULKHEAD_RUNTIME, or runc or crun, whichever is installed
     #[arg(long, value_name = "PROGRAM")]
@@ -155,9 +155,9 @@ pub enum Isolation {
 }
 
 impl Run {
-    /// Whether its files are on a disk, and not in guest memory.
+    /// Whether its files are on a disk, and not in memory.
     pub fn on_disk(&self) -> bool {
-        (!self.rm || self.for_layer) && self.isolation == Isolation::Vm && self.places.is_none()
+        (!self.rm || self.for_layer) && self.places.is_none()
     }
 
     /// Whether it is connected to anything, by what it was made with.

@@ -25,8 +25,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use places::{ALL, Place, Version, words};
-pub use places::{Cgroups, Controller, Plan};
+use places::{ALL, Place, words};
+pub use places::{Cgroups, Controller, Plan, Version};
 
 use crate::rundir;
 use crate::size::{Cpus, MIB};

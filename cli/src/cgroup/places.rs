@@ -172,6 +172,17 @@ impl Cgroups {
         found
     }
 
+    /// The group of a process that has a controller of this name, whoever has made it.
+    pub fn group_with(&self, controller: &str, pid: u32) -> Option<(Version, PathBuf)> {
+        let text = self.read(&format!("proc/{pid}/cgroup"));
+        let has = |mount: &Mount, dir: &Path| match mount.version {
+            Version::V1 => mount.controllers.iter().any(|name| name == controller),
+            Version::V2 => words(dir, "cgroup.controllers").iter().any(|name| name == controller),
+        };
+        let mut found = self.mounts().into_iter().filter_map(|mount| Some((group(&mount, &text)?, mount)));
+        found.find(|(dir, mount)| has(mount, dir)).map(|(dir, mount)| (mount.version, dir))
+    }
+
     /// proc_pid_mountinfo(5).
     fn mounts(&self) -> Vec<Mount> {
         let parse = |line: &str| {

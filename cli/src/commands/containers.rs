@@ -15,7 +15,7 @@ use vmm::events::monotonic_ns;
 
 use super::attach::{attach_to, in_front};
 use super::inspect::find;
-use crate::args::{Isolation, Kill, Names, Rename, Rm, Start, Stop, Talk, Wait};
+use crate::args::{Kill, Names, Rename, Rm, Start, Stop, Talk, Wait};
 use crate::attend::Order;
 use crate::attend::client::{AskError, ask};
 use crate::containers::{Containers, ContainersError, Entry, Status};
@@ -23,7 +23,6 @@ use crate::events::{self, Event};
 use crate::failure::{self, Failure, Outcome};
 use crate::life::{Kept, Life};
 use crate::logs::writer::Writer;
-use crate::oci;
 use crate::output;
 use crate::owner::Attached;
 use crate::paths;
@@ -65,7 +64,6 @@ pub fn start(args: &Start, talk: Talk, began: u64) -> Outcome {
 /// Starts one, unless it runs.
 pub fn in_background(word: &str) -> anyhow::Result<()> {
     let entry = find(word)?;
-    oci::refuse(&entry)?;
     if entry.record.state.paused {
         return Err(anyhow!("cannot start container {word}: it is paused; `bulkhead unpause {word}` has it go on"));
     }
@@ -85,7 +83,6 @@ pub fn record_word(entry: &Entry) -> &str {
 fn here(word: &str, args: &Start, talk: Talk, began: u64) -> Outcome {
     let guard: Guard<Kept> = Guard::new().context("cannot wait for signals")?;
     let entry = find(word).map_err(|error| Failure::with_code(1, error))?;
-    oci::refuse(&entry).map_err(|error| Failure::with_code(1, error))?;
     if entry.record.state.status == Status::Running {
         drop(guard);
         return attach_to(&entry, args.interactive, args.detach_keys.clone(), true);
@@ -355,30 +352,10 @@ impl Running {
     }
 
     fn order(&self, order: &Order) -> anyhow::Result<()> {
-        if self.entry.record.flags.isolation == Isolation::Container {
-            return self.order_runtime(order);
-        }
         match ask(&running::directory(&self.entry), &self.entry.name, order, &mut |_| {}) {
             Ok(_) | Err(AskError::Gone(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// The same of one that has no microVM: who has it passes signals on, and what it leaves when it is killed the next command removes.
-    fn order_runtime(&self, order: &Order) -> anyhow::Result<()> {
-        let signal = match order {
-            Order::Signal { signal } => Signal::from_named_raw(i32::from(*signal)),
-            Order::End {} => Some(Signal::KILL),
-            _ => return Err(oci::refusal(&self.entry.name)),
-        };
-        let signal = signal.ok_or_else(|| oci::refusal(&self.entry.name))?;
-        // One that has ended meanwhile needs none.
-        let _ = rustix::process::pidfd_send_signal(&self.owner, signal);
-        if signal == Signal::KILL {
-            self.ends_within(None)?;
-            Containers::of(&paths::store())?.sweep()?;
-        }
-        Ok(())
     }
 }
 

@@ -221,7 +221,7 @@ fn describe(entry: &Entry) -> Value {
         "Path": program,
         "Args": arguments,
         "State": {
-            "Status": state.word(), "Running": running, "Paused": state.paused, "Restarting": state.restarting, "Dead": false,
+            "Status": state.word(), "Running": running, "Paused": state.paused, "Restarting": state.restarting, "Dead": false, "OOMKilled": !state.out_of_memory.is_empty(),
             "Pid": state.pid, "ExitCode": state.exit_code, "Error": state.error,
             "StartedAt": clock::rfc3339(state.started_ns), "FinishedAt": clock::rfc3339(state.finished_ns),
         },

@@ -40,20 +40,15 @@ const USUAL_STOP_SIGNAL: u8 = 15;
 /// Runs it; `began` is when this process did.
 pub fn run(mut args: Run, talk: Talk, began: u64) -> Outcome {
     if args.image_and_command[0].ends_with(WARM) {
-        if args.pod.is_some() {
-            return Err(anyhow!(
-                "--pod: '{}' is a warm image, which has a microVM of its own",
-                args.image_and_command[0]
-            )
-            .into());
+        let container = args.isolation == Isolation::Container;
+        if let Some(flag) = args.pod.as_ref().map(|_| "--pod").or(container.then_some("--isolation container")) {
+            let image = &args.image_and_command[0];
+            return Err(anyhow!("{flag}: '{image}' is a warm image, which has a microVM of its own").into());
         }
         return run_warm(args, talk, began);
     }
     if args.pod.is_some() {
         member::check(&args)?;
-    }
-    if args.isolation == Isolation::Container {
-        return oci::run(args, talk);
     }
     if args.restart != Policy::No && !args.detach {
         return Err(anyhow!("--restart: in the foreground a container is run once; say -d as well").into());
@@ -97,9 +92,6 @@ pub fn create(mut args: Run, talk: Talk) -> Outcome {
     if args.detach {
         return Err(anyhow!("-d: what is created does not run yet; leave it out").into());
     }
-    if args.isolation == Isolation::Container {
-        return Err(anyhow!("--isolation container: it is run at once, in the foreground: `bulkhead run`").into());
-    }
     if args.pod.is_some() {
         member::check(&args)?;
     }
@@ -120,7 +112,10 @@ pub fn create(mut args: Run, talk: Talk) -> Outcome {
 pub fn decide_network(args: &mut Run) -> anyhow::Result<()> {
     // That of one in a pod is the pod's.
     if args.network.is_none() && args.pod.is_none() {
-        args.network = Some(net::usual(&args.publish, &args.egress)?);
+        let usual = net::usual(&args.publish, &args.egress)?;
+        let asked = !args.publish.is_empty() || !args.egress.is_empty();
+        let none = args.isolation == Isolation::Container && !asked && oci::check_interfaces().is_err();
+        args.network = Some(if none { Network::None } else { usual });
     }
     if let Some(made) = net::made(args.network.as_ref())? {
         args.network = Some(Network::Named(made.name));
@@ -187,6 +182,7 @@ pub fn make(
     let image_id = image.id.to_string();
     // This process has the layers in use for as long as it lives.
     let (on_disk, needless) = (args.on_disk(), args.rm && !for_others);
+    let (isolation, runtime) = (args.isolation, args.runtime.clone());
     let record = |id| Record {
         id,
         created_ns: now_ns(),
@@ -202,7 +198,11 @@ pub fn make(
         if !needless {
             store.keep(Keeper::Container(id.as_str()), &image.keys())?;
         }
-        if on_disk { upper::make(containers.dir(), dir) } else { Ok(()) }
+        match isolation {
+            Isolation::Container => oci::furnish(dir, runtime.as_deref()),
+            Isolation::Vm if on_disk => upper::make(containers.dir(), dir),
+            Isolation::Vm => Ok(()),
+        }
     };
     let made = containers.create(name.as_deref(), record, furnish)?;
     // Its record says which it has.

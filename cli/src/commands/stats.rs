@@ -8,11 +8,12 @@ use guest_protocol::files::{FileMessage, Helper, Usage};
 use serde_json::{Value, json};
 
 use super::inspect::find;
-use crate::args::Stats;
+use crate::args::{Isolation, Stats};
 use crate::containers::{Containers, Entry, Status};
 use crate::control::Control;
 use crate::failure::{Failure, Outcome};
 use crate::helping::Helping;
+use crate::oci::{self, Group};
 use crate::output::{self, Columns};
 use crate::paths;
 use crate::running;
@@ -112,7 +113,11 @@ type Before = Vec<(u32, u64, Instant)>;
 
 fn cpu(entries: &[Entry]) -> Before {
     let now = Instant::now();
-    entries.iter().filter_map(|entry| Some((entry.record.state.pid, cpu_ms(entry.record.state.pid)?, now))).collect()
+    let of = |entry: &Entry| match oci::first_process(&entry.dir, &entry.record) {
+        Some(first) => contained_cpu_ms(entry.record.state.pid, first),
+        None => cpu_ms(entry.record.state.pid),
+    };
+    entries.iter().filter_map(|entry| Some((entry.record.state.pid, of(entry)?, now))).collect()
 }
 
 /// Of a container's owner and of its microVM's process.
@@ -136,6 +141,10 @@ fn look(entry: Entry) -> Look {
     if state.status != Status::Running {
         return look;
     }
+    if let Some(pid) = oci::first_process(&entry.dir, &entry.record) {
+        look_at_contained(&mut look, pid);
+        return look;
+    }
     look.cpu_ms = cpu_ms(state.pid);
     // A foreground `run` is this container's alone as well.
     let owners = Memory::of(state.pid).ok();
@@ -148,6 +157,33 @@ fn look(entry: Entry) -> Look {
         look.guest = guest(entry.record.id.as_str());
     }
     look
+}
+
+/// The same of one that has no microVM: what its control group tells.
+fn look_at_contained(look: &mut Look, pid: u32) {
+    let owner = look.entry.record.state.pid;
+    let group = Group::of(pid, owner);
+    look.cpu_ms = contained_cpu_ms(owner, pid);
+    let used = group.memory();
+    look.memory = used.map(|used| {
+        let own = Memory::of(owner).unwrap_or_default();
+        Memory { guest: used, monitor: own.guest + own.monitor, ..own }
+    });
+    look.moved =
+        Some(Moved { net: usage::interface(pid).unwrap_or_default(), block: group.moved().unwrap_or_default() });
+    if look.entry.record.state.paused {
+        return;
+    }
+    look.guest = guest(look.entry.record.id.as_str()).map(|host| {
+        let total = group.limit().map_or(host.total, |limit| limit.min(host.total));
+        let workload = used.unwrap_or(0);
+        Usage { total, available: total.saturating_sub(workload), workload, ..host }
+    });
+}
+
+/// Of a container's owner and of its processes.
+fn contained_cpu_ms(owner: u32, first: u32) -> Option<u64> {
+    Some(usage::cpu_ms(owner).ok()? + Group::of(first, owner).cpu_ms()?)
 }
 
 /// What a guest says that it uses. It is not trusted to answer.
@@ -163,9 +199,10 @@ fn guest(id: &str) -> Option<Usage> {
 fn row(look: &Look, before: &Before, whole: bool) -> Value {
     let Look { entry, at, cpu_ms, memory, guest, moved, cached } = look;
     let record = &entry.record;
-    // In a pod it may have no limit of its own but what there is.
-    let whole_pod = guest.filter(|_| record.flags.pod.is_some()).map(|guest| guest.total);
-    let limit = whole_pod.unwrap_or(record.flags.machine.memory_mib() * MIB);
+    // In a pod, or without a microVM, it may have no limit of its own but what there is.
+    let shares = record.flags.pod.is_some() || record.flags.isolation == Isolation::Container;
+    let all = guest.filter(|_| shares).map(|guest| guest.total);
+    let limit = all.unwrap_or(record.flags.machine.memory_mib() * MIB);
     let used = guest.map(|guest| guest.total.saturating_sub(guest.available).min(limit));
     let share = before.iter().find(|(pid, ..)| *pid == record.state.pid).zip(*cpu_ms).map(|((_, then, when), now)| {
         let span = at.duration_since(*when).as_secs_f64().max(0.001);

@@ -1,8 +1,6 @@
 //! `bulkhead system df` and `system prune`: what is kept to make things fast, and away with it.
 
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Context;
 use guest_images::Store;
@@ -85,8 +83,7 @@ fn containers(store: &Store) -> anyhow::Result<Counted> {
         counted.count += 1;
         counted.running += usize::from(entry.record.state.status == Status::Running);
         // One that is removed meanwhile takes nothing.
-        let files = fs::read_dir(&entry.dir).into_iter().flatten().flatten();
-        counted.bytes += files.filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks() * 512).sum::<u64>();
+        counted.bytes += paths::disk_bytes_below(&entry.dir);
         counted.images.insert(entry.record.image_id);
     }
     Ok(counted)

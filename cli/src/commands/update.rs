@@ -10,7 +10,6 @@ use crate::attend::{self, Order};
 use crate::containers::{Containers, Status};
 use crate::failure::Outcome;
 use crate::life;
-use crate::oci;
 use crate::paths;
 use crate::restart::Policy;
 use crate::running;
@@ -29,7 +28,6 @@ pub fn update(args: &Update) -> Outcome {
 
 fn change(word: &str, to: attend::Update) -> anyhow::Result<()> {
     let entry = find(word)?;
-    oci::refuse(&entry)?;
     let state = &entry.record.state;
     if entry.record.flags.rm && to.restart.is_some_and(|restart| restart != Policy::No) {
         return Err(anyhow!("cannot update container {word}: it was made with --rm, and goes with its end"));

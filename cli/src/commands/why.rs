@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::inspect::find;
-use crate::args::{Format, Why};
+use crate::args::{Format, Isolation, Why};
 use crate::clock;
 use crate::containers::record::{Cause, now_ns};
 use crate::containers::{Entry, Record, Status};
@@ -118,7 +118,11 @@ fn ended(entry: &Entry) -> Told {
     let (state, memory) = (&record.state, record.flags.machine.memory_mib());
     let told = |cause, text: String, next: String| Told { cause, text, next };
     let start = format!("`bulkhead start {name}` starts it again, with its files as they are.");
+    let contained = record.flags.isolation == Isolation::Container;
     match state.cause {
+        Cause::Lost if contained => {
+            told("supervisor-lost", "the process that looked after it was killed, and its own with it.".into(), start)
+        }
         Cause::Lost => told(
             "supervisor-lost",
             "the process that looked after it was killed, and its microVM with it. Whatever it had not synced to its disk is gone.".into(),
@@ -156,6 +160,7 @@ fn ended(entry: &Entry) -> Told {
             },
         ),
         Cause::Failed => told("bulkhead-failed", format!("{}.", state.error), format!("`bulkhead doctor` looks at the host; {start}")),
+        Cause::Ordered if contained => told("ended-by-order", "it was ended at once, by `rm -f`, or because whoever had it in front of them was killed or interrupted it.".into(), start),
         Cause::Ordered => told("ended-by-order", "its microVM was ended at once, by `rm -f`, or because whoever had it in front of them was killed or interrupted it.".into(), start),
         Cause::Process => of_its_process(entry, memory),
     }
@@ -174,6 +179,14 @@ fn of_its_process(entry: &Entry, memory_mib: u64) -> Told {
     if !state.out_of_memory.is_empty()
         && (signal == Some(SIGKILL) && !state.signals.contains(&SIGKILL) || signal.is_none())
     {
+        if record.flags.isolation == Isolation::Container {
+            let (which, code) = (&state.out_of_memory, state.exit_code);
+            let limit = record.flags.machine.memory.map_or_else(String::new, |mib| format!(" ({mib} MiB)"));
+            let text = format!(
+                "it wanted more memory than it may have{limit}, and this host's kernel killed {which}. Its first process ended with exit code {code}."
+            );
+            return told("out-of-memory", text, format!("Give it more (-m); {logs}"));
+        }
         return told(
             "guest-out-of-memory",
             format!(

@@ -23,6 +23,7 @@ impl Containers {
             let path = self.path(id);
             if take(&path)?.is_some() {
                 tracing::info!("removing what is left of container {id}");
+                oci::open_up(&path);
                 fs::remove_dir_all(&path).map_err(io_error(&path))?;
             }
         }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use anyhow::Context;
 
-use super::{Kept, Running, facts, start, upper_of};
+use super::{Kept, Running, done, facts, start, upper_of};
 use crate::container::{Done, place_of_none};
 use crate::failure::Failure;
 use crate::owner::{History, Owner, Shared};
@@ -12,7 +12,7 @@ use crate::paths;
 use crate::pods::member::Told;
 use crate::pods::place::Place;
 use crate::rundir::RunDir;
-use crate::session::{Ended, Outcome, SessionError};
+use crate::session::{Ended, SessionError};
 use crate::signals::{Guard, Holding};
 
 impl Running {
@@ -78,8 +78,4 @@ impl Running {
             }
         }
     }
-}
-
-fn done(outcome: Outcome) -> Done {
-    Done { outcome, warm: true, run_at: None }
 }

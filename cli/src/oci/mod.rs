@@ -1,41 +1,47 @@
-//! `run --isolation container`: the image and the flags in a container of this host's kernel, through runc or crun.
+//! `--isolation container`: the image and the flags in a container of this host's kernel, through runc or crun.
 //!
 //! ```text
-//! record, lock ─► <container's directory>/bundle/{root, config.json, state/, hosts, …} ─► RUNTIME run ─► its end, in the record
+//! <container's directory>/bundle/{root/, config.json, state/, files/, …}, the image's files ─► RUNTIME run ─► init ─► sockets in the run directory ─► session
 //! ```
 //!
-//! The root file system is unpacked for each container: with it all that there is of one is in its directory, goes with that, and needs no
-//! privileges. The runtime has this process's streams; it is asked to remove the container whatever has become of it, after SIGKILL of this process by
-//! the next command, which finds the container lost ([`clear`]).
+//! The runtime makes namespaces and limits; init is the first process in them and lives the life that it lives in a microVM
+//! (`guest-images/init/src/contained.rs`), so that all verbs are the same. The image's files are unpacked once for all containers of it, which needs no
+//! privileges; what a container has of its own is in its directory, and goes with that. When nobody has the other end of init's connection any
+//! more it ends, and all of the container with it; what the runtime remembers of it the next command takes away ([`clear`]).
 
+mod alive;
+mod cable;
 mod config;
+mod controls;
+mod group;
 mod refused;
 
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
-use std::thread;
+use std::process::Stdio;
 
 use anyhow::{Context, anyhow};
 use bench::compare::bundle::Runtime;
 use bench::compare::conformance::find;
-use guest_images::PreparedImage;
-use rustix::process::{Pid, Signal, kill_process};
+use guest_images::INIT;
+use guest_protocol::VolumeSource;
+use guest_protocol::contained;
+use rustix::process::geteuid;
 use serde_json::Value;
-use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::Signals;
 
-use crate::args::{Isolation, Run, Talk};
-use crate::commands::run::{make, prepare};
-use crate::containers::record::Cause;
-use crate::containers::{Entry, Held, Record};
-use crate::events::{self, Event};
-use crate::failure::{FAILED, Outcome, one_line, sanitize};
-use crate::paths;
-use crate::signals::Guard;
-use crate::volumes::{self, Volumes};
+use crate::args::{Isolation, Run};
+use crate::containers::Record;
+use crate::failure::sanitize;
+use crate::volumes::Volumes;
+
+pub use alive::{Alive, Lost};
+pub use config::for_init;
+pub use controls::Controls;
+pub use group::Group;
+pub use refused::check;
 
 /// Names the runtime where `--runtime` does not.
 const VARIABLE: &str = "BULKHEAD_RUNTIME";
@@ -45,55 +51,14 @@ const RUNTIMES: [&str; 2] = ["runc", "crun"];
 const BUNDLE: &str = "bundle";
 /// The file that says which runtime has it.
 const RUNTIME: &str = "runtime";
-/// How often somebody has to want its end until it is killed.
-const INSISTENT: u32 = 3;
-
-/// Runs it.
-pub fn run(mut args: Run, talk: Talk) -> Outcome {
-    refused::check(&args)?;
-    Volumes::check(&args.volume)?;
-    let program = program(args.runtime.as_deref())?;
-    let guard: Guard<Held> = Guard::new().context("cannot wait for signals")?;
-    let (image, store, volumes) = prepare(&mut args, talk)?;
-    let holding = guard.hold();
-    let (name, held, mut record) = make(args, &image, &store, volumes, false)?;
-    let dir = held.dir();
-    holding.keep(held);
-    let bundle = Bundle::make(&dir, &record, &image, program);
-    // From here on signals are the container's.
-    let signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2]).context("cannot wait for signals")?;
-    let held = guard.pass();
-    let ended = bundle.and_then(|bundle| {
-        record.start();
-        record.write(&dir, false).context("record.json")?;
-        tell(&record, &name, "start", &[]);
-        bundle.run(&record, signals)
-    });
-    let (code, cause, error) = match &ended {
-        Ok((code, error)) if error.is_empty() => (*code, Cause::Process, String::new()),
-        Ok((code, error)) => (*code, Cause::Failed, error.clone()),
-        Err(error) => (FAILED, Cause::Failed, one_line(error)),
-    };
-    let ran = record.state.started_ns != 0;
-    record.end(code, cause, error);
-    if let Err(error) = record.write(&dir, !record.flags.rm) {
-        tracing::warn!("record.json: {error}");
-    }
-    if ran {
-        tell(&record, &name, "die", &[("exitCode", code.to_string())]);
-    }
-    drop(held);
-    volumes::sweep();
-    Ok(ended?.0)
-}
-
-fn tell(record: &Record, name: &str, action: &str, more: &[(&str, String)]) {
-    events::tell(&paths::store(), Event::of_container(record, name, action, more));
-}
+/// What the runtime has written for it.
+const SPEC: &str = "spec.json";
 
 /// Where the runtime is.
-fn program(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// There is none.
+pub fn program(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let variable = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
     let found = match given.map(Path::to_owned).or(variable) {
         Some(path) if path.components().count() > 1 => Some(std::path::absolute(path)?),
@@ -112,6 +77,27 @@ fn program(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     })
 }
 
+/// Makes in the directory of a container what one without a microVM needs, for the runtime that is given, or one that there is.
+///
+/// # Errors
+/// There is no runtime; something cannot be made.
+pub fn furnish(container: &Path, runtime: Option<&Path>) -> anyhow::Result<()> {
+    let bundle = Bundle::at(container, program(runtime)?);
+    let make = |name: &str| {
+        let path = bundle.dir.join(name);
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).with_context(|| path.display().to_string())
+    };
+    ["state", "files"].into_iter().try_for_each(make)?;
+    let mounted = [contained::IMAGE, contained::FILES, contained::VOLUMES, contained::SOCKETS, contained::SCRATCH];
+    mounted.iter().chain(&["/proc", "/dev"]).try_for_each(|target| make(&format!("root{target}")))?;
+    let init = bundle.dir.join("root").join(contained::INIT.trim_start_matches('/'));
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o755).open(&init);
+    written.and_then(|mut file| file.write_all(INIT)).with_context(|| init.display().to_string())?;
+    fs::write(bundle.dir.join(RUNTIME), bundle.runtime.program.as_os_str().as_encoded_bytes()).context("bundle")?;
+    let spec = bundle.runtime.usual(&bundle.dir)?;
+    fs::write(bundle.dir.join(SPEC), spec.to_string()).context("bundle")
+}
+
 /// What the runtime is given.
 struct Bundle {
     dir: PathBuf,
@@ -124,50 +110,92 @@ impl Bundle {
         Bundle { runtime: Runtime { program, state: dir.join("state") }, dir }
     }
 
-    fn make(container: &Path, record: &Record, image: &PreparedImage, program: PathBuf) -> anyhow::Result<Self> {
-        let bundle = Self::at(container, program);
-        let root = bundle.dir.join("root");
-        DirBuilder::new().recursive(true).mode(0o700).create(&bundle.runtime.state).context("bundle")?;
-        fs::write(bundle.dir.join(RUNTIME), bundle.runtime.program.as_os_str().as_encoded_bytes()).context("bundle")?;
-        fs::create_dir(&root).context("bundle")?;
-        image.unpack(&root)?;
-        let spec = bundle.runtime.usual(&bundle.dir)?;
-        let config = config::configuration(spec, record, &root, &config::Files::write(&bundle.dir, record)?)?;
-        fs::write(bundle.dir.join("config.json"), config.to_string()).context("bundle")?;
-        Ok(bundle)
+    /// What [`furnish`] has made.
+    fn find(container: &Path) -> anyhow::Result<Self> {
+        let path = container.join(BUNDLE).join(RUNTIME);
+        let program = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(Self::at(container, program.into()))
     }
 
-    /// Where the runtime says what it could not do, also on stderr.
-    fn log(&self) -> PathBuf {
-        self.dir.join("log")
+    /// Says what it is to be in this life.
+    fn configure(
+        &self,
+        flags: &Run,
+        image: &Path,
+        sockets: &Path,
+        volumes: &Volumes,
+        networked: bool,
+    ) -> anyhow::Result<()> {
+        let (root, files) = (self.dir.join("root"), self.dir.join("files"));
+        let places = config::Places {
+            root: &root,
+            image,
+            files: flags.on_disk().then_some(files.as_path()),
+            sockets,
+            volumes: &self.make_mount_points(volumes)?,
+            networked,
+        };
+        let spec = fs::read(self.dir.join(SPEC)).context("bundle")?;
+        let spec = serde_json::from_slice(&spec).context("bundle")?;
+        let config = config::configuration(spec, flags, &places, volumes);
+        fs::write(self.dir.join("config.json"), config.to_string()).context("bundle")
     }
 
-    /// Runs it to its end, and returns its exit code, and what kept it from starting.
-    fn run(&self, record: &Record, mut signals: Signals) -> anyhow::Result<(u8, String)> {
-        let (flags, id) = (&record.flags, record.id.as_str());
+    /// A directory in which there is something for each of what it has of this host to be mounted on.
+    fn make_mount_points(&self, volumes: &Volumes) -> anyhow::Result<PathBuf> {
+        let all = self.dir.join("volumes");
+        let make = || {
+            fs::create_dir_all(&all)?;
+            for (_, volume) in volumes.binds() {
+                match &volume.source {
+                    VolumeSource::Directory(name) => fs::create_dir_all(all.join(name))?,
+                    VolumeSource::File(name) => {
+                        fs::create_dir_all(all.join(name))?;
+                        drop(File::create(all.join(name).join("file"))?);
+                    }
+                    VolumeSource::Own => {}
+                }
+            }
+            std::io::Result::Ok(())
+        };
+        make().context("bundle")?;
+        Ok(all)
+    }
+
+    /// Starts it in the background: `output` is its first process's alone.
+    fn start(&self, id: &str, output: OwnedFd) -> anyhow::Result<()> {
+        // What it has been told of another life.
+        let log = self.dir.join("log");
+        drop(fs::remove_file(&log));
+        let errors = File::create(self.dir.join("errors")).context("bundle")?;
         let mut command = self.runtime.command(&["--log-format", "json", "--log"]);
-        command.arg(self.log()).args(["run", "--bundle"]).arg(&self.dir).arg(id);
-        // A terminal's keys reach whoever is in its foreground: that is to be the container, and not this process as well.
-        let shares = flags.interactive || flags.tty;
-        if !shares {
-            command.stdin(Stdio::null());
+        command.arg(&log).args(["run", "--detach", "--bundle"]).arg(&self.dir);
+        command.arg("--pid-file").arg(self.dir.join("pid")).arg(id);
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        let status = command.status().with_context(|| format!("start of '{}'", self.runtime.program.display()))?;
+        if status.success() {
+            return Ok(());
         }
-        if !shares {
-            command.process_group(0);
-        }
-        let mut child = command.spawn().with_context(|| format!("start of '{}'", self.runtime.program.display()))?;
-        let handle = signals.handle();
-        let forward = Forward { child: pid(&child), runtime: self.runtime.clone(), id: id.to_owned(), shares };
-        let thread = thread::Builder::new().name("signals".into()).spawn(move || forward.all(&mut signals))?;
-        let status = child.wait();
-        handle.close();
-        let _ = thread.join();
-        self.runtime.delete(id);
-        let code = code(status.context("cannot wait for the runtime")?);
-        // A process may end with any code, but then there is nothing in the log.
-        let error = last_error(&fs::read_to_string(self.log()).unwrap_or_default());
-        Ok(error.map_or((code, String::new()), |error| (code_of(&error), error)))
+        let last = last_error(&fs::read_to_string(log).unwrap_or_default());
+        Err(anyhow!("{}: {}", self.runtime.program.display(), last.unwrap_or_else(|| self.said(&status.to_string()))))
     }
+
+    /// Its first process, as this host numbers it. None: it has never run.
+    fn pid(&self) -> Option<u32> {
+        fs::read_to_string(self.dir.join("pid")).ok()?.trim().parse().ok()
+    }
+
+    /// What it said on stderr last, if anything.
+    fn said(&self, otherwise: &str) -> String {
+        let text = fs::read_to_string(self.dir.join("errors")).unwrap_or_default();
+        text.lines().rfind(|line| !line.trim().is_empty()).map_or_else(|| otherwise.to_owned(), sanitize)
+    }
+}
+
+/// The first process of a container that runs, in whose directory this is, if that is one without a microVM.
+pub fn first_process(container: &Path, record: &Record) -> Option<u32> {
+    let contained = record.flags.isolation == Isolation::Container;
+    contained.then(|| Bundle::find(container).ok()?.pid()).flatten()
 }
 
 /// The last error in a runtime's log, one line of JSON each.
@@ -177,82 +205,41 @@ fn last_error(log: &str) -> Option<String> {
     errors.next_back().map(|line| sanitize(line["msg"].as_str().unwrap_or_default()))
 }
 
-/// docker's codes for a process that cannot be started.
-fn code_of(error: &str) -> u8 {
-    let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
-    match () {
-        () if !says(&["exec", "executable"]) => FAILED,
-        () if says(&["not found", "no such file"]) => 127,
-        () if says(&["denied", "is a directory", "format error"]) => 126,
-        () => FAILED,
-    }
-}
-
-fn pid(child: &Child) -> Option<Pid> {
-    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
-}
-
-/// As a shell has it.
-fn code(status: ExitStatus) -> u8 {
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    u8::try_from(code).unwrap_or(FAILED)
-}
-
-/// Passes signals on to the runtime, which passes them on to the container's process.
-struct Forward {
-    child: Option<Pid>,
-    runtime: Runtime,
-    id: String,
-    /// The runtime has the terminal's signals from the terminal.
-    shares: bool,
-}
-
-impl Forward {
-    fn all(&self, signals: &mut Signals) {
-        let mut wanted = 0;
-        for signal in signals.forever() {
-            let from_keys = matches!(signal, SIGINT | SIGQUIT | SIGHUP);
-            wanted += u32::from(from_keys || signal == SIGTERM);
-            // One that is the first process of its namespace is not ended by what it has no handler for.
-            if wanted >= INSISTENT {
-                let _ = self.runtime.verb("kill").args([self.id.as_str(), "KILL"]).stdin(Stdio::null()).output();
-            }
-            let signal = Signal::from_named_raw(signal).filter(|_| !(self.shares && from_keys));
-            if let (Some(child), Some(signal)) = (self.child, signal) {
-                let _ = kill_process(child, signal);
-            }
-        }
-    }
-}
-
 /// Away with what a runtime has of a container that is nobody's any more, in whose directory this is.
 pub fn clear(container: &Path, record: &Record) {
     if record.flags.isolation != Isolation::Container {
         return;
     }
-    let bundle = container.join(BUNDLE);
     // The state is there from before there is anything to be removed.
-    if let Ok(program) = fs::read_to_string(bundle.join(RUNTIME)) {
-        Bundle::at(container, program.into()).runtime.delete(record.id.as_str());
+    if let Ok(bundle) = Bundle::find(container) {
+        bundle.runtime.delete(record.id.as_str());
+    }
+    open_up(container);
+}
+
+/// Lets this user look into all directories of a container that is about to be removed, whatever it has made of them. Root may anyway.
+pub fn open_up(container: &Path) {
+    if geteuid().is_root() {
+        return;
+    }
+    let mut waiting = vec![container.join(BUNDLE).join("files")];
+    while let Some(dir) = waiting.pop() {
+        // What cannot be done is said by whoever removes it.
+        let _ = fs::set_permissions(&dir, Permissions::from_mode(0o700));
+        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+        waiting.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
     }
 }
 
-/// What does not know how to deal with such a container says so.
+/// Why this process can give a container no interface, if it cannot.
 ///
 /// # Errors
-/// It is one.
-pub fn refuse(entry: &Entry) -> anyhow::Result<()> {
-    match entry.record.flags.isolation {
-        Isolation::Vm => Ok(()),
-        Isolation::Container => Err(refusal(&entry.name)),
-    }
-}
-
-/// Why not.
-pub fn refusal(name: &str) -> anyhow::Error {
-    anyhow!(
-        "container {name}: it was run with --isolation container: there are no logs of it, no second start and no way in; `bulkhead rm` removes it"
-    )
+/// That is why.
+pub fn check_interfaces() -> anyhow::Result<()> {
+    let opened = OpenOptions::new().read(true).write(true).open(config::TUN).map(drop);
+    opened.with_context(|| format!("a network of a container without a microVM is made by {}", config::TUN))
 }
 
 #[cfg(test)]
@@ -260,18 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_cannot_be_started_has_dockers_codes() {
-        for (error, code) in [
-            (
-                "runc run failed: unable to start container process: exec: \"nope\": executable file not found in $PATH",
-                127,
-            ),
-            ("executable file `nope` not found in $PATH: No such file or directory", 127),
-            ("unable to start container process: exec: \"/etc\": permission denied", 126),
-            ("unable to apply cgroup configuration: no such file or directory", FAILED),
-        ] {
-            assert_eq!(code_of(error), code, "{error}");
-        }
+    fn what_a_runtime_says_last_is_why_it_failed() {
         let log = "{\"level\":\"warning\",\"msg\":\"w\"}\n{\"level\":\"error\",\"msg\":\"no\\u001b\"}\nnot JSON\n";
         assert!(last_error(log).is_some_and(|error| error.starts_with("no") && !error.contains('\u{1b}')));
         assert_eq!(last_error("{\"level\":\"warning\",\"msg\":\"w\"}"), None);

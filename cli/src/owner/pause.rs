@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::Owner;
 use crate::attend::server::Waiting;
 use crate::control::Control;
+use crate::failure::one_line;
 use crate::session::Wish;
 use crate::snapshots::What;
 
@@ -24,18 +25,25 @@ impl Owner {
             client.refuse(&refused);
             return None;
         }
-        let state = json!({ "state": if pause { "Paused" } else { "Resumed" } });
-        match Control::at(&self.control()).call("PATCH", "/vm", &state) {
-            Ok(_) => {
+        match self.have_stand_still(pause) {
+            Ok(()) => {
                 self.paused = pause;
                 if let Some(container) = &self.container {
                     container.borrow_mut().paused(pause);
                 }
                 client.done(Value::Null);
             }
-            Err(error) => client.refuse(&error.to_string()),
+            Err(error) => client.refuse(&one_line(&error)),
         }
         None
+    }
+
+    fn have_stand_still(&self, still: bool) -> anyhow::Result<()> {
+        if let Some(runtime) = self.runtime() {
+            return runtime.pause(still);
+        }
+        let state = json!({ "state": if still { "Paused" } else { "Resumed" } });
+        Ok(Control::at(&self.control()).call("PATCH", "/vm", &state).map(drop)?)
     }
 
     /// What takes a guest that answers is not begun with one that stands still.

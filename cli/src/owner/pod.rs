@@ -9,6 +9,7 @@ use super::Owner;
 use super::execs::Left;
 use crate::attend::{Exec, Order, Update};
 use crate::control::Control;
+use crate::oci::Controls;
 use crate::pods::place::vacate;
 use guest_protocol::files::Helper;
 
@@ -26,6 +27,8 @@ pub(super) enum Sharing {
     },
     /// This is the owner of a container in the pod of that name.
     Member { pod: String },
+    /// This is the owner of a container that has no microVM.
+    Host(Controls),
 }
 
 impl Owner {
@@ -44,6 +47,19 @@ impl Owner {
     /// The container has no microVM of its own: it is in a pod.
     pub fn is_in_pod(&mut self, pod: &str) {
         self.sharing = Sharing::Member { pod: pod.to_owned() };
+    }
+
+    /// The container has no microVM at all.
+    pub fn has_runtime(&mut self, controls: Controls) {
+        self.sharing = Sharing::Host(controls);
+    }
+
+    /// The way to whoever it has in place of a microVM.
+    pub(super) fn runtime(&self) -> Option<&Controls> {
+        match &self.sharing {
+            Sharing::Host(controls) => Some(controls),
+            _ => None,
+        }
     }
 
     /// Why an order is not carried out where a microVM is shared, if it is not.
@@ -98,6 +114,9 @@ fn refusal(sharing: &Sharing, name: &str, order: &Order) -> Option<String> {
         {
             in_pod(pod, ": its limits are what it was made with")
         }
+        (Sharing::Host(_), Order::Snapshot { .. } | Order::Rollback { .. }) => Some(format!(
+            "container {name} has no microVM (--isolation container), whose memory could be kept; `bulkhead commit` keeps its files"
+        )),
         _ => None,
     }
 }
@@ -106,12 +125,15 @@ fn refusal(sharing: &Sharing, name: &str, order: &Order) -> Option<String> {
 mod tests {
     use super::*;
     use crate::restart::Policy;
+    use bench::compare::bundle::Runtime;
 
     #[test]
     fn what_is_shared_is_nobodys_alone() {
         let empty = eventfd(0, EventfdFlags::empty()).unwrap();
         let pod = Sharing::Pod { places: 2, empty };
         let member = Sharing::Member { pod: "web".into() };
+        let runtime = Runtime { program: "runc".into(), state: "/s".into() };
+        let host = Sharing::Host(Controls { runtime, id: "c".into() });
         let exec = |helper| Order::Exec(Exec { helper, args: vec!["sh".into()], ..Exec::default() });
         let place = |place| exec(Some(Helper::Member { place }));
         let update = |memory_mib| Order::Update(Update { memory_mib, restart: Some(Policy::No), ..Update::default() });
@@ -131,6 +153,10 @@ mod tests {
             (&member, update(Some(64)), Some("in pod web")),
             (&Sharing::None, place(0), Some("is no pod")),
             (&Sharing::None, Order::Pause {}, None),
+            (&host, Order::Pause {}, None),
+            (&host, exec(None), None),
+            (&host, Order::Snapshot { name: None }, Some("no microVM")),
+            (&host, Order::Rollback { to: "x".into() }, Some("no microVM")),
         ] {
             let refused = refusal(sharing, "c", &order);
             assert_eq!(refused.is_some(), wanted.is_some(), "{order:?}: {refused:?}");

@@ -45,6 +45,16 @@ impl Owner {
             if self.job.is_some() {
                 bail!("the microVM is being snapshotted or rolled back; try again when that is done");
             }
+            if let Some(runtime) = self.runtime() {
+                if to.rates != Rates::default() {
+                    bail!(
+                        "container {name}: rates are those of a microVM's devices, and it has none (--isolation container)"
+                    );
+                }
+                runtime.update(to.cpus, to.memory_mib)?;
+                container.borrow_mut().update(to);
+                return Ok(());
+            }
             fits(to, self.facts.vcpus, self.facts.memory_mib)?;
             to.rates.check(self.succession.devices.contains_key(net::SECTION))?;
         }

@@ -13,17 +13,21 @@ use crate::volumes::ImageVolume;
 
 /// The file in a pod's run directory.
 const FILE: &str = "pod.json";
-/// Most processes and threads of a member: what podman lets a container have.
-const PROCESSES: u32 = 2048;
+/// Most processes and threads of a container beside others: what podman lets one have.
+pub const PROCESSES: u32 = 2048;
 /// Kernel parameters that are each container's own: those of its IPC namespace (namespaces(7)), or what they begin with.
 const OWN_PARAMETERS: [&str; 4] = ["kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/"];
+
+/// Whether a kernel parameter, by its path, is one of an IPC namespace.
+pub fn is_of_ipc(path: &str) -> bool {
+    OWN_PARAMETERS.iter().any(|own| path.starts_with(own))
+}
 
 /// Refuses the first flag that is none of a member's, with where it goes.
 pub fn check(args: &Run) -> anyhow::Result<()> {
     let settings = &args.settings;
     let network = args.network.is_some() || !args.egress.is_empty() || args.place != Place::default();
     let names = !settings.dns.is_empty() || !settings.dns_search.is_empty() || !settings.dns_option.is_empty();
-    let own = |path: &str| OWN_PARAMETERS.iter().any(|own| path.starts_with(own));
     let its = "it is the pod's: `bulkhead pod create` takes it";
     let refused = [
         (args.isolation == Isolation::Container, "--isolation container", "a pod is a microVM"),
@@ -33,7 +37,7 @@ pub fn check(args: &Run) -> anyhow::Result<()> {
         (names, "--dns, --dns-search and --dns-option", its),
         (!settings.add_host.is_empty(), "--add-host", its),
         (
-            settings.sysctl.iter().any(|one| !own(&one.path)),
+            settings.sysctl.iter().any(|one| !is_of_ipc(&one.path)),
             "--sysctl",
             "but for those of shared memory, messages and semaphores it is the pod's: `bulkhead pod create` takes it",
         ),

@@ -214,7 +214,7 @@ impl<'m> Chain<'m> {
 }
 
 /// A run of bytes over several slices of guest memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Buffers<'a, 'm> {
     slices: &'a [VolatileSlice<'m>],
     /// Bytes of the first slice that do not belong to the run.

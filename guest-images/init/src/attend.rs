@@ -4,7 +4,7 @@ use crate::control::{Control, HostGone};
 use crate::exec::{Common, EVENTS, Execs};
 use crate::failure::{Failure, Reason};
 use crate::freeze::Freezer;
-use crate::guest::{Machine, PORT, STREAMS, identify};
+use crate::guest::{Machine, PORT, STREAMS, identify, rename};
 use crate::names::Own;
 use crate::network;
 use crate::process::Defaults;
@@ -259,7 +259,8 @@ fn stand_still<M: Machine>(machine: &M, control: &mut Control, container: &mut C
 /// Makes a clone, all of whose processes stand still, the guest that its host says it is, with streams to that host.
 fn become_itself<M: Machine>(machine: &M, container: &mut Container, identity: &Identity) -> Result<(), Failure> {
     let guest = |error| Failure::errno(FailureKind::Guest, STREAMS, error);
-    identify(&container.random, &identity.seed, identity.wall_clock_ns, &identity.hostname)?;
+    identify(&container.random, &identity.seed, identity.wall_clock_ns)?;
+    rename(&identity.hostname)?;
     if container.networked {
         let processes = container.freezer.as_ref().map(Freezer::processes).transpose();
         let processes = processes.map_err(|error| Failure::errno(FailureKind::Guest, "cgroup.procs", error))?;

@@ -14,6 +14,9 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 const READ_ONLY: [&str; 5] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"];
 /// What is read there is others' as well: memory, keys, timers.
 const HIDDEN: [&str; 4] = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats"];
+/// The same of directories: firmware, disks, how much power is drawn.
+const HIDDEN_DIRECTORIES: [&str; 5] =
+    ["/proc/acpi", "/proc/asound", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"];
 
 /// Has every file in /dev of this process's root lead to no device, but for those that are there now: a disk's number may be made a file
 /// by whoever may make devices, and that file opened.
@@ -46,7 +49,9 @@ pub fn narrow(privileged: bool) -> io::Result<()> {
                 .and_then(|()| mount_remount(path, MountFlags::BIND | NO_EXEC | MountFlags::RDONLY, c"")),
         )?;
     }
-    HIDDEN.into_iter().try_for_each(|path| if_there(mount_bind("/dev/null", path)))
+    HIDDEN.into_iter().try_for_each(|path| if_there(mount_bind("/dev/null", path)))?;
+    let empty = |path| mount("tmpfs", path, "tmpfs", NO_EXEC | MountFlags::RDONLY, Some(c"size=0"));
+    HIDDEN_DIRECTORIES.into_iter().try_for_each(|path| if_there(empty(path)))
 }
 
 fn if_there(result: io::Result<()>) -> io::Result<()> {

@@ -84,6 +84,25 @@ pub trait Machine {
     /// What the kernel has said, as far as it is kept; nothing if that cannot be had.
     fn kernel_log(&self) -> Vec<u8>;
 
+    /// Whether the kernel is this guest's own: then its random numbers, its clock and what has been written to its disks are seen to.
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    /// Whether this process has the privileges of a kernel's root, and not those of one of its users in a namespace of its own: who has not,
+    /// makes no devices, and mounts overlayfs its own way.
+    fn is_root(&self) -> bool {
+        true
+    }
+
+    /// Has an interface be there, which is to be set up.
+    ///
+    /// # Errors
+    /// As the system call that failed.
+    fn plug(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Which place in a guest that several containers share this is; none of one that a container has for itself.
     fn place(&self) -> Option<u8> {
         None
@@ -158,6 +177,8 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
             };
             // All processes have ended. If it cannot be written, there is nothing to be done about it here.
             let _ = container.into_disk().map(|disk| match machine.place() {
+                // It is the host's, and others' as well.
+                _ if !machine.has_kernel() => Ok(()),
                 None => freeze_file_system(disk),
                 // It is unmounted with this process, and must not be kept from that.
                 Some(_) => syncfs(disk),
@@ -199,13 +220,17 @@ fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<Box<
 fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Container, u64), Failure> {
     let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
     // Before anything else: whatever is random from here on must not be what other clones get.
-    identify(&stage.random, &start.seed, start.wall_clock_ns, &start.hostname)?;
+    if machine.has_kernel() {
+        identify(&stage.random, &start.seed, start.wall_clock_ns)?;
+    }
+    rename(&start.hostname)?;
     let own = Own::new(&start);
     let terminal = start.process.terminal;
     // While the root is made, the host answers.
     let opening = Opening::begin(machine, MAIN_PROCESS, terminal.is_some(), start.process.stdin, Output::Later)
         .map_err(guest(STREAMS))?;
     if let Some(network) = &start.network {
+        machine.plug().map_err(guest("making the network interface"))?;
         network::set_up(network)?;
     }
     root::mount_layers(machine, &start.root)?;
@@ -220,7 +245,7 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     };
     let has_names = stays || names.map_or(Ok(false), |names| names.write(&start))?;
     let kept_apart = start.settings.beside.is_some_and(|beside| !beside.privileged);
-    root::mount_overlay(&start.root, kept_apart)?;
+    root::mount_overlay(&start.root, kept_apart, machine.is_root())?;
     let (before, after) = settings::split(&start.settings.tmpfs, &start.volumes);
     let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
     root::switch()?;
@@ -231,7 +256,7 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     if kept_apart {
         beside::forbid_devices()?;
     }
-    if let Some(beside) = &start.settings.beside {
+    if let Some(beside) = start.settings.beside.as_ref().filter(|beside| beside.is_limited()) {
         stage.freezer.as_ref().ok_or(Errno::NODEV).map_err(guest("making a cgroup"))?.limit(beside)?;
     }
     settings::mount_tmpfs(&before)?;
@@ -277,13 +302,18 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
     ))
 }
 
-/// Makes the kernel this guest's own: its random numbers, its clock, its name.
-pub(crate) fn identify(random: &OwnedFd, seed: &Seed, wall_clock_ns: u64, hostname: &str) -> Result<(), Failure> {
+/// Makes the kernel this guest's own: its random numbers and its clock.
+pub(crate) fn identify(random: &OwnedFd, seed: &Seed, wall_clock_ns: u64) -> Result<(), Failure> {
     let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
     reseed(random, &seed.0).map_err(guest("seeding the random number generator"))?;
     if clock_ns(Clock::Real).abs_diff(wall_clock_ns) > CLOCK_TOLERANCE_NS {
         set_wall_clock(wall_clock_ns).map_err(guest("setting the clock"))?;
     }
+    Ok(())
+}
+
+/// Gives it its name.
+pub(crate) fn rename(hostname: &str) -> Result<(), Failure> {
     rustix::system::sethostname(hostname.as_bytes())
         .map_err(|error| Failure::errno(FailureKind::BadRequest, &alloc::format!("host name {hostname:?}"), error))
 }

@@ -12,6 +12,7 @@
 //! - [`process`]: starting it; [`running`]: signals to it, its end. [`exec`]: the processes that join it.
 //! - [`freeze`]: stopping all its processes, for a snapshot; [`restless`]: which of them do not stop.
 //! - [`scarcity`]: whether memory ran out.
+//! - [`contained`]: no guest at all, but a container of the host's own kernel.
 //! - [`pod`]: a guest that several containers share, with a copy of init for each; [`beside`], [`filter`]: what keeps them apart.
 //! - [`streams`]: its standard streams; [`relay`] moves their bytes.
 //! - [`audit`]: not PID 1's work: what a process of a container can reach.
@@ -37,6 +38,7 @@ pub mod attend;
 pub mod audit;
 pub mod beside;
 mod connections;
+pub mod contained;
 pub mod control;
 pub mod environment;
 pub mod exec;

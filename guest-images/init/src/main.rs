@@ -13,11 +13,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 use guest_init::audit;
+use guest_init::contained::Contained;
 use guest_init::failure::Reason;
 use guest_init::guest::{self, Machine, PORT};
 use guest_init::sys::{self, Clock, clock_ns, complain};
-use guest_protocol::audit::ARGUMENT;
 use guest_protocol::{End, HOST_CID, Layer, LayerFs, MAX_PLACES, VOLUMES, port_at};
+use guest_protocol::{audit::ARGUMENT, contained};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::{self, Errno};
@@ -164,6 +165,9 @@ fn main(mode: Option<&CStr>, host: Option<&CStr>) -> ! {
     if mode.is_some_and(|mode| mode.to_bytes() == ARGUMENT.as_bytes()) {
         sys::exit(audit::run(host.and_then(|host| host.to_str().ok()?.parse().ok())));
     }
+    if mode.is_some_and(|mode| mode.to_bytes() == contained::ARGUMENT.as_bytes()) {
+        sys::exit(contain());
+    }
     let init_ns = clock_ns(Clock::Monotonic);
     // Fails if the image's maker left it out or the kernel has mounted it: the disk will tell.
     let _ = mkdirat(CWD, "dev", Mode::from_raw_mode(0o755));
@@ -176,6 +180,24 @@ fn main(mode: Option<&CStr>, host: Option<&CStr>) -> ! {
         }
     };
     stop(end)
+}
+
+/// The first process of a container of the host's own kernel, whose end is the end of all in it.
+fn contain() -> u8 {
+    // Its defect is none of a machine's.
+    sys::be_helper();
+    let init_ns = clock_ns(Clock::Monotonic);
+    let machine = Contained::enter();
+    match machine.and_then(|machine| Ok((machine.connect(PORT)?, machine))) {
+        Ok((connection, machine)) => {
+            guest::run(&machine, connection, init_ns);
+            0
+        }
+        Err(error) => {
+            complain(&format!("init: what the runtime was to make: {}\n", Reason(error)));
+            1
+        }
+    }
 }
 
 /// Ends the virtual machine. What is in memory is thrown away, so nothing is synced.

@@ -8,7 +8,7 @@ use rustix::io::{self, Errno};
 use rustix::process::Pid;
 
 /// The one interface there is.
-const NAME: &str = "eth0";
+pub const NAME: &str = "eth0";
 
 /// Sets it up.
 ///

@@ -16,7 +16,7 @@ use alloc::string::String;
 use guest_protocol::FailureKind;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, openat, symlinkat};
-use rustix::mount::{MountFlags, MoveMountFlags, move_mount};
+use rustix::mount::{MountFlags, MoveMountFlags, mount_bind, move_mount};
 use rustix::process::umask;
 
 /// Where the container's /dev and /sys wait.
@@ -65,7 +65,10 @@ impl Stage {
         let names = Names::new()?;
         // Before the container's own view of it: the first mount decides whether the file system can be written to.
         let freezer = machine.cgroups().and_then(|parent| Freezer::new(parent, group(machine.place()))).ok();
-        let mounts = Mounts { dev: make_dev()?, sys: make_sys(machine.place().is_none()) };
+        let mounts = Mounts {
+            dev: make_dev(machine.is_root())?,
+            sys: make_sys(machine.place().is_none() && machine.has_kernel()),
+        };
         let random = openat(&mounts.dev, "urandom", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let random = random.map_err(|error| failed("/dev/urandom", error))?;
         Ok(Self { random, freezer, upper, names, mounts })
@@ -84,13 +87,18 @@ impl Mounts {
     }
 }
 
-/// The container's /dev, complete.
-fn make_dev() -> Result<OwnedFd, Failure> {
+/// The container's /dev, complete. Who has no privileges to make devices has those of the host in their places.
+fn make_dev(privileges: bool) -> Result<OwnedFd, Failure> {
     mount_fs("tmpfs", DEV, MountFlags::NOSUID, Some("mode=755,size=65536k"))?;
     let dev = open_directory(DEV)?;
     for (name, major, minor) in DEVICES {
-        mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(major, minor))
-            .map_err(|error| failed(name, error))?;
+        let mode = Mode::from_raw_mode(0o666);
+        let made = match privileges {
+            true => mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)),
+            false => openat(&dev, name, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, mode)
+                .and_then(|_| mount_bind(format!("/dev/{name}").as_str(), format!("{DEV}/{name}").as_str())),
+        };
+        made.map_err(|error| failed(name, error))?;
     }
     for (target, name) in [
         ("/proc/self/fd", "fd"),
@@ -102,7 +110,9 @@ fn make_dev() -> Result<OwnedFd, Failure> {
         symlinkat(target, &dev, name).map_err(|error| failed(name, error))?;
     }
     let no_exec = MountFlags::NOSUID.union(MountFlags::NOEXEC);
-    mount_fs("devpts", "d/pts", no_exec, Some("newinstance,ptmxmode=0666,mode=0620,gid=5"))?;
+    // The group of terminals is none of a single user's.
+    let group = if privileges { ",gid=5" } else { "" };
+    mount_fs("devpts", "d/pts", no_exec, Some(format!("newinstance,ptmxmode=0666,mode=0620{group}").as_str()))?;
     mount_fs("tmpfs", "d/shm", NO_EXEC, Some("mode=1777,size=65536k"))?;
     // A kernel may have been built without it; most processes do not miss it.
     let _ = mount_fs("mqueue", "d/mqueue", NO_EXEC, None);

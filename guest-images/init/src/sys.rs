@@ -6,7 +6,7 @@ mod interface;
 mod spawn;
 
 pub use attempt::{Attempt, attempt};
-pub use interface::Interface;
+pub use interface::{Interface, make_tap};
 pub use spawn::{
     Child, PidNamespace, StringList, be_helper, execve, fork, fork_apart, is_helper, join_pid_namespace,
     leave_pid_namespace, spawn, spawn_idle,

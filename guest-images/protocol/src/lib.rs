@@ -6,6 +6,7 @@
 //! - [`account`]: which user and groups a process gets, from an image's files.
 //! - [`files`]: files on their way in or out of a container, and what else init does for the host.
 //! - [`audit`]: what a process says that finds out what it can reach.
+//! - [`contained`]: where init finds things in a container of the host's own kernel.
 //! - [`frame`]: how a message becomes bytes and back: `u32` little-endian length, then postcard.
 //! - [`stream`]: the eight bytes that open a stream connection; after them the stream is raw bytes.
 //!
@@ -22,6 +23,7 @@ extern crate alloc;
 
 pub mod account;
 pub mod audit;
+pub mod contained;
 pub mod files;
 pub mod frame;
 pub mod message;

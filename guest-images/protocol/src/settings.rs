@@ -41,6 +41,14 @@ pub struct Beside {
     pub privileged: bool,
 }
 
+impl Beside {
+    /// Whether there is anything that it may have no more than so much of.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.memory_bytes.is_some() || self.cpu_thousandths.is_some() || self.processes.is_some()
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -5,6 +5,7 @@
 //! version              "1"
 //! layers/KEY.erofs     a converted layer; whoever uses it holds a shared flock on it
 //! merged/KEY.erofs     the metadata of an image with several layers, merged; locked like a layer
+//! unpacked/KEY/        the files of an image whose first file is KEY's, for containers without a microVM; goes with that file
 //! blobs/ALGORITHM/HEX  what a loaded image came as, byte for byte; locked like a layer
 //! images/HASH.json     a loaded image: name, configuration, layers
 //! build/HASH           a layer that a build has made, for later ones
@@ -27,6 +28,7 @@ mod lock;
 mod prepare;
 mod records;
 mod save;
+mod unpacked;
 
 pub use blobs::KeptBlob;
 pub use build::{Draft, DraftLayer};
@@ -37,6 +39,7 @@ pub use kept::{CONTAINERS, Keeper, KeptLayers, LayerKey, SNAPSHOTS};
 pub use layers::Layer;
 use records::Record;
 pub use records::{ImageInfo, Original};
+pub use unpacked::disk_bytes_below;
 
 use crate::digest::Digest;
 use crate::error::ImageError;
@@ -107,7 +110,7 @@ impl LayersInUse {
 pub struct Usage {
     /// Converted layers.
     pub layers: usize,
-    /// Bytes they take on disk, with what they were merged into (holes take none).
+    /// Bytes they take on disk, with what they were merged into and unpacked to (holes take none).
     pub bytes: u64,
     /// Blobs that loaded images came as.
     pub blobs: usize,
@@ -266,10 +269,12 @@ impl Store {
         for path in self.files("merged")?.into_iter().chain(self.files("layers")?) {
             let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let bytes = path.metadata().map_or(0, |meta| meta.blocks() * 512);
+            let bytes = bytes + self.unpacked_bytes_of(&path);
             if !used.contains(&key) && self.remove_unused(&path)? {
                 freed += bytes;
             }
         }
+        freed += self.forget_stray()?;
         let wanted = self.wanted_blobs()?;
         for (_, path) in self.blob_files()?.into_iter().filter(|(digest, _)| !wanted.contains(digest)) {
             let bytes = path.metadata().map_or(0, |meta| meta.blocks() * 512);
@@ -287,7 +292,7 @@ impl Store {
     pub fn usage(&self) -> Result<Usage, ImageError> {
         let (layers, merged) = (self.files("layers")?, self.files("merged")?);
         let on_disk = |path: &PathBuf| path.metadata().map_or(0, |meta| meta.blocks() * 512);
-        let bytes = layers.iter().chain(&merged).map(on_disk).sum();
+        let bytes = layers.iter().chain(&merged).map(on_disk).sum::<u64>() + self.unpacked_bytes()?;
         let (of_images, cached) = (self.image_blobs()?, self.cached_blobs()?);
         let (cached, blobs): (Vec<_>, Vec<_>) = self
             .blob_files()?
@@ -342,6 +347,7 @@ impl Store {
             other => other.map_err(|e| ImageError::io("lock", path)(e.into()))?,
         }
         fs::remove_file(path).map_err(ImageError::io("remove", path))?;
+        self.forget_unpacked(path)?;
         Ok(true)
     }
 }

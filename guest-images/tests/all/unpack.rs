@@ -37,6 +37,34 @@ fn image(temp: &Path) -> PreparedImage {
     store.prepare(&image, &mut ()).expect("a good image")
 }
 
+/// One for all, made again where it is missing or was never finished, and gone with the image.
+#[test]
+fn an_image_is_unpacked_once_and_goes_with_its_layers() {
+    let temp = tempfile::tempdir().expect("temporary directory");
+    let image = image(temp.path());
+    let store = Store::open(temp.path().join("store")).expect("a store");
+    let disk: Vec<_> = image.disk().cloned().collect();
+    let dir = store.unpacked(&disk).expect("unpacked");
+    let inode = || fs::metadata(dir.join("hidden/upper")).expect("a file").ino();
+    let first = inode();
+    assert_eq!(store.unpacked(&disk).expect("unpacked"), dir);
+    assert_eq!(inode(), first);
+    // As a process leaves it that was killed in the middle of it.
+    fs::rename(&dir, dir.with_extension("new")).expect("writable");
+    assert_eq!(fs::read(store.unpacked(&disk).expect("unpacked").join("hidden/upper")).expect("a file"), b"upper");
+    assert!(!dir.with_extension("new").exists());
+    let with = store.usage().expect("a store").bytes;
+    store.prune().expect("a store");
+    assert!(dir.is_dir(), "it is in use");
+    drop(image);
+    assert!(store.prune().expect("a store") > 0 && !dir.exists());
+    assert!(store.usage().expect("a store").bytes < with);
+    // What was made from nothing that is there any more.
+    fs::create_dir_all(dir.join("sub")).expect("writable");
+    store.prune().expect("a store");
+    assert!(!dir.exists());
+}
+
 #[test]
 fn layers_are_stacked_and_data_comes_from_the_right_one() {
     let temp = tempfile::tempdir().expect("temporary directory");

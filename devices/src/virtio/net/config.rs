@@ -225,6 +225,15 @@ fn behind(interface: &Interface) -> Result<Behind, DeviceError> {
     })
 }
 
+/// Opens, makes or starts what is behind an interface as configured, for whoever is no device; and where packets may go.
+pub(super) fn opened(interface: &Value) -> Result<(Box<dyn Backend>, Option<Egress>), DeviceError> {
+    let interface: Interface = serde_json::from_value(interface.clone()).map_err(DeviceError::section(SECTION))?;
+    check(std::slice::from_ref(&interface))?;
+    let beyond = backend(behind(&interface)?)?;
+    let beyond = beyond.ok_or_else(|| invalid(format!("interface '{}': it leads nowhere", interface.iface_id)))?;
+    Ok((beyond, interface.egress.map(Egress::new)))
+}
+
 /// Opens, makes or starts what is behind an interface as configured, for a device in another process, which takes it by these
 /// descriptors ([`Given`]).
 ///
@@ -276,18 +285,22 @@ fn build_given(section: &Value, descriptors: Vec<OwnedFd>) -> Built {
 
 fn device(interface: &Interface, behind: Behind) -> Result<Box<dyn VirtioDevice>, DeviceError> {
     let pairs = interface.num_queue_pairs.unwrap_or(1);
-    let backend: Option<Box<dyn Backend>> = match behind {
+    let backend = backend(behind)?;
+    let offer = Offer { mac: interface.guest_mac.map(|Mac(bytes)| bytes), mtu: interface.mtu, pairs };
+    let egress = interface.egress.clone().map(Egress::new);
+    let net = Net::new(offer, backend, egress);
+    Ok(Box::new(net.map_err(DeviceError::host(SECTION, "watch the packets' source".into()))?))
+}
+
+fn backend(behind: Behind) -> Result<Option<Box<dyn Backend>>, DeviceError> {
+    Ok(match behind {
         Behind::Nothing => None,
         Behind::Tap(tap) => Some(Box::new(tap)),
         Behind::Process(socket) => {
             let stream = Stream::to_process(socket);
             Some(Box::new(stream.map_err(DeviceError::host(SECTION, "what is behind it".into()))?))
         }
-    };
-    let offer = Offer { mac: interface.guest_mac.map(|Mac(bytes)| bytes), mtu: interface.mtu, pairs };
-    let egress = interface.egress.clone().map(Egress::new);
-    let net = Net::new(offer, backend, egress);
-    Ok(Box::new(net.map_err(DeviceError::host(SECTION, "watch the packets' source".into()))?))
+    })
 }
 
 /// Where packets may go that an interface's guest sends.

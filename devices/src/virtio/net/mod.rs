@@ -4,6 +4,7 @@
 //! - [`backend`]: what a backend is; [`tap`]: a tap interface of the host; [`stream`]: frames over a unix socket;
 //!   [`passt`]: the program at the other end of that, for networking without privileges; [`switch`]: another, which connects microVMs;
 //! - [`pair`]: packets through two queues; [`control`]: the commands of the control queue;
+//! - [`link`]: the same backends without a device, for a container of the host's own kernel;
 //! - [`egress`]: which of the guest's packets may leave;
 //! - [`checksum`]: what is left to do of a packet whose sender relies on the device;
 //! - this file: the device.
@@ -20,6 +21,7 @@ mod checksum;
 mod config;
 mod control;
 pub mod egress;
+mod link;
 mod pair;
 pub mod passt;
 mod stream;
@@ -38,6 +40,7 @@ use backend::{Backend, Packet};
 pub use config::{KIND, descriptors};
 use control::Command;
 use egress::Egress;
+pub use link::Link;
 use pair::{Pair, Work};
 pub use stream::Stream;
 

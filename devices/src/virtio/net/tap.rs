@@ -136,10 +136,9 @@ impl Tap {
         while files.len() < queues {
             files.push(Self::queue(name, several)?.0);
         }
-        let header: libc::c_int = HEADER as libc::c_int;
-        // SAFETY: it reads an int.
-        checked(unsafe { libc::ioctl(files[0].as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) })?;
-        Ok((Tap { attached: files.len(), files }, name))
+        let tap = Tap { attached: files.len(), files };
+        tap.set_header()?;
+        Ok((tap, name))
     }
 
     /// The interface of which these are queues, opened and set up by somebody else.
@@ -153,6 +152,20 @@ impl Tap {
             rustix::io::ioctl_fionbio(file, true)?;
         }
         Ok(Tap { attached: files.len(), files })
+    }
+
+    /// The same of one that was only made, by whoever has its namespace.
+    pub fn taken(descriptor: OwnedFd) -> io::Result<Self> {
+        let tap = Self::of_descriptors(vec![descriptor])?;
+        tap.set_header()?;
+        Ok(tap)
+    }
+
+    /// Has each packet have a header of [`HEADER`] bytes.
+    fn set_header(&self) -> io::Result<()> {
+        let header: libc::c_int = HEADER as libc::c_int;
+        // SAFETY: it reads an int.
+        checked(unsafe { libc::ioctl(self.files[0].as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) })
     }
 
     /// Its queues, for somebody else.

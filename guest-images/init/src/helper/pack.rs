@@ -19,8 +19,8 @@ use rustix::io::{self, Errno};
 const NAMES: usize = 32 << 10;
 /// Longest target of a symbolic link (PATH_MAX).
 const LINK: usize = 4096;
-/// What overlayfs keeps for itself.
-const OVERLAY: &[u8] = b"trusted.overlay.";
+/// What overlayfs keeps for itself, also where it is mounted by who is no user of the host's (the option `userxattr`).
+const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 /// Kernel file systems, which are nobody's files.
 const KERNEL: [&[u8]; 3] = [b"/dev", b"/proc", b"/sys"];
 
@@ -177,7 +177,7 @@ pub fn attributes(place: &[u8], follow: bool) -> io::Result<(Vec<(Bytes, Bytes)>
         let mut value = vec![0; lgetxattr_query(place, name)?.max(1)];
         let length = lgetxattr(place, name, value.as_mut_slice())?;
         value.truncate(length);
-        match name.strip_prefix(OVERLAY) {
+        match OVERLAY.iter().find_map(|prefix| name.strip_prefix(*prefix)) {
             Some(name) => opaque |= name == b"opaque" && value == b"y",
             // Where it comes to it is no volume.
             None if name == volumes::MARK.as_bytes() => {}

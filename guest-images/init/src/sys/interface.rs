@@ -3,6 +3,7 @@
 use super::{AddressFamily, AsFd, Opcode, OwnedFd, SocketFlags, SocketType, io, ioctl};
 use core::ffi::c_long;
 use core::ptr;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
 const SIOCADDRT: Opcode = 0x890b;
 const SIOCSIFFLAGS: Opcode = 0x8914;
@@ -47,6 +48,33 @@ fn inet([a, b, c, d]: [u8; 4]) -> [u8; 16] {
     [low, high, 0, 0, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 
+/// Makes a tap interface, with virtio headers, in the network namespace of this process: it is there as long as the descriptor.
+///
+/// # Errors
+/// As open(2) of /dev/net/tun, and the TUNSETIFF ioctl.
+pub fn make_tap(name: &str) -> io::Result<OwnedFd> {
+    const TUNSETIFF: Opcode = 0x4004_54ca;
+    /// IFF_TAP, IFF_NO_PI, IFF_VNET_HDR (linux/if_tun.h).
+    const KIND: u16 = 0x0002 | 0x1000 | 0x4000;
+    let tap = openat(CWD, "/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let mut request = Request { name: bytes(name), value: [0; 24] };
+    for (to, from) in request.value.iter_mut().zip(KIND.to_ne_bytes()) {
+        *to = from;
+    }
+    // SAFETY: it reads and writes an ifreq, which `request` is in size and layout.
+    unsafe { ioctl::ioctl(&tap, ioctl::Updater::<TUNSETIFF, Request>::new(&mut request)) }?;
+    Ok(tap)
+}
+
+/// A name with zeros behind it; what is too long is cut.
+fn bytes(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (byte, letter) in bytes.iter_mut().take(15).zip(name.bytes()) {
+        *byte = letter;
+    }
+    bytes
+}
+
 /// A way to one interface.
 #[derive(Debug)]
 pub struct Interface {
@@ -61,11 +89,7 @@ impl Interface {
     /// As socket(2).
     pub fn named(name: &str) -> io::Result<Self> {
         let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-        let mut bytes = [0; 16];
-        for (byte, letter) in bytes.iter_mut().take(15).zip(name.bytes()) {
-            *byte = letter;
-        }
-        Ok(Self { socket, name: bytes })
+        Ok(Self { socket, name: bytes(name) })
     }
 
     fn set<const CALL: Opcode>(&self, value: &[u8]) -> io::Result<()> {
