@@ -191,10 +191,13 @@ impl Visit {
         start.helper = Some(helper);
         start.changes = false;
         let directory = RunDir::create(&paths::run(), None)?;
-        let (alive, output) = Alive::prepare(&record, &held.dir(), &directory, &layers.layers, &volumes, None)?;
+        let (dir, run_dir) = (held.dir(), directory.path());
         holding.keep((directory, held));
+        // Nobody else is to have it before the runtime has let go of it.
+        let kept = RefCell::new(None);
+        let (alive, output) = Alive::prepare(&record, &dir, &run_dir, &layers.layers, &volumes, None)?;
         let mut conversation = alive.session.begin(alive.ended())?;
-        let _kept = guard.pass();
+        kept.replace(guard.pass());
         alive.start(output)?;
         let result = match conversation.arrive() {
             Ok(()) => conversation.start(start, io, &mut NoAttendant),

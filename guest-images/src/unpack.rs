@@ -7,7 +7,7 @@ use crate::PreparedImage;
 use crate::erofs::{BLOCK, stacked};
 use crate::error::ImageError;
 use crate::layer::Limits;
-use crate::store::Place;
+use crate::store::{Place, Progress};
 use crate::tree::{Attrs, FileData, Kind, Node, NodeId, Tree};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, lsetxattr, utimensat};
 use rustix::io::Errno;
@@ -48,7 +48,7 @@ impl PreparedImage {
         let files: Vec<(&File, u64)> =
             self.lock.files().iter().zip(&self.layers).map(|(file, layer)| (file, layer.bytes)).collect();
         let store = self.layers.first().and_then(|layer| layer.path.parent()?.parent());
-        unpack_layers(&files, store.unwrap_or(Path::new("")), dir, top)
+        unpack_layers(&files, store.unwrap_or(Path::new("")), dir, &mut (), top)
     }
 }
 
@@ -57,6 +57,7 @@ pub(crate) fn unpack_layers(
     files: &[(&File, u64)],
     store: &Path,
     dir: &Path,
+    progress: &mut dyn Progress,
     top: impl FnOnce(&Tree) -> Option<NodeId>,
 ) -> Result<bool, ImageError> {
     let limits = Limits::default();
@@ -64,7 +65,8 @@ pub(crate) fn unpack_layers(
         .map_err(|source| ImageError::Merge { dir: store.to_owned(), source })?;
     let Some(top) = top(&tree) else { return Ok(false) };
     let root = rustix::process::geteuid().is_root();
-    Unpacking { tree: &tree, files, root, links: HashMap::new() }.all(top, dir).map(|()| true)
+    let total = files.iter().map(|(_, bytes)| bytes).sum();
+    Unpacking { tree: &tree, files, root, links: HashMap::new(), progress, done: 0, total }.all(top, dir).map(|()| true)
 }
 
 struct Unpacking<'a> {
@@ -74,6 +76,10 @@ struct Unpacking<'a> {
     root: bool,
     /// Where files are already that may have another name.
     links: HashMap<NodeId, PathBuf>,
+    progress: &'a mut dyn Progress,
+    /// Bytes of files that are there, of so many that layers have.
+    done: u64,
+    total: u64,
 }
 
 impl Unpacking<'_> {
@@ -120,6 +126,10 @@ impl Unpacking<'_> {
                     }
                     self.dress(attrs, path, false)?;
                     self.links.insert(id, path.to_owned());
+                    if let FileData::Blocks { size, .. } = data {
+                        self.done += size;
+                        self.progress.bytes(self.done.min(self.total), Some(self.total));
+                    }
                 }
             },
             Kind::Char { .. } | Kind::Block { .. } | Kind::Fifo | Kind::Socket | Kind::Whiteout => {}

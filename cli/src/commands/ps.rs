@@ -25,7 +25,7 @@ pub fn ps(args: &Ps, talk: Talk) -> Outcome {
     // A filter by state is about those that do not run, too.
     let all = args.all || args.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
     let shown = entries.iter().filter(|entry| all || entry.record.state.is_live());
-    let pods = pods::Names::for_all(&entries);
+    let pods = pods::Known::for_all(&entries);
     let shown = shown.filter(|entry| fits(entry, &pods, &args.filter));
     let now = now_ns();
     let rows = shown.map(|entry| row(entry, &pods, now, args.no_trunc));
@@ -52,7 +52,7 @@ const WITH_PODS: Columns<9> = Columns {
 };
 
 /// What is shown of one, under docker's names.
-fn row(entry: &Entry, pods: &pods::Names, now_ns: u64, whole: bool) -> Value {
+fn row(entry: &Entry, pods: &pods::Known, now_ns: u64, whole: bool) -> Value {
     let record = &entry.record;
     let command = sanitize(&record.process.args.join(" "));
     let command = match command.char_indices().nth(COMMAND - 3) {
@@ -68,7 +68,7 @@ fn row(entry: &Entry, pods: &pods::Names, now_ns: u64, whole: bool) -> Value {
         "RunningFor": format!("{} ago", since(record.created_ns, now_ns)),
         "State": record.state.word(),
         "Status": status(record, now_ns),
-        "Ports": ports(record).join(", "),
+        "Ports": ports(record, pods).join(", "),
         "Labels": sanitize(&labels),
         "Mounts": record.flags.volume.iter().map(|volume| sanitize(&volume.shown())).collect::<Vec<_>>().join(","),
         "Names": entry.name,
@@ -103,9 +103,9 @@ fn status(record: &Record, now_ns: u64) -> String {
 }
 
 /// The ports of the host that lead to it, while it runs.
-fn ports(record: &Record) -> Vec<String> {
+fn ports(record: &Record, pods: &pods::Known) -> Vec<String> {
     let running = record.state.status == Status::Running;
-    record.flags.publish.iter().filter(|_| running).map(shown_port).collect()
+    pods.ports(record).iter().filter(|_| running).map(shown_port).collect()
 }
 
 fn shown_port(port: &Publish) -> String {
@@ -114,7 +114,7 @@ fn shown_port(port: &Publish) -> String {
 }
 
 /// Values of the same key are alternatives, different keys conditions; but each label is a condition of its own.
-fn fits(entry: &Entry, pods: &pods::Names, filters: &[Filter]) -> bool {
+fn fits(entry: &Entry, pods: &pods::Known, filters: &[Filter]) -> bool {
     let fits = |filter: &Filter| fits_one(entry, pods, &filter.key, &filter.value);
     filters.iter().all(|filter| match filter.key.as_str() {
         "label" => fits(filter),
@@ -122,7 +122,7 @@ fn fits(entry: &Entry, pods: &pods::Names, filters: &[Filter]) -> bool {
     })
 }
 
-fn fits_one(entry: &Entry, pods: &pods::Names, key: &str, value: &str) -> bool {
+fn fits_one(entry: &Entry, pods: &pods::Known, key: &str, value: &str) -> bool {
     let record = &entry.record;
     match key {
         "name" => entry.name.contains(value.trim_start_matches('^').trim_start_matches('/').trim_end_matches('$')),
@@ -176,11 +176,11 @@ mod tests {
         let mut entry = entry();
         let now = entry.record.created_ns + 61_000_000_000;
         let cells =
-            |entry: &Entry| COLUMNS.fields.map(|field| text(&row(entry, &pods::Names::default(), now, false), field));
+            |entry: &Entry| COLUMNS.fields.map(|field| text(&row(entry, &pods::Known::default(), now, false), field));
         let id = entry.record.id.short().to_owned();
         let want = [&id, "debian", "\"sh -c echo a long c…\"", "About a minute ago", "Created", "", "brave_hopper"];
         assert_eq!(cells(&entry), want);
-        assert!(!text(&row(&entry, &pods::Names::default(), now, true), "Command").contains('\x1b'));
+        assert!(!text(&row(&entry, &pods::Known::default(), now, true), "Command").contains('\x1b'));
         entry.record.start();
         entry.record.state.started_ns = now - 5_000_000_000;
         assert_eq!(cells(&entry)[4..6], ["Up 5 seconds", "127.0.0.1:8080->80/tcp"]);
@@ -199,7 +199,7 @@ mod tests {
                 let (key, value) = text.split_once('=').unwrap();
                 Filter { key: key.into(), value: value.into() }
             };
-            fits(&entry, &pods::Names::default(), &list.iter().map(parse).collect::<Vec<_>>())
+            fits(&entry, &pods::Known::default(), &list.iter().map(parse).collect::<Vec<_>>())
         };
         assert!(fit(&[]) && fit(&["name=hopper"]) && fit(&["name=x", "name=brave"]) && fit(&["status=created"]));
         assert!(!fit(&["name=hopper", "status=running"]) && !fit(&["name=x"]) && !fit(&["exited=0"]));

@@ -144,6 +144,10 @@ pub fn prepare(args: &mut Run, talk: Talk) -> anyhow::Result<(PreparedImage, Sto
     let reference: ImageRef = args.image_and_command[0].parse().map_err(guest_images::ImageError::from)?;
     let store = Store::open(paths::store())?;
     let image = store.prepare(&reference, &mut Progress::new(talk))?;
+    if args.isolation == Isolation::Container {
+        // Here somebody sees that it takes a while.
+        store.unpacked(&image.disk().cloned().collect::<Vec<_>>(), &mut Progress::new(talk))?;
+    }
     let taken = args.settings.tmpfs.iter().map(|tmpfs| tmpfs.target.as_str()).collect();
     volumes::add_of_image(&mut args.volume, &image.config.volumes, &taken, args.image_volume)?;
     let volumes = volumes::prepare(&mut args.volume, &image, args.rm)?;

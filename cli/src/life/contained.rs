@@ -59,12 +59,12 @@ impl Running {
         let facts = facts(&self.name, &self.record, self.keys.clone());
         let mut owner = Owner::listen(&directory, facts, History::new()?, place_of_none(&directory))?;
         owner.track(tracked.clone()).context("cannot listen to whoever it is started for")?;
-        let dir = tracked.borrow().dir.clone();
-        let (alive, output) = Alive::prepare(&self.record, &dir, &directory, &self.layers, &volumes, network.as_ref())?;
-        owner.has_runtime(alive.controls());
+        let (dir, run_dir) = (tracked.borrow().dir.clone(), directory.path());
         if let Some(held) = held.take() {
             holding.keep((directory, held));
         }
+        let (alive, output) = Alive::prepare(&self.record, &dir, &run_dir, &self.layers, &volumes, network.as_ref())?;
+        owner.has_runtime(alive.controls());
         let converse = || -> anyhow::Result<Result<Ended, SessionError>> {
             let mut conversation = alive.session.begin(alive.ended())?;
             // Kept here from the moment on in which a signal is for the session.

@@ -14,7 +14,6 @@ use super::{Bundle, Controls, Group};
 use crate::containers::Record;
 use crate::net::Connection;
 use crate::paths;
-use crate::rundir::RunDir;
 use crate::session::Session;
 use crate::volumes::Volumes;
 
@@ -41,7 +40,7 @@ pub struct Alive {
 }
 
 impl Alive {
-    /// Has all ready for a life of a container with this record, whose directory is `container`, with what it has of this host; the caller has its layers in use. Also returns
+    /// Has all ready for a life of a container with this record, whose directory is `container` and whose run directory `directory`, with what it has of this host; the caller has its layers in use. Also returns
     /// what [`Self::start`] takes.
     ///
     /// # Errors
@@ -49,18 +48,19 @@ impl Alive {
     pub fn prepare(
         record: &Record,
         container: &Path,
-        directory: &RunDir,
+        directory: &Path,
         layers: &[Layer],
         volumes: &Volumes,
         network: Option<&Connection>,
     ) -> anyhow::Result<(Self, OwnedFd)> {
         let (bundle, id) = (Bundle::find(container)?, record.id.as_str());
-        let image = Store::open(paths::store())?.unpacked(layers)?;
+        // It is there already, unless its image was not used for long.
+        let image = Store::open(paths::store())?.unpacked(layers, &mut ())?;
         if bundle.runtime.state.join(id).exists() {
             // That of a life whose owner was killed.
             bundle.runtime.delete(id);
         }
-        let sockets = directory.file(SOCKETS);
+        let sockets = directory.join(SOCKETS);
         fs::create_dir(&sockets).with_context(|| sockets.display().to_string())?;
         let session = Session::listen(&sockets.join("vsock"))?;
         let cable = network.map(|network| Cable::lay(&network.section[0], &sockets)).transpose()?;

@@ -25,7 +25,7 @@ use anyhow::{Context, anyhow};
 use guest_protocol::{Found, MAX_PLACES, Process};
 use serde_json::{Value, json};
 
-use crate::args::Run;
+use crate::args::{Publish, Run};
 use crate::containers::record::{State, now_ns};
 use crate::containers::{Containers, ContainersError, Entry, Held, Id, Record, Status};
 use crate::paths;
@@ -77,22 +77,29 @@ pub fn find(word: &str) -> anyhow::Result<Entry> {
     })
 }
 
-/// What pods are called now, read once for a list of containers.
+/// What pods are called now, and which ports lead to them, read once for a list of containers.
 #[derive(Debug, Default)]
-pub struct Names(BTreeMap<String, String>);
+pub struct Known(BTreeMap<String, (String, Vec<Publish>)>);
 
-impl Names {
+impl Known {
     /// Those of all pods, if any of these containers is in one.
     pub fn for_all(entries: &[Entry]) -> Self {
         let wanted = entries.iter().any(|entry| entry.record.flags.pod.is_some());
         let list = existing().filter(|_| wanted).and_then(|pods| pods.list().ok()).unwrap_or_default();
-        Names(list.into_iter().map(|entry| (entry.record.id.to_string(), entry.name)).collect())
+        let known = |entry: Entry| (entry.record.id.to_string(), (entry.name, entry.record.flags.publish));
+        Known(list.into_iter().map(known).collect())
     }
 
     /// What the pod of a container is called, if it is in one; the beginning of its id, if there is no such pod any more.
     pub fn of(&self, record: &Record) -> Option<String> {
         let id = record.flags.pod.as_ref()?;
-        Some(self.0.get(id).map_or_else(|| id.chars().take(12).collect(), String::clone))
+        Some(self.0.get(id).map_or_else(|| id.chars().take(12).collect(), |(name, _)| name.clone()))
+    }
+
+    /// The ports of the host that lead to a container: its own, or those of its pod, which are all its members'.
+    pub fn ports<'a>(&'a self, record: &'a Record) -> &'a [Publish] {
+        let pod = record.flags.pod.as_ref().and_then(|id| self.0.get(id));
+        pod.map_or(&record.flags.publish, |(_, publish)| publish)
     }
 }
 
@@ -216,4 +223,22 @@ pub fn drives(places: u8) -> Value {
             drive
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containers::record::tests::record;
+
+    #[test]
+    fn a_members_ports_are_its_pods() {
+        let pod = Id::random().unwrap();
+        let mut member = record(&Id::random().unwrap());
+        let published = vec![crate::args::publish("8080:80").unwrap()];
+        let known = Known([(pod.to_string(), ("web".to_owned(), published.clone()))].into());
+        assert!(known.ports(&member).is_empty() && known.of(&member).is_none());
+        member.flags.pod = Some(pod.to_string());
+        assert_eq!((known.ports(&member), known.of(&member).as_deref()), (&published[..], Some("web")));
+        assert!(Known::default().ports(&member).is_empty());
+    }
 }

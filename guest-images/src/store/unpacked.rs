@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::lock::WorkLock;
-use super::{Layer, Store};
+use super::{Layer, Progress, Store};
 use crate::error::ImageError;
 use crate::tree::Tree;
 use crate::unpack::unpack_layers;
@@ -23,7 +23,7 @@ impl Store {
     ///
     /// # Errors
     /// A layer is damaged, or the directory cannot be written.
-    pub fn unpacked(&self, disk: &[Layer]) -> Result<PathBuf, ImageError> {
+    pub fn unpacked(&self, disk: &[Layer], progress: &mut dyn Progress) -> Result<PathBuf, ImageError> {
         // What several layers were merged into has no files of its own.
         let layers = if disk.len() > 1 { &disk[1..] } else { disk };
         let key = disk.first().map_or_else(|| "none".into(), |first| stem(&first.path));
@@ -36,20 +36,20 @@ impl Store {
             return Ok(dir);
         }
         let unfinished = dir.with_extension("new");
-        let made = self.unpack(layers, &unfinished);
+        let made = self.unpack(layers, &unfinished, progress);
         let made = made.and_then(|()| fs::rename(&unfinished, &dir).map_err(ImageError::io("create", &dir)));
         made.inspect_err(|_| drop(fs::remove_dir_all(&unfinished)))?;
         Ok(dir)
     }
 
-    fn unpack(&self, layers: &[Layer], dir: &Path) -> Result<(), ImageError> {
+    fn unpack(&self, layers: &[Layer], dir: &Path, progress: &mut dyn Progress) -> Result<(), ImageError> {
         // That of a process that was killed.
         remove(dir)?;
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(ImageError::io("create", dir))?;
         let open = |layer: &Layer| File::open(&layer.path).map_err(ImageError::io("open", &layer.path));
         let files = layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let files: Vec<(&File, u64)> = files.iter().zip(layers).map(|(file, layer)| (file, layer.bytes)).collect();
-        unpack_layers(&files, &self.dir, dir, |_| Some(Tree::ROOT))?;
+        unpack_layers(&files, &self.dir, dir, progress, |_| Some(Tree::ROOT))?;
         // Once it has its name it is taken for whole, also after a crash of this host.
         let synced = File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
         synced.map_err(ImageError::io("write", dir))

@@ -44,14 +44,17 @@ fn an_image_is_unpacked_once_and_goes_with_its_layers() {
     let image = image(temp.path());
     let store = Store::open(temp.path().join("store")).expect("a store");
     let disk: Vec<_> = image.disk().cloned().collect();
-    let dir = store.unpacked(&disk).expect("unpacked");
+    let dir = store.unpacked(&disk, &mut ()).expect("unpacked");
     let inode = || fs::metadata(dir.join("hidden/upper")).expect("a file").ino();
     let first = inode();
-    assert_eq!(store.unpacked(&disk).expect("unpacked"), dir);
+    assert_eq!(store.unpacked(&disk, &mut ()).expect("unpacked"), dir);
     assert_eq!(inode(), first);
     // As a process leaves it that was killed in the middle of it.
     fs::rename(&dir, dir.with_extension("new")).expect("writable");
-    assert_eq!(fs::read(store.unpacked(&disk).expect("unpacked").join("hidden/upper")).expect("a file"), b"upper");
+    assert_eq!(
+        fs::read(store.unpacked(&disk, &mut ()).expect("unpacked").join("hidden/upper")).expect("a file"),
+        b"upper"
+    );
     assert!(!dir.with_extension("new").exists());
     let with = store.usage().expect("a store").bytes;
     store.prune().expect("a store");
