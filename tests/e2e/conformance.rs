@@ -39,6 +39,12 @@ fn habits_are_compared_with_another_engines() {
     let [what, here, there] = ["what", "ours", "theirs"].map(|key| found[key].as_str().unwrap_or_default());
     assert_eq!((code, what, here, there), (Some(1), "exit code", "3", "9"), "{other}");
 
+    if crate::isolation::has_runc() {
+        // This one again, without microVMs.
+        let (code, contained) = compared(&engine("contained", "export BULKHEAD_ISOLATION=container"));
+        assert_eq!((code, &contained["differences"]), (Some(0), &Value::Array(vec![])), "{contained}");
+    }
+
     let refused = lab.run(["conformance", "--with", "/no/such/engine", "habits"]);
     refused.assert_failed(125, &["/no/such/engine"]);
     lab.run(["conformance", "--with", "/bin/true", "--only", "no such habit", "habits"])

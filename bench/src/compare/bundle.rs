@@ -51,7 +51,10 @@ impl Runtime {
         }
         let (stop, _other) = UnixStream::pair().map_err(io_error("socket"))?;
         answer(spec, Patience { limit: LIMIT, stop: stop.as_fd() })?;
-        let text = fs::read(dir.join("config.json")).map_err(io_error("config.json"))?;
+        let text = fs::read(dir.join("config.json"));
+        let missing =
+            |error| BenchError::Container(format!("'{} spec' wrote no config.json: {error}", self.program.display()));
+        let text = text.map_err(missing)?;
         let spec = serde_json::from_slice(&text);
         spec.map_err(|error| BenchError::Container(format!("{} spec: {error}", self.program.display())))
     }
