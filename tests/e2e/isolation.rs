@@ -125,6 +125,10 @@ fn a_container_without_a_microvm_has_all_verbs() {
     );
     assert_eq!(lab.run(["exec", "c", "sh", "-c", "exit 9"]).code, Some(9));
     assert!(done(&["top", "c"]).contains("sh -c"));
+    assert_eq!(
+        inspect("{{.HostConfig.Isolation}} {{.HostConfig.Memory}} {{.HostConfig.NanoCpus}}"),
+        "container 67108864 0\n"
+    );
     let stats: Value = serde_json::from_str(&done(&["stats", "--no-stream", "--format", "json", "c"])).unwrap();
     let stats = stats.get(0).unwrap_or(&stats);
     assert!(stats["Bytes"]["Limit"] == 64 << 20 && stats["Bytes"]["GuestUsed"].as_u64() > Some(0), "{stats}");

@@ -7,7 +7,7 @@ use guest_images::{ImageDetails, ImageError, Store};
 use guest_protocol::{Limit, Tmpfs};
 use serde_json::{Value, json};
 
-use crate::args::{Inspect, Kind, Network, Port, Publish, Run, settings};
+use crate::args::{Inspect, Isolation, Kind, Network, Port, Publish, Run, settings};
 use crate::cgroup;
 use crate::clock;
 use crate::containers::{Containers, ContainersError, Entry, Id, Record, Status};
@@ -18,7 +18,7 @@ use crate::networks::{Networks, switch};
 use crate::output;
 use crate::paths;
 use crate::running;
-use crate::size::MIB;
+use crate::size::{Cpus, MIB};
 use crate::template::Template;
 use crate::usage;
 use crate::volumes::VolumeFlag;
@@ -214,6 +214,12 @@ fn describe(entry: &Entry) -> Value {
     let volumes = flags.volume.iter().filter(|volume| !volume.is_given());
     let volumes: serde_json::Map<_, _> = volumes.map(|volume| (volume.target().to_owned(), json!({}))).collect();
     let (wanted, rates) = (&flags.settings, &flags.rates);
+    // Without a microVM, which has its size, nothing is limited that was not asked for.
+    let machine = &flags.machine;
+    let (memory, cpus) = match flags.isolation {
+        Isolation::Vm => (machine.memory_mib() * MIB, Some(machine.all_cpus())),
+        Isolation::Container => (machine.memory.map_or(0, |mib| mib * MIB), machine.cpus),
+    };
     json!({
         "Id": id,
         "Created": clock::rfc3339(*created_ns),
@@ -233,8 +239,9 @@ fn describe(entry: &Entry) -> Value {
             "AutoRemove": flags.rm,
             "RestartPolicy": { "Name": flags.restart.name(), "MaximumRetryCount": flags.restart.most() },
             "Binds": flags.volume.iter().filter(|volume| volume.is_given()).map(VolumeFlag::shown).collect::<Vec<_>>(),
-            "Memory": flags.machine.memory_mib() * MIB,
-            "NanoCpus": u64::from(flags.machine.all_cpus().thousandths()) * 1_000_000,
+            "Isolation": flags.isolation,
+            "Memory": memory,
+            "NanoCpus": u64::from(cpus.map_or(0, Cpus::thousandths)) * 1_000_000,
             "BlkioDeviceReadBps": rate(rates.device_read_bps), "BlkioDeviceWriteBps": rate(rates.device_write_bps),
             "BlkioDeviceReadIOps": rate(rates.device_read_iops), "BlkioDeviceWriteIOps": rate(rates.device_write_iops),
             "NetworkReceiveBps": rates.network_receive_bps.unwrap_or(0), "NetworkSendBps": rates.network_send_bps.unwrap_or(0),
