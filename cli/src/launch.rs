@@ -16,6 +16,7 @@ use vmm::VmConfig;
 use crate::cgroup::Limits;
 use crate::control::Control;
 use crate::monitor::{Console, Monitor};
+use crate::net;
 use crate::session::io::Io;
 use crate::session::{Attendant, Ended, Session, SessionError};
 use crate::templates::{Ingredients, Making, Template, Templates};
@@ -105,7 +106,9 @@ impl Launch<'_> {
         let mut conversation = self.session.begin(monitor.ended())?;
         started();
         if let Some(making) = making {
-            if let Err(error) = conversation.prepare() {
+            // What most have, whatever this one has.
+            let usual = start.network.as_ref().map(|own| net::guest_of_passt(own.mac));
+            if let Err(error) = conversation.prepare(usual) {
                 drop(conversation);
                 return Ok(Err(Broken { error, monitor: Box::new(monitor) }));
             }

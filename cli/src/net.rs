@@ -252,13 +252,18 @@ fn unplugged() -> anyhow::Result<Connection> {
     })
 }
 
-fn through_passt(publish: &[Publish], mac: [u8; 6]) -> Connection {
+/// What a guest is whose network is passt.
+pub fn guest_of_passt(mac: [u8; 6]) -> guest_protocol::Network {
     let address =
         Address { ip: user::GUEST.octets(), prefix_len: user::PREFIX_LEN, gateway: Some(user::GATEWAY.octets()) };
+    guest_protocol::Network { mac, mtu: Some(user::MTU), address: Some(address) }
+}
+
+fn through_passt(publish: &[Publish], mac: [u8; 6]) -> Connection {
     let publish = switch::published(publish);
     Connection {
         section: json!([{ "iface_id": "eth0", "guest_mac": text(mac), "user": { "publish": publish } }]),
-        guest: guest_protocol::Network { mac, mtu: Some(user::MTU), address: Some(address) },
+        guest: guest_of_passt(mac),
         resolv_conf: Some(format!("nameserver {}\n", user::RESOLVER)),
         membership: None,
     }

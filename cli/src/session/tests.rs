@@ -219,7 +219,7 @@ fn a_guest_is_prepared_and_a_clone_started() {
         let mut guest = Guest::connect(path);
         // What it is to do it hears at once, with the hello.
         assert_eq!(guest.next(), Some(HostMessage::Hello { version: VERSION }));
-        assert_eq!(guest.next(), Some(HostMessage::Prepare));
+        assert_eq!(guest.next(), Some(HostMessage::Prepare(None)));
         guest.hello(Phase::Booted);
         guest.send(&GuestMessage::Ready { now_ns: 20 });
         let first = run(&mut guest, 3);
@@ -233,7 +233,7 @@ fn a_guest_is_prepared_and_a_clone_started() {
         let session = session;
         let guest = scope.spawn(|| guest(&path));
         let mut conversation = session.begin(vm.as_fd()).unwrap();
-        conversation.prepare().unwrap();
+        conversation.prepare(None).unwrap();
         let outcome = exited(conversation.start(start(), io(), &mut NoAttendant)).unwrap();
         assert_eq!(outcome.exit_code, 3);
         assert!(outcome.times.kernel < outcome.times.init);
@@ -265,10 +265,10 @@ fn a_guest_that_cannot_prepare_says_why() {
         });
         let session = session;
         let mut conversation = session.begin(vm.as_fd()).unwrap();
-        assert_eq!(conversation.prepare().unwrap_err().to_string(), "no tmpfs");
+        assert_eq!(conversation.prepare(None).unwrap_err().to_string(), "no tmpfs");
         drop(conversation);
         // The VM is gone before the next guest said anything.
-        let error = session.begin(vm.as_fd()).unwrap().prepare().unwrap_err();
+        let error = session.begin(vm.as_fd()).unwrap().prepare(None).unwrap_err();
         assert!(matches!(error, SessionError::VmEnded("its init reported")), "{error}");
     });
 }

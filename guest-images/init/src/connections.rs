@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 /// # Errors
 /// As mount(2) of /proc. Processes and descriptors that are gone are passed over.
 pub fn reset(processes: &[Pid]) -> io::Result<()> {
-    let proc = view_of_processes()?;
+    let proc = view_of_processes(MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     for &pid in processes {
         let _ = reset_of(&proc, pid);
     }
@@ -29,10 +29,13 @@ pub fn reset(processes: &[Pid]) -> io::Result<()> {
 }
 
 /// A view of this process's PID namespace, which no path leads to.
-fn view_of_processes() -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// As fsopen(2) and fsmount(2).
+pub fn view_of_processes(attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 fn reset_of(proc: &OwnedFd, pid: Pid) -> io::Result<()> {

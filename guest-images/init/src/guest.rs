@@ -30,7 +30,7 @@ use crate::volumes::Volumes;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use guest_protocol::{
-    CONTROL_PORT, End, ExitStatus, FailureKind, HostMessage, Layer, MAIN_PROCESS, Phase, Seed, Start, Upper,
+    CONTROL_PORT, End, ExitStatus, FailureKind, HostMessage, Layer, MAIN_PROCESS, Network, Phase, Seed, Start, Upper,
 };
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::syncfs;
@@ -155,9 +155,9 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
     let started = match Stage::new(machine) {
         Err(failure) => Err(failure),
         Ok(stage) => {
-            let start = wait_for_start(machine, control)?;
+            let (start, prepared) = wait_for_start(machine, control)?;
             *end = start.end;
-            begin(machine, stage, *start)
+            begin(machine, stage, *start, prepared.as_ref())
         }
     };
     match started {
@@ -194,14 +194,19 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
 }
 
 /// Waits for the host's `Start`, and says `Ready` if it asks. From then on a lost connection means that this is a clone,
-/// whose host is another one: it introduces itself there.
-fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<Box<Start>, HostGone> {
+/// whose host is another one: it introduces itself there. Also tells what the interface has been prepared to be.
+fn wait_for_start<M: Machine>(
+    machine: &M,
+    control: &mut Control,
+) -> Result<(Box<Start>, Option<Network>), HostGone> {
     let mut ready = false;
+    let mut prepared = None;
     loop {
         match control.order() {
-            Ok(HostMessage::Start(start)) => return Ok(start),
-            Ok(HostMessage::Prepare) => {
+            Ok(HostMessage::Start(start)) => return Ok((start, prepared)),
+            Ok(HostMessage::Prepare(network)) => {
                 ready = true;
+                prepared = network.filter(network::prepare);
                 // If the connection is lost already, the next turn finds that out.
                 let _ = control.ready();
             }
@@ -216,8 +221,13 @@ fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<Box<
     }
 }
 
-/// Everything from the order to the running process. Also tells when the root was complete.
-fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Container, u64), Failure> {
+/// Everything from the order to the running process; the interface is as it was `prepared`. Also tells when the root was complete.
+fn begin<M: Machine>(
+    machine: &M,
+    stage: Stage,
+    mut start: Start,
+    prepared: Option<&Network>,
+) -> Result<(Container, u64), Failure> {
     let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
     // Before anything else: whatever is random from here on must not be what other clones get.
     if machine.has_kernel() {
@@ -231,7 +241,7 @@ fn begin<M: Machine>(machine: &M, stage: Stage, mut start: Start) -> Result<(Con
         .map_err(guest(STREAMS))?;
     if let Some(network) = &start.network {
         machine.plug().map_err(guest("making the network interface"))?;
-        network::set_up(network)?;
+        network::set_up(network, prepared)?;
     }
     root::mount_layers(machine, &start.root)?;
     let on_disk = start.root.upper == Upper::Disk;

@@ -39,7 +39,7 @@ pub use settings::*;
 pub use stream::{StreamHeader, StreamKind};
 
 /// Version of everything in this crate; both sides must have the same.
-pub const VERSION: u32 = 18;
+pub const VERSION: u32 = 19;
 /// Tag of the virtio-fs device whose file system holds the host's directories ([`Volume`]).
 pub const VOLUMES: &str = "bulkhead";
 /// The host's vsock context id.

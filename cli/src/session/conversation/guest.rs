@@ -38,9 +38,9 @@ impl Conversation<'_> {
         let order = if self.state == State::Greeting { self.order.clone() } else { self.order.take() };
         let message = match order {
             None => return Ok(()),
-            Some(Order::Prepare) => {
+            Some(Order::Prepare(network)) => {
                 self.preparing = true;
-                HostMessage::Prepare
+                HostMessage::Prepare(network)
             }
             Some(Order::Start(mut start)) => {
                 self.preparing = false;

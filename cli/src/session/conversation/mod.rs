@@ -25,7 +25,7 @@ use super::streams::Streams;
 use super::times::{Times, now_ns};
 use super::{Ended, Outcome, SessionError};
 use freeze::Freezing;
-use guest_protocol::{ExitStatus, HostMessage, Identity, Start, WindowSize};
+use guest_protocol::{ExitStatus, HostMessage, Identity, Network, Start, WindowSize};
 use others::Others;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -54,7 +54,7 @@ enum State {
 /// What the guest is to do next.
 #[derive(Debug, Clone)]
 enum Order {
-    Prepare,
+    Prepare(Option<Network>),
     Start(Box<Start>),
     Thaw(Box<Identity>),
 }
@@ -151,12 +151,13 @@ impl<'a> Conversation<'a> {
     }
 
     /// Waits for the guest to boot and to do all that needs no [`Start`]. Its memory can be saved then, by whoever has the
-    /// VM, and become any number of clones; this VM can go on with [`Self::start`].
+    /// VM, and become any number of clones; this VM can go on with [`Self::start`]. `network` is what most of them will be on, if they
+    /// have an interface.
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn prepare(&mut self) -> Result<(), SessionError> {
-        self.give(Order::Prepare)?;
+    pub fn prepare(&mut self, network: Option<Network>) -> Result<(), SessionError> {
+        self.give(Order::Prepare(network))?;
         self.until(&mut NoAttendant, |this| match this.state {
             State::Prepared => Some(Ok(())),
             _ => this.broken().map(Err),
@@ -238,7 +239,7 @@ impl<'a> Conversation<'a> {
 
     /// Gives the guest an order, now or as soon as it connects.
     fn give(&mut self, order: Order) -> Result<(), SessionError> {
-        if matches!((self.state, &order), (State::Found { .. }, Order::Prepare | Order::Start(_))) {
+        if matches!((self.state, &order), (State::Found { .. }, Order::Prepare(_) | Order::Start(_))) {
             return Err(SessionError::Unexpected(FROZEN_CLONE));
         }
         self.order = Some(order);

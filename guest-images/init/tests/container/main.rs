@@ -252,7 +252,7 @@ impl Host {
     /// Has the guest prepare, then breaks the connection as a machine does that its memory was copied into.
     fn clone_of_prepared() -> Option<Self> {
         let mut host = Self::new()?;
-        host.send(&HostMessage::Prepare);
+        host.send(&HostMessage::Prepare(None));
         assert!(matches!(host.next(), Some(GuestMessage::Ready { .. })));
         host.control.shutdown(std::net::Shutdown::Both).unwrap();
         Some(host)
