@@ -39,18 +39,25 @@ pub fn set_up(network: &Network, prepared: Option<&Network>) -> Result<(), Failu
         Some(prepared) if (prepared.mtu, prepared.address) == (network.mtu, network.address) => {
             Interface::named(NAME).and_then(|interface| interface.set_mac(network.mac))
         }
-        Some(_) => clear().and_then(|()| begin(network)),
+        Some(_) => change(network),
         None => begin(network),
     };
     result.map_err(failed)
 }
 
-/// Takes back what [`prepare`] has done.
-fn clear() -> io::Result<()> {
+/// Makes what [`prepare`] has left another one. It stays up meanwhile, and says nothing.
+fn change(network: &Network) -> io::Result<()> {
     let interface = Interface::named(NAME)?;
-    interface.down()?;
-    interface.clear_address()?;
-    interface.set_mtu(USUAL_MTU)
+    interface.set_mac(network.mac)?;
+    interface.set_mtu(network.mtu.unwrap_or(USUAL_MTU))?;
+    let Some(address) = &network.address else {
+        interface.clear_address()?;
+        // An address by IPv6 is made of the MAC address.
+        let _ = allow_ipv6(true);
+        return Ok(());
+    };
+    interface.set_address(address.ip, address.prefix_len)?;
+    address.gateway.map_or(Ok(()), |gateway| interface.set_gateway(gateway))
 }
 
 /// Leaves the network that the guest was on before it became a clone: from here on nothing of what its memory has under way
