@@ -195,10 +195,7 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
 
 /// Waits for the host's `Start`, and says `Ready` if it asks. From then on a lost connection means that this is a clone,
 /// whose host is another one: it introduces itself there. Also tells what the interface has been prepared to be.
-fn wait_for_start<M: Machine>(
-    machine: &M,
-    control: &mut Control,
-) -> Result<(Box<Start>, Option<Network>), HostGone> {
+fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<(Box<Start>, Option<Network>), HostGone> {
     let mut ready = false;
     let mut prepared = None;
     loop {
