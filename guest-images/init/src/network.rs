@@ -1,11 +1,12 @@
 //! The guest's way to others, if it has one: an address and a route on eth0, as the host says.
 //!
-//! To bring an interface up is the dearest thing that a guest does before its process where the kernel is emulated: the driver fills its
-//! queue with buffers, the network's tables are written, and IPv6 makes itself at home, which is some 250,000 instructions. So [`prepare`] does it once for
-//! all clones of a guest, and [`set_up`] finds what most of them want, but for the MAC address.
+//! To bring an interface up is the dearest thing that a guest does before its process where the kernel is emulated: the driver
+//! fills its queue with buffers, the network's tables are written, and IPv6 makes itself at home, which is some 250,000
+//! instructions. So [`prepare`] does it once for all clones of a guest, and [`set_up`] finds what most of them want, but for the
+//! MAC address.
 //!
-//! Where the host gives an IPv4 address there is nothing else: IPv6 is off on the interface, and it is silent until something is sent. Nobody hears a clone before
-//! it is somebody of its own.
+//! Where the host gives an IPv4 address there is nothing else: IPv6 is off on the interface, and it is silent until something is
+//! sent. Nobody hears a clone before it is somebody of its own.
 
 use crate::connections;
 use crate::failure::Failure;
