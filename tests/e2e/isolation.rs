@@ -98,6 +98,40 @@ fn a_container_without_a_microvm_is_the_same_to_its_process() {
     lab.assert_clean();
 }
 
+/// What init has of its own is no way out of the root, and read-only is what the host has mounted below a volume, too.
+#[test]
+fn a_container_without_a_microvm_stays_in_its_root() {
+    const NAME: &str = "a_container_without_a_microvm_stays_in_its_root";
+    let lab = lab!(NAME, on the machine);
+    if !has_runc() {
+        return skip(NAME, "there is no runc here, or no root to run it");
+    }
+    let lab = lab.own_store();
+    let (image, patience) = (lab.probe_image(), lab.patience(1));
+    let run = ["run", "-d", "--rm", "--name", "c", "--isolation", "container", &image, "/probe", "count"];
+    assert_eq!(keep(&lab, &run).end(patience).code, Some(0));
+    for fd in 3..24 {
+        let there = format!("/proc/self/fd/{fd}");
+        let ended = lab.run(["exec", "-w", &there, "c", "/probe", "memory"]);
+        assert_eq!(ended.code, Some(126), "{there} is a way: {ended:?}");
+    }
+    assert_eq!(lab.run(["rm", "-f", "c"]).code, Some(0));
+
+    let shared = lab.path("shared");
+    fs::create_dir_all(shared.join("sub")).unwrap();
+    let (dir, debian) = (shared.display().to_string(), lab.debian());
+    let mut command = Command::new("unshare");
+    let script = "mount -t tmpfs below \"$1/sub\" && echo of it >\"$1/sub/file\" && shift && exec \"$@\"";
+    let volume = format!("{dir}:/data:ro");
+    let inside = "cat /data/sub/file; touch /data/sub/more || echo refused";
+    let bulkhead = lab.keeping(["run", "--rm", "--isolation", "container", "-v", &volume, &debian, "sh", "-c", inside]);
+    command.args(["--mount", "sh", "-c", script, "sh", &dir]).arg(bulkhead.get_program()).args(bulkhead.get_args());
+    command.envs(bulkhead.get_envs().filter_map(|(key, value)| Some((key, value?)))).stdin(Stdio::null());
+    let ended = Running::start(command).end(patience);
+    assert_eq!(ended.text(), "of it\nrefused\n", "{ended:?}");
+    lab.assert_clean();
+}
+
 /// In the background, every verb does with it what it does with one in a microVM.
 #[test]
 fn a_container_without_a_microvm_has_all_verbs() {

@@ -268,8 +268,9 @@ fn a_container_reaches_out_and_is_reached_through_passt() {
         let server = serve(&listener, some);
         let mut running = Running::start(run(network, &["meet", &address, &some.to_string(), "80"]));
         running.wait_for("listening", patience);
-        assert!(server.join().unwrap());
+        // It is called before it has said anything itself.
         assert!(exchange(TcpStream::connect(published).unwrap(), some));
+        assert!(server.join().unwrap());
         let ended = running.end(patience);
         assert_eq!(ended.code, Some(0), "{ended:?}");
     }

@@ -10,7 +10,7 @@
 //! `probe console KIB`             as PID 1: the size of its terminal, and what it becomes: `size ROWS COLUMNS`; a line that is
 //!                                 typed: `heard LINE`; then so many KiB of `#`, the line `flooded`, and power-off
 //! `probe fetch ADDRESS BYTES`     a pattern from a server and back again: `fetched N, sent N`
-//! `probe meet ADDRESS BYTES PORT` the same, then once more with a client of its own at PORT, after the line `listening`
+//! `probe meet ADDRESS BYTES PORT` the same with a client of its own at PORT, after the line `listening`, when nothing has been sent yet; then as above
 //! `probe facts`                   what no two guests may have in common, and the time, each with its name
 //! `probe count [ADDRESS]`         counts aloud until SIGTERM, without a pause, then the same but for the boot id, and what became of
 //!                                 a connection to ADDRESS that it has had since its start: `peer`, and of a new one: `again`
@@ -97,10 +97,10 @@ fn fetch(address: &str, bytes: u64) -> ExitCode {
 }
 
 fn meet(address: &str, bytes: u64, port: u64) -> ExitCode {
-    fetch(address, bytes);
     let listener = std::net::TcpListener::bind(("0.0.0.0", port as u16)).expect("a port");
     println!("listening");
-    exchange(listener.accept().expect("a client").0, bytes)
+    exchange(listener.accept().expect("a client").0, bytes);
+    fetch(address, bytes)
 }
 
 /// Reads `bytes` from the other end, all of which must be right, and sends it the same.

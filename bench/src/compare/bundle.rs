@@ -4,8 +4,9 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use super::Process;
 use super::running::{Patience, answer};
 use crate::process::{BenchError, io_error};
 
-/// How long a runtime may take to write a configuration, or to remove a container.
+/// How long a runtime may take to write a configuration.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A runtime, and where it keeps what it knows of containers.
@@ -61,7 +62,8 @@ impl Runtime {
 
     /// Away with a container, running or not. It says so if there is none, and that is well.
     pub fn delete(&self, id: &str) {
-        let _ = self.verb("delete").args(["--force", id]).stdin(std::process::Stdio::null()).output();
+        // Nor does a signal from a terminal keep it from that.
+        let _ = self.verb("delete").args(["--force", id]).stdin(Stdio::null()).process_group(0).output();
     }
 }
 

@@ -19,6 +19,7 @@ use crate::paths;
 use crate::running;
 use crate::size::{MIB, human};
 use crate::usage::{self, Memory, Moved};
+use vmm::host;
 
 /// Between two looks; processor time is told of that long.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -202,7 +203,11 @@ fn row(look: &Look, before: &Before, whole: bool) -> Value {
     // In a pod, or without a microVM, it may have no limit of its own but what there is.
     let shares = record.flags.pod.is_some() || record.flags.isolation == Isolation::Container;
     let all = guest.filter(|_| shares).map(|guest| guest.total);
-    let limit = all.unwrap_or(record.flags.machine.memory_mib() * MIB);
+    let own = match (record.flags.isolation, record.flags.machine.memory) {
+        (Isolation::Container, None) => host::memory_mib(),
+        _ => record.flags.machine.memory_mib(),
+    };
+    let limit = all.unwrap_or(own * MIB);
     let used = guest.map(|guest| guest.total.saturating_sub(guest.available).min(limit));
     let share = before.iter().find(|(pid, ..)| *pid == record.state.pid).zip(*cpu_ms).map(|((_, then, when), now)| {
         let span = at.duration_since(*when).as_secs_f64().max(0.001);

@@ -4,12 +4,13 @@ use anyhow::{Context, anyhow};
 
 use super::containers::each;
 use super::inspect::find;
-use crate::args::Update;
+use crate::args::{Isolation, Update};
 use crate::attend::client::ask;
 use crate::attend::{self, Order};
 use crate::containers::{Containers, Status};
 use crate::failure::Outcome;
 use crate::life;
+use crate::oci;
 use crate::paths;
 use crate::restart::Policy;
 use crate::running;
@@ -46,7 +47,12 @@ fn change(word: &str, to: attend::Update) -> anyhow::Result<()> {
     to.apply(&mut record.flags);
     // It would not start.
     let resized = to.cpus.is_some() || to.memory_mib.is_some();
-    let sound = if resized { life::check_size(&record.flags) } else { Ok(()) };
+    let contained = record.flags.isolation == Isolation::Container;
+    let sound = match resized {
+        _ if contained => oci::check(&record.flags),
+        true => life::check_size(&record.flags),
+        false => Ok(()),
+    };
     let sound = sound.and_then(|()| record.flags.rates.check(record.flags.has_network()));
     let written = sound.and_then(|()| Ok(record.write(&held.dir(), true)?));
     written.with_context(|| format!("cannot update container {word}"))

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use anyhow::{Context, anyhow};
-use guest_protocol::{Layer, LayerFs, Start};
+use guest_protocol::{Layer, LayerFs, Start, Upper};
 
 use super::{Kept, Running, done, facts, start};
 use crate::container::{Done, place_of_none};
@@ -23,6 +23,8 @@ pub fn start_contained(record: &Record, volumes: &Volumes, network: Option<&net:
     let mut start = start(record, &[], network)?;
     // Its files are a directory, wherever the layers are.
     start.root.layers = vec![Layer { start_sector: 0, sectors: 0, fs: LayerFs::Erofs }];
+    // With --rm as well: that directory goes, too, and memory is what its processes have a limit of.
+    start.root.upper = Upper::Disk;
     start.volumes = volumes.for_guest();
     start.settings = oci::for_init(start.settings);
     Ok(start)

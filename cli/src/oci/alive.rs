@@ -54,7 +54,7 @@ impl Alive {
         network: Option<&Connection>,
     ) -> anyhow::Result<(Self, OwnedFd)> {
         let (bundle, id) = (Bundle::find(container)?, record.id.as_str());
-        // It is there already, unless its image was not used for long.
+        // It is there already, since the container was made, unless somebody has cleared it away.
         let image = Store::open(paths::store())?.unpacked(layers, &mut ())?;
         if bundle.runtime.state.join(id).exists() {
             // That of a life whose owner was killed.

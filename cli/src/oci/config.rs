@@ -9,7 +9,7 @@ use rustix::process::geteuid;
 use rustix::thread::{CapabilitySet, capability_is_in_bounding_set};
 use serde_json::{Value, json};
 
-use crate::args::{Run, settings};
+use crate::args::Run;
 use crate::pods::member::PROCESSES;
 use crate::size::{Cpus, MIB};
 use crate::volumes::Volumes;
@@ -19,6 +19,8 @@ const PERIOD: u64 = 100_000;
 /// What interfaces are made by (Documentation/networking/tuntap.rst), and its number.
 pub const TUN: &str = "/dev/net/tun";
 const TUN_NUMBER: (u32, u32) = (10, 200);
+/// Without these what init does to its kernel it would do to the host.
+const NAMESPACES: [&str; 5] = ["pid", "mount", "uts", "ipc", "network"];
 /// What init needs of what the runtime mounts by itself.
 const MOUNTS: [&str; 2] = ["/proc", "/dev"];
 
@@ -28,8 +30,8 @@ pub struct Places<'a> {
     pub root: &'a Path,
     /// The image.
     pub image: &'a Path,
-    /// Its own files, if it keeps them.
-    pub files: Option<&'a Path>,
+    /// Its own files.
+    pub files: &'a Path,
     /// The sockets for init.
     pub sockets: &'a Path,
     /// An empty directory of the same structure as what it has of the host's.
@@ -46,12 +48,10 @@ pub fn configuration(mut spec: Value, flags: &Run, places: &Places<'_>, volumes:
         "capabilities": all_capabilities(), "noNewPrivileges": false,
     });
     let linux = &mut spec["linux"];
-    add_network(&mut linux["namespaces"]);
+    complete(&mut linux["namespaces"]);
     // What a process finds in /proc is mounted and narrowed by init, which needs one that hides nothing to be let mount its own.
     linux["maskedPaths"] = json!([]);
     linux["readonlyPaths"] = json!([]);
-    let sysctls = flags.settings.sysctl.iter().map(|one| (settings::swapped(&one.path), json!(one.value)));
-    linux["sysctl"] = Value::Object(sysctls.collect());
     limit_resources(linux, flags);
     if let Some(devices) = linux["resources"]["devices"].as_array_mut().filter(|_| places.networked) {
         let (major, minor) = TUN_NUMBER;
@@ -61,10 +61,12 @@ pub fn configuration(mut spec: Value, flags: &Run, places: &Places<'_>, volumes:
     spec
 }
 
-/// Without root a runtime would leave it on the host's network.
-fn add_network(namespaces: &mut Value) {
-    if let Some(list) = namespaces.as_array_mut().filter(|list| list.iter().all(|one| one["type"] != "network")) {
-        list.push(json!({ "type": "network" }));
+/// Without root a runtime would leave it on the host's network; and init is at home in all of them.
+fn complete(namespaces: &mut Value) {
+    for kind in NAMESPACES {
+        if let Some(list) = namespaces.as_array_mut().filter(|list| list.iter().all(|one| one["type"] != kind)) {
+            list.push(json!({ "type": kind }));
+        }
     }
 }
 
@@ -99,16 +101,17 @@ pub fn quota(cpus: Cpus) -> (u64, u64) {
 fn mounts(usual: &Value, places: &Places<'_>, volumes: &Volumes) -> Value {
     let needed = |mount: &&Value| mount["destination"].as_str().is_some_and(|target| MOUNTS.contains(&target));
     let mut list: Vec<Value> = usual.as_array().into_iter().flatten().filter(needed).cloned().collect();
-    let mut bind = |source: &Path, target: &str, read_only: bool| {
-        let options = ["rbind", "rprivate", if read_only { "ro" } else { "rw" }];
+    // What is to be read-only init makes so, with all that is mounted below it.
+    let mut bind = |source: &Path, target: &str| {
+        let options = ["rbind", "rprivate", "rw"];
         list.push(json!({ "type": "bind", "source": source, "destination": target, "options": options }));
     };
-    bind(places.image, IMAGE, true);
-    places.files.into_iter().for_each(|files| bind(files, FILES, false));
-    bind(places.sockets, SOCKETS, true);
-    bind(places.volumes, VOLUMES, true);
+    bind(places.image, IMAGE);
+    bind(places.files, FILES);
+    bind(places.sockets, SOCKETS);
+    bind(places.volumes, VOLUMES);
     if places.networked {
-        bind(Path::new(TUN), TUN, false);
+        bind(Path::new(TUN), TUN);
     }
     for (path, volume) in volumes.binds() {
         let target = match &volume.source {
@@ -116,14 +119,14 @@ fn mounts(usual: &Value, places: &Places<'_>, volumes: &Volumes) -> Value {
             VolumeSource::File(name) => format!("{VOLUMES}/{name}/file"),
             VolumeSource::Own => continue,
         };
-        bind(path, &target, volume.read_only);
+        bind(path, &target);
     }
     Value::Array(list)
 }
 
-/// What init is told of a container's settings: that there are others on its kernel; but for what is the runtime's.
+/// What init is told of a container's settings: that there are others on its kernel. What these may take is the runtime's.
 pub fn for_init(settings: Settings) -> Settings {
-    Settings { sysctls: Vec::new(), beside: Some(Beside::default()), ..settings }
+    Settings { beside: Some(Beside::default()), ..settings }
 }
 
 #[cfg(test)]
@@ -139,7 +142,7 @@ mod tests {
         let file = dir.path().join("one");
         std::fs::write(&file, "").unwrap();
         let one = format!("{}:/etc/one", file.display());
-        let line = ["-m", "64m", "--cpus", "1.5", "-v", &shared, "-v", &one, "--sysctl", "net.ipv4.ip_forward=1"];
+        let line = ["-m", "64m", "--cpus", "1.5", "-v", &shared, "-v", &one];
         let Verb::Run(run) = Cli::parse_from(["bulkhead", "run"].iter().chain(&line).chain(&["image"])).verb else {
             panic!("not run")
         };
@@ -148,7 +151,7 @@ mod tests {
             "linux": { "resources": { "devices": [] }, "namespaces": [{ "type": "pid" }], "maskedPaths": ["/proc/x"] },
         });
         let path = Path::new("/p");
-        let places = Places { root: path, image: path, files: None, sockets: path, volumes: path, networked: true };
+        let places = Places { root: path, image: path, files: path, sockets: path, volumes: path, networked: true };
         let volumes = Volumes::find(&run.volume).unwrap();
         let config = configuration(spec, &run, &places, &volumes);
         assert_eq!(
@@ -156,16 +159,16 @@ mod tests {
             (&json!([INIT, ARGUMENT]), &json!(false))
         );
         let linux = &config["linux"];
-        assert_eq!((&linux["maskedPaths"], &linux["namespaces"][1]["type"]), (&json!([]), &json!("network")));
+        assert_eq!(linux["maskedPaths"], json!([]));
+        let kinds: Vec<&Value> = linux["namespaces"].as_array().unwrap().iter().map(|one| &one["type"]).collect();
+        assert_eq!(kinds, ["pid", "mount", "uts", "ipc", "network"]);
         assert_eq!(linux["resources"]["memory"]["limit"], 64 << 20);
         assert_eq!(linux["resources"]["cpu"]["quota"], 150_000);
         assert_eq!(linux["resources"]["devices"][0]["minor"], 200);
-        assert_eq!(linux["sysctl"]["net.ipv4.ip_forward"], "1");
         let mounts = config["mounts"].as_array().unwrap();
         let targets: Vec<&str> = mounts.iter().filter_map(|mount| mount["destination"].as_str()).collect();
-        assert_eq!(targets, ["/proc", IMAGE, SOCKETS, VOLUMES, TUN, "/volumes/0", "/volumes/1/file"]);
-        assert_eq!((&mounts[5]["options"][2], &mounts[6]["options"][2]), (&json!("ro"), &json!("rw")));
+        assert_eq!(targets, ["/proc", IMAGE, FILES, SOCKETS, VOLUMES, TUN, "/volumes/0", "/volumes/1/file"]);
         let told = for_init(run.settings.for_guest());
-        assert!(told.sysctls.is_empty() && told.beside == Some(Beside::default()));
+        assert_eq!(told.beside, Some(Beside::default()));
     }
 }

@@ -1,5 +1,6 @@
 //! What a container that has no microVM is told by its runtime, while it runs: to stand still, and what it may take.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
@@ -51,7 +52,8 @@ impl Controls {
 
     fn done(&self, mut command: Command) -> anyhow::Result<()> {
         let program = self.runtime.program.display();
-        let output = command.stdin(Stdio::null()).output().with_context(|| format!("start of '{program}'"))?;
+        let output =
+            command.stdin(Stdio::null()).process_group(0).output().with_context(|| format!("start of '{program}'"))?;
         if output.status.success() {
             return Ok(());
         }

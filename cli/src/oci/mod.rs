@@ -16,10 +16,13 @@ mod controls;
 mod group;
 mod refused;
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -113,8 +116,8 @@ impl Bundle {
     /// What [`furnish`] has made.
     fn find(container: &Path) -> anyhow::Result<Self> {
         let path = container.join(BUNDLE).join(RUNTIME);
-        let program = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        Ok(Self::at(container, program.into()))
+        let program = fs::read(&path).with_context(|| path.display().to_string())?;
+        Ok(Self::at(container, OsString::from_vec(program).into()))
     }
 
     /// Says what it is to be in this life.
@@ -130,7 +133,7 @@ impl Bundle {
         let places = config::Places {
             root: &root,
             image,
-            files: flags.on_disk().then_some(files.as_path()),
+            files: &files,
             sockets,
             volumes: &self.make_mount_points(volumes)?,
             networked,
@@ -165,13 +168,14 @@ impl Bundle {
     /// Starts it in the background: `output` is its first process's alone.
     fn start(&self, id: &str, output: OwnedFd) -> anyhow::Result<()> {
         // What it has been told of another life.
-        let log = self.dir.join("log");
-        drop(fs::remove_file(&log));
+        let (log, pid) = (self.dir.join("log"), self.dir.join("pid"));
+        [&log, &pid].into_iter().for_each(|path| drop(fs::remove_file(path)));
         let errors = File::create(self.dir.join("errors")).context("bundle")?;
         let mut command = self.runtime.command(&["--log-format", "json", "--log"]);
         command.arg(&log).args(["run", "--detach", "--bundle"]).arg(&self.dir);
-        command.arg("--pid-file").arg(self.dir.join("pid")).arg(id);
-        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        command.arg("--pid-file").arg(pid).arg(id);
+        // A signal from a terminal is not for it, but for whoever has the container.
+        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
         let status = command.status().with_context(|| format!("start of '{}'", self.runtime.program.display()))?;
         if status.success() {
             return Ok(());

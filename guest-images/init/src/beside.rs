@@ -13,7 +13,8 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// What is written there is done to the kernel, or to all that it runs.
 const READ_ONLY: [&str; 5] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"];
 /// What is read there is others' as well: memory, keys, timers.
-const HIDDEN: [&str; 4] = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats"];
+const HIDDEN: [&str; 6] =
+    ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/latency_stats"];
 /// The same of directories: firmware, disks, how much power is drawn.
 const HIDDEN_DIRECTORIES: [&str; 5] =
     ["/proc/acpi", "/proc/asound", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"];

@@ -7,7 +7,7 @@
 use crate::guest::Machine;
 use crate::network;
 use crate::root::read_file;
-use crate::sys::make_tap;
+use crate::sys::{make_tap, restrict};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -78,7 +78,11 @@ impl Machine for Contained {
 
     fn mount_layer(&self, _: usize, count: usize, _: &Layer, target: &str) -> io::Result<()> {
         // The files of an image are one directory.
-        if count == 1 { mount_move(IMAGE, target) } else { Err(Errno::INVAL) }
+        if count != 1 {
+            return Err(Errno::INVAL);
+        }
+        mount_move(IMAGE, target)?;
+        restrict(open_directory(target)?, true)
     }
 
     fn mount_upper(&self, target: &str) -> io::Result<()> {
@@ -109,6 +113,15 @@ impl Machine for Contained {
         let _ = ancillary.push(SendAncillaryMessage::ScmRights(&tap));
         // From now on it is there as long as the host has it.
         sendmsg(&host, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+    }
+
+    fn overlay_options(&self) -> &'static str {
+        match self.root {
+            // A kernel may be told to keep changes so that they cannot be told by a look at them.
+            true => ",redirect_dir=off,metacopy=off,index=off",
+            // It has its attributes where every user may have some, and then does none of that.
+            false => ",userxattr",
+        }
     }
 
     fn is_root(&self) -> bool {

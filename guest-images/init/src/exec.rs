@@ -24,8 +24,10 @@ use guest_protocol::files::Helper;
 use guest_protocol::{CHANGES_PROCESS, Exec, ExitStatus, FailureKind, MAX_EXECS, ProcessId, WindowSize};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd};
-use rustix::io::Errno;
+use rustix::io::{self, Errno};
 
+/// SIGKILL.
+const KILL: u8 = 9;
 /// Descriptors that one of them waits for: its own end, and its flows.
 pub const EVENTS: usize = 4;
 
@@ -37,6 +39,9 @@ struct Joined {
     streams: Streams,
     /// How and when it ended.
     ended: Option<(ExitStatus, u64)>,
+    /// It is none of the container's PID namespace: a helper that may do more to the host's kernel than the container may, and that no
+    /// process of that is to see.
+    apart: bool,
 }
 
 /// All of them.
@@ -122,7 +127,10 @@ impl Execs {
                 .map_err(guest(STREAMS))?,
             false => Opening::none(id),
         };
-        if !self.in_namespace {
+        let apart = exec.helper.is_some() && !machine.has_kernel();
+        if apart {
+            self.leave().map_err(guest("leaving the container"))?;
+        } else if !self.in_namespace {
             join_pid_namespace(common.main.end_event()).map_err(guest("joining the container"))?;
             self.in_namespace = true;
         }
@@ -143,7 +151,16 @@ impl Execs {
             None => process::join(exec, common.defaults, common.hostname, stdio, cgroup)?,
         };
         let streams = Streams { terminal_end: ends.into_iter().next().filter(|_| terminal), ..streams };
-        Ok(Joined { id: Some(id), child, streams, ended: None })
+        Ok(Joined { id: Some(id), child, streams, ended: None, apart })
+    }
+
+    /// Has init's children be in its own PID namespace from now on.
+    fn leave(&mut self) -> io::Result<()> {
+        if self.in_namespace {
+            leave_pid_namespace()?;
+            self.in_namespace = false;
+        }
+        Ok(())
     }
 
     /// Has a helper say what the main process, which has ended, has changed; `upper` is as in [`Common`].
@@ -168,17 +185,14 @@ impl Execs {
 
     fn changes<M: Machine>(&mut self, machine: &M, id: ProcessId, upper: BorrowedFd<'_>) -> Result<Joined, Failure> {
         let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
-        if self.in_namespace {
-            // That of the container is over with its first process.
-            leave_pid_namespace().map_err(guest("leaving the container"))?;
-            self.in_namespace = false;
-        }
+        // That of the container is over with its first process.
+        self.leave().map_err(guest("leaving the container"))?;
         let opening = Opening::begin(machine, id, false, true, Output::AtOnce).map_err(guest(STREAMS))?;
         let (streams, ends) = Streams::pipes(machine, opening).map_err(guest(STREAMS))?;
         let [stdin, stdout, stderr] = &ends[..] else { return Err(guest(STREAMS)(Errno::BADF)) };
         let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let child = helper::start(&Helper::Changes { content: true }, stdio, upper, PidNamespace::Joined, None)?;
-        Ok(Joined { id: Some(id), child, streams, ended: None })
+        Ok(Joined { id: Some(id), child, streams, ended: None, apart: true })
     }
 
     /// Adds what they wait for: [`EVENTS`] for each. `idle` stands for what one does not wait for.
@@ -264,7 +278,10 @@ impl Execs {
             let detail = "the container's process has ended".into();
             control.failed(exec.process, Failure::new(FailureKind::Guest, detail))?;
         }
-        for Joined { id, child, mut streams, ended } in core::mem::take(&mut self.joined) {
+        for Joined { id, child, mut streams, ended, apart } in core::mem::take(&mut self.joined) {
+            if apart && ended.is_none() {
+                send(&child, KILL);
+            }
             streams.drain(machine);
             drop(streams);
             let (status, exit_ns) = ended.unwrap_or_else(|| (wait(&child), clock_ns(Clock::Monotonic)));

@@ -89,8 +89,13 @@ pub trait Machine {
         true
     }
 
-    /// Whether this process has the privileges of a kernel's root, and not those of one of its users in a namespace of its own: who has not,
-    /// makes no devices, and mounts overlayfs its own way.
+    /// Options of overlayfs beside its layers, each with a comma before it.
+    fn overlay_options(&self) -> &'static str {
+        ""
+    }
+
+    /// Whether this process has the privileges of a kernel's root, and not those of one of its users in a namespace of its own, who makes no
+    /// devices.
     fn is_root(&self) -> bool {
         true
     }
@@ -252,7 +257,7 @@ fn begin<M: Machine>(
     };
     let has_names = stays || names.map_or(Ok(false), |names| names.write(&start))?;
     let kept_apart = start.settings.beside.is_some_and(|beside| !beside.privileged);
-    root::mount_overlay(&start.root, kept_apart, machine.is_root())?;
+    root::mount_overlay(&start.root, kept_apart, machine.overlay_options())?;
     let (before, after) = settings::split(&start.settings.tmpfs, &start.volumes);
     let volumes = Volumes::find(machine, core::mem::take(&mut start.volumes))?;
     root::switch()?;

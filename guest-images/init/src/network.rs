@@ -5,8 +5,8 @@
 //! instructions. So [`prepare`] does it once for all clones of a guest, and [`set_up`] finds what most of them want, but for the
 //! MAC address.
 //!
-//! Where the host gives an IPv4 address there is nothing else: IPv6 is off on the interface, and it is silent until something is
-//! sent. Nobody hears a clone before it is somebody of its own.
+//! Where the host gives an IPv4 address there is nothing else: IPv6 is off on the interface, and what it says of itself is who has that address,
+//! once it has a MAC address of its own. Nobody hears a clone before it is somebody of its own.
 
 use crate::connections;
 use crate::failure::Failure;
@@ -24,6 +24,9 @@ pub const NAME: &str = "eth0";
 const USUAL_MTU: u16 = 1500;
 /// Whether there is no IPv6 on it, in /proc.
 const NO_IPV6: &str = "sys/net/ipv6/conf/eth0/disable_ipv6";
+/// Whether it says aloud whose its address is when it comes up, or gets another MAC address (a gratuitous ARP). Without, nobody out there could
+/// call a guest that has not said anything itself: passt knows a guest by what that has sent, and Linux takes no TCP that is sent to all.
+const SPEAKS_UP: &str = "sys/net/ipv4/conf/eth0/arp_notify";
 
 /// Sets it up as `network`, for clones that may find it to be theirs. False: it could not be done.
 #[must_use]
@@ -55,11 +58,13 @@ fn change(network: &Network) -> io::Result<()> {
     interface.clear_address()?;
     let Some(address) = &network.address else {
         // An address by IPv6 is made of the MAC address.
-        let _ = allow_ipv6(true);
+        let _ = tell(NO_IPV6, b"0");
         return Ok(());
     };
     interface.set_address(address.ip, address.prefix_len)?;
-    address.gateway.map_or(Ok(()), |gateway| interface.set_gateway(gateway))
+    address.gateway.map_or(Ok(()), |gateway| interface.set_gateway(gateway))?;
+    // Once more, as it speaks up only now that it has an address.
+    interface.set_mac(network.mac)
 }
 
 /// Leaves the network that the guest was on before it became a clone: from here on nothing of what its memory has under way
@@ -80,7 +85,7 @@ pub fn join(network: Option<&Network>, processes: &[Pid]) -> Result<(), Failure>
         // It may not have had one.
         let _ = Interface::named(NAME).and_then(|interface| interface.clear_address());
         if network.address.is_none() {
-            let _ = allow_ipv6(true);
+            let _ = tell(NO_IPV6, b"0");
         }
         configure(network)
     });
@@ -95,7 +100,8 @@ fn failed(error: Errno) -> Failure {
 /// nothing else.
 fn begin(network: &Network) -> io::Result<()> {
     // A kernel may have been built without it.
-    let _ = allow_ipv6(network.address.is_none());
+    let _ = tell(NO_IPV6, if network.address.is_none() { b"0" } else { b"1" });
+    let _ = tell(SPEAKS_UP, b"1");
     configure(network)
 }
 
@@ -112,10 +118,10 @@ fn configure(network: &Network) -> io::Result<()> {
     address.gateway.map_or(Ok(()), |gateway| interface.set_gateway(gateway))
 }
 
-fn allow_ipv6(allowed: bool) -> io::Result<()> {
+fn tell(parameter: &str, value: &[u8]) -> io::Result<()> {
     let proc = connections::view_of_processes(MountAttrFlags::empty())?;
-    let file = openat(&proc, NO_IPV6, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    io::write(&file, if allowed { b"0" } else { b"1" }).map(drop)
+    let file = openat(&proc, parameter, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    io::write(&file, value).map(drop)
 }
 
 #[cfg(test)]

@@ -225,6 +225,10 @@ fn become_process(plan: &Plan<'_>) -> (Step, Errno) {
     if let Err(error) = streams() {
         return (Step::Streams, error);
     }
+    // By a link to one of init's own, which /proc has names for, a path would lead out of the root.
+    if let Err(error) = sys::close_all_but_streams() {
+        return (Step::Streams, error);
+    }
     if let Some(Err(error)) = plan.cwd.as_ref().map(|cwd| chdir(cwd.as_c_str())) {
         return (Step::WorkingDirectory, error);
     }

@@ -52,11 +52,11 @@ pub fn mount_layers<M: Machine>(machine: &M, root: &Root) -> Result<(), Failure>
 }
 
 /// Mounts the writable layer over the others, as `r`. After [`prepare`] and [`mount_layers`]. With `no_devices`, a file in it that is a
-/// device leads to none. Without `privileges`, overlayfs has its attributes where every user may have some.
+/// device leads to none. On a kernel that is not this guest's own, `others` are options of overlayfs.
 ///
 /// # Errors
 /// [`FailureKind::Root`].
-pub fn mount_overlay(root: &Root, no_devices: bool, privileges: bool) -> Result<(), Failure> {
+pub fn mount_overlay(root: &Root, no_devices: bool, others: &str) -> Result<(), Failure> {
     let mut lower = String::new();
     // The topmost layer comes first.
     for index in (0..root.layers.len()).rev() {
@@ -70,8 +70,7 @@ pub fn mount_overlay(root: &Root, no_devices: bool, privileges: bool) -> Result<
         mount_remount(UPPER, MountFlags::empty(), format!("size={bytes}").as_str())
             .map_err(|error| failed("the writable layer", error))?;
     }
-    let attributes = if privileges { "" } else { ",userxattr" };
-    let options = format!("lowerdir={lower},upperdir=u/u,workdir=u/w{attributes}");
+    let options = format!("lowerdir={lower},upperdir=u/u,workdir=u/w{others}");
     let flags = if no_devices { MountFlags::NODEV } else { MountFlags::empty() };
     mount_fs("overlay", "r", flags, Some(&options))
 }

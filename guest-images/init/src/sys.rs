@@ -31,6 +31,7 @@ const SYS_CLOCK_GETTIME: usize = 228;
 const SYS_UNSHARE: usize = 272;
 const SYS_SECCOMP: usize = 317;
 const SYS_CLOSE_RANGE: usize = 436;
+const SYS_MOUNT_SETATTR: usize = 442;
 
 /// Has the kernel let this process, and what it becomes and starts, make no system calls but those that `filter` lets through.
 ///
@@ -61,13 +62,40 @@ pub fn own_cgroup_namespace() -> io::Result<()> {
     unsafe { syscall(SYS_UNSHARE, NEWCGROUP, 0, 0) }.map(drop)
 }
 
-/// Closes every descriptor of this process but those of its standard streams: for a process that nobody else's are in.
+/// Closes every descriptor of this process but those of its standard streams, in a child: what it has of its parent's is a copy.
 ///
 /// # Errors
 /// As close_range(2).
 pub fn close_all_but_streams() -> io::Result<()> {
-    // SAFETY: it touches no memory. What owns one of them is never used again: only [`fork`]'s child calls this, before all else.
+    // SAFETY: it touches no memory. What owns one of them is never used again in a child of [`fork`] or [`spawn`], and only those call this.
     unsafe { syscall(SYS_CLOSE_RANGE, 3, u32::MAX as usize, 0) }.map(drop)
+}
+
+/// Has no file of a mount, and of those below it, lead to a device, and with `read_only` none be written to. What else the mounts are they stay.
+/// `tree` is the root of it.
+///
+/// # Errors
+/// As mount_setattr(2).
+pub fn restrict(tree: impl AsFd, read_only: bool) -> io::Result<()> {
+    const RDONLY: u64 = 1;
+    const NODEV: u64 = 4;
+    const EMPTY_PATH: usize = 0x1000;
+    const RECURSIVE: usize = 0x8000;
+    /// `struct mount_attr` (linux/mount.h).
+    #[repr(C)]
+    struct Attributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let set = if read_only { RDONLY | NODEV } else { NODEV };
+    let attributes = Attributes { set, clear: 0, propagation: 0, user_namespace: 0 };
+    let (tree, given) = (tree.as_fd().as_raw_fd() as usize, ptr::from_ref(&attributes) as usize);
+    let path = c"".as_ptr() as usize;
+    let call = [SYS_MOUNT_SETATTR, tree, path, EMPTY_PATH | RECURSIVE, given, size_of::<Attributes>(), 0];
+    // SAFETY: it reads a terminated path and a mount_attr of this size, which are alive.
+    unsafe { call_kernel(call) }.map(drop)
 }
 
 /// Its stdin and stdout, in a child of [`fork`] that has been given some.

@@ -7,13 +7,14 @@
 use crate::failure::Failure;
 use crate::guest::Machine;
 use crate::root::{self, failed, make_directory};
+use crate::sys::restrict;
 use alloc::format;
 use alloc::vec::Vec;
 use guest_protocol::{FailureKind, Volume, VolumeSource};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, XattrFlags, fsetxattr, openat};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount_remount, move_mount, open_tree};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 /// Where all of them are before the root is switched.
 const ALL: &str = "v";
@@ -72,7 +73,8 @@ fn find(volume: Volume) -> Result<(Volume, Option<OwnedFd>), Failure> {
     }
     let Some(name) = name else { return Ok((volume, None)) };
     let path = format!("{ALL}/{name}{within}");
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    // With what is mounted below it, where that is the host's business.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     match open_tree(CWD, path.as_str(), flags) {
         Ok(tree) => Ok((volume, Some(tree))),
         Err(error) => Err(failed(&format!("volume {}", volume.target), error)),
@@ -81,6 +83,7 @@ fn find(volume: Volume) -> Result<(Volume, Option<OwnedFd>), Failure> {
 
 fn attach(volume: &Volume, tree: &OwnedFd) -> Result<(), Errno> {
     let target = volume.target.as_str();
+    restrict(tree, volume.read_only)?;
     let graft = || move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
     match graft() {
         Err(Errno::NOENT) => {
@@ -88,9 +91,6 @@ fn attach(volume: &Volume, tree: &OwnedFd) -> Result<(), Errno> {
             graft()?;
         }
         other => other?,
-    }
-    if volume.read_only {
-        mount_remount(target, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV, c"")?;
     }
     Ok(())
 }

@@ -346,8 +346,9 @@ impl Store {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
             other => other.map_err(|e| ImageError::io("lock", path)(e.into()))?,
         }
+        let unpacked = self.part_with_unpacked(path)?;
         fs::remove_file(path).map_err(ImageError::io("remove", path))?;
-        self.forget_unpacked(path)?;
+        unpacked::remove(&unpacked)?;
         Ok(true)
     }
 }

@@ -16,6 +16,8 @@ use crate::unpack::unpack_layers;
 const DIR: &str = "unpacked";
 /// What one that is being removed ends with.
 const GONE: &str = "gone";
+/// And one that is being made.
+const UNFINISHED: &str = "new";
 
 impl Store {
     /// The files of a disk, of which these are what it is made of, in order. The caller has them in use for as long as the directory, and writes
@@ -35,7 +37,7 @@ impl Store {
         if dir.is_dir() {
             return Ok(dir);
         }
-        let unfinished = dir.with_extension("new");
+        let unfinished = dir.with_extension(UNFINISHED);
         let made = self.unpack(layers, &unfinished, progress);
         let made = made.and_then(|()| fs::rename(&unfinished, &dir).map_err(ImageError::io("create", &dir)));
         made.inspect_err(|_| drop(fs::remove_dir_all(&unfinished)))?;
@@ -55,15 +57,16 @@ impl Store {
         synced.map_err(ImageError::io("write", dir))
     }
 
-    /// Away with what was made from a file of the store that is gone.
-    pub(super) fn forget_unpacked(&self, file: &Path) -> Result<(), ImageError> {
+    /// Has what was made from a file of the store be nobody's, while the caller still has the file for itself: from now on it is only to be
+    /// [removed](remove).
+    pub(super) fn part_with_unpacked(&self, file: &Path) -> Result<PathBuf, ImageError> {
         let dir = self.dir.join(DIR).join(stem(file));
-        remove(&dir.with_extension("new"))?;
-        // In one go: somebody may come by the same file again, and look for the directory.
         let gone = dir.with_extension(GONE);
+        // That of a process that was killed.
+        remove(&gone)?;
         match fs::rename(&dir, &gone) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(ImageError::io("remove", &dir)).and_then(|()| remove(&gone)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io("remove", &dir)(error)),
+            _ => Ok(gone),
         }
     }
 
@@ -72,8 +75,15 @@ impl Store {
         let mut freed = 0;
         for dir in self.all_unpacked()? {
             let file = format!("{}.erofs", stem(&dir));
-            let is_gone = dir.extension().is_some_and(|extension| extension == GONE);
-            if !is_gone && ["layers", "merged"].iter().any(|place| self.dir.join(place).join(&file).exists()) {
+            let extension = dir.extension().unwrap_or_default();
+            // One that is unfinished is whoever's who works at it, if anybody does.
+            let work = WorkLock::try_acquire(&self.temp_dir(), &format!("unpacked-{}", stem(&dir)))?;
+            let wanted = match extension.to_str() {
+                Some(UNFINISHED) => work.is_none(),
+                Some(GONE) => false,
+                _ => ["layers", "merged"].iter().any(|place| self.dir.join(place).join(&file).exists()),
+            };
+            if wanted {
                 continue;
             }
             freed += disk_bytes_below(&dir);
@@ -106,7 +116,7 @@ fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn remove(dir: &Path) -> Result<(), ImageError> {
+pub(super) fn remove(dir: &Path) -> Result<(), ImageError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io("remove", dir)(error)),
         _ => Ok(()),

@@ -1,14 +1,14 @@
 //! The container's processes, as its /proc tells.
 
-use super::pack::names;
+use super::pack::{link, names};
 use super::{Broken, Output, broken};
 use crate::root::read_file;
 use crate::sys::{Clock, clock_ns};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use guest_protocol::files::{FileMessage, ProcessInfo};
 use rustix::fs::{AtFlags, CWD, major, minor, statat};
-use rustix::process::getpid;
 
 /// Milliseconds of the kernel's clock tick for programs (USER_HZ is 100).
 const TICK_MS: u64 = 10;
@@ -23,18 +23,24 @@ const PAGE: u64 = 4096;
 /// # Errors
 /// There is no /proc.
 pub fn all(output: &mut Output<'_>) -> Result<(), Broken> {
-    let own = getpid().as_raw_nonzero().get().unsigned_abs();
+    let own = own();
     let names = names(b"/proc").map_err(broken("/proc"))?;
-    let mut pids: alloc::vec::Vec<u32> = names
+    let mut pids: Vec<u32> = names
         .iter()
         .filter_map(|name| core::str::from_utf8(name).ok()?.parse().ok())
-        .filter(|pid| *pid != own)
+        .filter(|pid| Some(*pid) != own)
         .collect();
     pids.sort_unstable();
     for process in pids.into_iter().filter_map(describe) {
         output.say(&FileMessage::Process(process))?;
     }
     Ok(())
+}
+
+/// What this process is called in /proc, if it is of the PID namespace that this is about.
+pub fn own() -> Option<u32> {
+    let link = link(b"/proc/self").ok()?;
+    core::str::from_utf8(&link.0).ok()?.parse().ok()
 }
 
 /// None: it has ended meanwhile.

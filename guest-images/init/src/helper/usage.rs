@@ -2,6 +2,7 @@
 //! cgroup tells.
 
 use super::pack::names;
+use super::processes::own;
 use super::{Broken, Output, broken};
 use crate::root::read_file;
 use alloc::format;
@@ -16,7 +17,8 @@ pub fn all(output: &mut Output<'_>) -> Result<(), Broken> {
     let text = read_file("/proc/meminfo", 64 << 10).map_err(broken("/proc/meminfo"))?;
     let names = names(b"/proc").map_err(broken("/proc"))?;
     // But for this one.
-    let processes = names.iter().filter(|name| name.iter().all(u8::is_ascii_digit)).count().saturating_sub(1);
+    let shown = names.iter().filter(|name| name.iter().all(u8::is_ascii_digit)).count();
+    let processes = shown.saturating_sub(usize::from(own().is_some()));
     let usage = parse(&String::from_utf8_lossy(&text), u32::try_from(processes).unwrap_or(u32::MAX));
     let usage = usage.map(|usage| of_cgroup(usage).unwrap_or(usage));
     output.say(&FileMessage::Usage(usage.ok_or_else(|| Broken("/proc/meminfo: not understood".into()))?))

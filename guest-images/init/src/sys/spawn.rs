@@ -102,12 +102,12 @@ pub enum PidNamespace {
     Joined,
 }
 
-/// Has the children that this process will have be in the PID namespace of `process`.
+/// Has the children that this process will have be in the PID namespace of `process`, and see its control group as the root of all.
 ///
 /// # Errors
 /// As setns(2): it has ended.
 pub fn join_pid_namespace(process: BorrowedFd<'_>) -> io::Result<()> {
-    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID | ThreadNameSpaceType::CONTROL_GROUP)
 }
 
 /// Has the children that this process will have be in its own PID namespace again.
@@ -115,7 +115,8 @@ pub fn join_pid_namespace(process: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// As pidfd_open(2) and setns(2).
 pub fn leave_pid_namespace() -> io::Result<()> {
-    join_pid_namespace(pidfd_open(getpid(), PidfdFlags::empty())?.as_fd())
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    move_into_thread_name_spaces(own.as_fd(), ThreadNameSpaceType::PROCESS_ID)
 }
 
 /// Starts a child and runs `main` in it, in this process's memory, while the caller waits. The child is in the cgroup of which
