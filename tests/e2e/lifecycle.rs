@@ -214,5 +214,13 @@ fn one_that_is_being_started_can_be_removed() {
         assert_ne!(starting.end(patience).code, Some(0));
         assert_eq!(status(&lab, &name), "");
     }
+    // Whoever has ended lets go of it when this is under way already.
+    let made = done(Running::start(lab.keeping(["create", &image, "true"])).end(patience));
+    let held = std::fs::File::open(lab.store().join("containers").join(made.trim())).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let removing = Running::start(lab.keeping(["rm", "-f", made.trim()]));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    drop(held);
+    done(removing.end(patience));
     lab.assert_clean();
 }

@@ -5,7 +5,8 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use guest_images::{Keeper, Store};
@@ -32,6 +33,9 @@ use crate::signals::Guard;
 use crate::supervisor;
 use crate::volumes;
 
+/// How long somebody may still have a container that nobody runs, and how often that is looked at: no event tells of a lock.
+const MOMENT: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(10);
 const SIGKILL: u8 = 9;
 /// How long one that waits to be started again may take to hear that it is not to be.
 const DEAF: Duration = Duration::from_millis(500);
@@ -233,6 +237,7 @@ pub fn remove_one(word: &str, args: &Rm) -> anyhow::Result<()> {
 /// Removes one that does not run. With `force`, one that is about to: it has ended then, as if it had been stopped by its verb's signal.
 fn remove(entry: &Entry, force: bool) -> anyhow::Result<()> {
     let containers = Containers::of(&paths::store())?;
+    let began = Instant::now();
     loop {
         let busy = match containers.remove(record_word(entry)) {
             // It was to go with its end.
@@ -245,9 +250,12 @@ fn remove(entry: &Entry, force: bool) -> anyhow::Result<()> {
             other => other?,
         };
         let Some(owner) = containers.runner(&entry.record.id)? else {
-            // Somebody who only looks into it has no reason to end for this. Or it is free by now.
+            // Who has ended lets go of it a moment after having said so; who only looks into it has no reason to end for this. Or it is free by now.
             if containers.is_held(&entry.record.id)? {
-                return Err(busy.into());
+                if began.elapsed() > MOMENT {
+                    return Err(busy.into());
+                }
+                thread::sleep(LOOK);
             }
             continue;
         };
@@ -284,9 +292,9 @@ impl Running {
 
     /// Waits for its end; says whether that came in time.
     fn ends_within(&self, patience: Option<Duration>) -> anyhow::Result<bool> {
-        let deadline = patience.map(|patience| std::time::Instant::now() + patience);
+        let deadline = patience.map(|patience| Instant::now() + patience);
         loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(std::time::Instant::now()));
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let left = left.map(|left| Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
