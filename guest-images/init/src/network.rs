@@ -52,10 +52,10 @@ pub fn set_up(network: &Network, prepared: Option<&Network>) -> Result<(), Failu
 /// Makes what [`prepare`] has left another one. It stays up meanwhile, and says nothing.
 fn change(network: &Network) -> io::Result<()> {
     let interface = Interface::named(NAME)?;
+    // Its routes go with it: of those, and of its address, that which comes next may have the same. And it is not to be spoken of by the next MAC.
+    interface.clear_address()?;
     interface.set_mac(network.mac)?;
     interface.set_mtu(network.mtu.unwrap_or(USUAL_MTU))?;
-    // Its routes go with it: of those, and of its address, that which comes next may have the same.
-    interface.clear_address()?;
     let Some(address) = &network.address else {
         // An address by IPv6 is made of the MAC address.
         let _ = tell(NO_IPV6, b"0");
