@@ -22,7 +22,8 @@ fn a_device_does_what_the_trace_asks() {
     let reading = rng("kick 0\nchain 0 w64\nback 0 1\nchain 0 w100 w28\nchain 0 w8\nback 0 2\n").unwrap();
     let queue = &reading.queues[0];
     assert_eq!((queue.operations, queue.bytes_to_guest, queue.errors), (3, 64 + 128 + 8, 0));
-    assert!(queue.kicks >= 2 && queue.kicks <= 3, "{queue:?}");
+    // Those that come before the device has seen to the last one are one; it is told of what it looks for anyway by none.
+    assert!(queue.kicks >= 1 && queue.kicks <= 3, "{queue:?}");
 }
 
 #[test]
