@@ -150,6 +150,13 @@ struct Running {
 }
 
 impl Running {
+    /// What it is connected to, if anything.
+    fn connection(&self) -> anyhow::Result<Option<net::Connection>> {
+        let (flags, short) = (&self.record.flags, self.record.id.short());
+        let who = net::Who { id: self.record.id.as_str(), names: &[&self.name, short], place: &flags.place };
+        net::connection(flags.network.as_ref(), &flags.publish, &flags.egress, who)
+    }
+
     fn run(
         self,
         guard: &Guard<Kept>,
@@ -168,9 +175,7 @@ impl Running {
         if flags.require_jail {
             monitor::require_jail();
         }
-        let (id, short) = (self.record.id.as_str(), self.record.id.short());
-        let who = net::Who { id, names: &[&self.name, short], place: &flags.place };
-        let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress, who)?;
+        let network = self.connection()?;
         let (volumes, limits) = (Volumes::find(&flags.volume)?, flags.machine.limits());
         let mut config = machine(flags, network.is_some())?;
         config.validate(host::memory_mib())?;

@@ -51,13 +51,10 @@ impl Running {
         kept: &RefCell<Option<Kept>>,
         tracked: &Shared,
     ) -> Result<Done, Failure> {
-        let flags = &self.record.flags;
-        let (id, short) = (self.record.id.as_str(), self.record.id.short());
-        let who = net::Who { id, names: &[&self.name, short], place: &flags.place };
-        let network = net::connection(flags.network.as_ref(), &flags.publish, &flags.egress, who)?;
-        let volumes = Volumes::find(&flags.volume)?;
+        let network = self.connection()?;
+        let volumes = Volumes::find(&self.record.flags.volume)?;
         let start = start_contained(&self.record, &volumes, network.as_ref())?;
-        let directory = RunDir::create(&paths::run(), Some(short))?;
+        let directory = RunDir::create(&paths::run(), Some(self.record.id.short()))?;
         let facts = facts(&self.name, &self.record, self.keys.clone());
         let mut owner = Owner::listen(&directory, facts, History::new()?, place_of_none(&directory))?;
         owner.track(tracked.clone()).context("cannot listen to whoever it is started for")?;

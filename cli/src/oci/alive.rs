@@ -40,8 +40,8 @@ pub struct Alive {
 }
 
 impl Alive {
-    /// Has all ready for a life of a container with this record, whose directory is `container` and whose run directory `directory`, with what it has of this host; the caller has its layers in use. Also returns
-    /// what [`Self::start`] takes.
+    /// Has all ready for a life of a container with this record, whose directory is `container` and whose run directory `directory`, with
+    /// what it has of this host; the caller has its layers in use. Also returns what [`Self::start`] takes.
     ///
     /// # Errors
     /// Something cannot be made.
