@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("bench", &["bare-programs", "bench-guest", "vmm"]),
     ("bench-guest", &["bare-programs", "ring3"]),
     ("vmm", &["devices", "boot"]),
-    ("devices", &[]),
+    ("devices", &["switch"]),
     ("boot", &[]),
     ("guest-images", &["bare-programs", "guest-protocol"]),
     ("guest-init", &["guest-protocol"]),

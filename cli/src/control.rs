@@ -46,6 +46,11 @@ impl Control {
         Control { path: path.to_owned() }
     }
 
+    /// The run directory that its socket is in.
+    pub fn directory(&self) -> Option<&Path> {
+        self.path.parent()
+    }
+
     /// The process that serves it: whoever has begun to listen there (SO_PEERCRED, unix(7)).
     ///
     /// # Errors

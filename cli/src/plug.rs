@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use vmm::network_descriptors;
 
 use crate::control::{Control, ControlError};
+use crate::rundir::note_helper;
 
 /// The members of an interface that say what is behind it.
 pub const BEHIND: [&str; 5] = ["host_dev_name", "new_tap", "user", "port", "unplugged"];
@@ -50,8 +51,13 @@ fn change(
         BEHIND.iter().for_each(|key| body[*key] = behind(interface, key));
         // The microVM's process is confined: it neither opens taps nor starts programs.
         let opened = || network_descriptors(&Value::Object(interface.clone()));
-        let descriptors = if body["unplugged"] == true { Ok(Vec::new()) } else { opened() };
-        let descriptors = descriptors.map_err(|error| ControlError::Refused(error.to_string()))?;
+        let opened = if body["unplugged"] == true { Ok(None) } else { opened().map(Some) };
+        let opened = opened.map_err(|error| ControlError::Refused(error.to_string()))?;
+        if let (Some(pid), Some(directory)) = (opened.as_ref().and_then(|opened| opened.helper), control.directory()) {
+            // It ends by itself, if it is well.
+            let _ = note_helper(directory, pid).inspect_err(|error| tracing::warn!("{error}"));
+        }
+        let descriptors = opened.map_or_else(Vec::new, |opened| opened.descriptors);
         control.call_giving("PATCH", &format!("/network-interfaces/{id}"), &body, &descriptors)?;
     }
     Ok(())

@@ -5,11 +5,14 @@
 //! <root>/<name>/lock      held for as long as whoever has the VM lives; free = nobody's any more
 //! <root>/<name>/owned     paths outside the directory that go with it, one a line
 //! <root>/.net-<id>        socket of a network's switch; nobody listens there = nobody's any more
+//! <root>/.<name>.helpers  processes that go with it, and when each was started, one a line
 //! <root>/.<name>.groups   control groups of its processes, one a line, where these cannot change it: what is in such a group is killed
 //! ```
 //!
 //! Lock order: `.lock`, then a VM's `lock`, and that one never waits. [`sweep`] removes what SIGKILL left behind; every
-//! verb calls it. It does not end processes: a VM dies with whoever has it.
+//! verb calls it. It does not end processes but those of the two lists: a VM dies with whoever has it.
+
+mod helpers;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -22,6 +25,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::rand::GetRandomFlags;
 
 use crate::cgroup;
+pub use helpers::note_helper;
 
 /// Longest path of a unix socket, in bytes (`sun_path` and its final NUL).
 const MAX_SOCKET_PATH: usize = 107;
@@ -172,7 +176,12 @@ pub fn with_groups<T>(dir: &Path, groups: &[PathBuf], make: impl FnOnce() -> T) 
 
 /// The list of the control groups that go with a run directory.
 fn groups_list(dir: &Path) -> PathBuf {
-    dir.with_file_name(format!(".{}.groups", dir.file_name().unwrap_or_default().to_string_lossy()))
+    beside_name(dir, "groups")
+}
+
+/// The path of a list that goes with a run directory, and is not in it: what lives in there cannot change it.
+fn beside_name(dir: &Path, what: &str) -> PathBuf {
+    dir.with_file_name(format!(".{}.{what}", dir.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 /// Removes the control groups that go with a run directory, and then their list: without it nobody would find one that cannot be
@@ -313,6 +322,7 @@ fn remove(path: &Path, _lock: File) -> io::Result<()> {
 fn remove_files(path: &Path) -> io::Result<()> {
     remove_owned(&path.join("owned"));
     remove_groups(path)?;
+    helpers::end_helpers(path)?;
     let mut tries = 0..MOST_FILES;
     loop {
         match fs::remove_dir_all(path) {

@@ -12,6 +12,7 @@
 //!
 //! - [`protocol`]: what is said before frames are; [`client`]: by whom;
 //! - [`frame`]: what a frame of a guest's is, and whether it is in its own name; what the switch itself sends;
+//! - [`handshake`]: what passt leaves out of one, for devices that have it at their other end as well;
 //! - [`dns`]: names of members;
 //! - [`link`]: a socket with frames, and what waits for it;
 //! - [`members`]: who is there; [`server`]: the process's loop.
@@ -24,6 +25,7 @@
 pub mod client;
 pub mod dns;
 pub mod frame;
+pub mod handshake;
 mod link;
 mod members;
 pub mod protocol;

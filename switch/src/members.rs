@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use crate::frame::Own;
+use crate::handshake::Handshakes;
 use crate::link::Link;
 use crate::protocol::{Join, MOST_MEMBERS, Member as Shown, Network, VERSION};
 
@@ -22,6 +23,8 @@ pub struct Member {
     pub port: Option<Link>,
     /// What is beyond the network, for it.
     pub uplink: Option<Link>,
+    /// What passt leaves out of them there.
+    pub handshakes: Handshakes,
     /// Its port has ended, and waits for its uplink to do so: what that had of the host is another's then.
     pub leaving: bool,
     /// Frames of its guest's.
@@ -93,6 +96,7 @@ impl Members {
             lease,
             port: None,
             uplink: None,
+            handshakes: Handshakes::default(),
             leaving: false,
             sent: 0,
             denied: 0,

@@ -25,6 +25,7 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
 use crate::dns::{self, Answer};
 use crate::frame::{self, Own, Verdict};
+use crate::handshake::{Came, Handshakes};
 use crate::link::Link;
 use crate::members::{Member, Members};
 use crate::protocol::{Joined, Listing, Network, Request, VERSION};
@@ -187,6 +188,7 @@ impl Server {
         say_words(&socket, "")?;
         member.port = Some(Link::new(socket));
         member.uplink = uplink.map(Link::new);
+        member.handshakes = Handshakes::default();
         self.rewatch(key);
         Ok(())
     }
@@ -311,10 +313,12 @@ impl Server {
     }
 
     fn send_out(&mut self, key: u64, frame: &[u8], reached: &mut Vec<u64>) {
-        let uplink = self.members.get(key).and_then(|member| member.uplink.as_mut());
+        let Some(member) = self.members.get(key) else { return };
+        let Some(uplink) = &mut member.uplink else { return };
         // What it does not take in time is lost, as on any network.
-        if uplink.is_some_and(|uplink| uplink.put(frame)) {
+        if uplink.put(frame) {
             reached.push(key);
+            let _ = member.handshakes.sent(frame).is_some_and(|question| uplink.put(&question));
         }
     }
 
@@ -331,9 +335,14 @@ impl Server {
                 while let Some(place) = uplink.next()? {
                     let frame = uplink.frame(place);
                     let port = member.port.as_mut().filter(|_| !member.leaving);
-                    if frame::admit(frame, member.own, &network) && !port.is_some_and(|port| port.put(frame)) {
-                        member.lost += 1;
-                    }
+                    let taken = match member.handshakes.came(frame) {
+                        Came::Nothing => true,
+                        Came::Due(frame) => port.is_some_and(|port| port.put(&frame)),
+                        Came::Frame => {
+                            !frame::admit(frame, member.own, &network) || port.is_some_and(|port| port.put(frame))
+                        }
+                    };
+                    member.lost += u64::from(!taken);
                 }
                 let Some(port) = &mut member.port else { break };
                 // Its end is for the port's own event to tell.

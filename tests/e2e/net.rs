@@ -269,7 +269,12 @@ fn a_container_reaches_out_and_is_reached_through_passt() {
         let mut running = Running::start(run(network, &["meet", &address, &some.to_string(), "80"]));
         running.wait_for("listening", patience);
         // It is called before it has said anything itself.
-        assert!(exchange(TcpStream::connect(published).unwrap(), some));
+        let mut called = TcpStream::connect(published).unwrap();
+        called.set_read_timeout(Some(patience)).unwrap();
+        let mut greeting = [0; 6];
+        called.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting, b"hello\n");
+        assert!(exchange(called, some));
         assert!(server.join().unwrap());
         let ended = running.end(patience);
         assert_eq!(ended.code, Some(0), "{ended:?}");

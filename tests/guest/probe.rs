@@ -99,7 +99,10 @@ fn fetch(address: &str, bytes: u64) -> ExitCode {
 fn meet(address: &str, bytes: u64, port: u64) -> ExitCode {
     let listener = std::net::TcpListener::bind(("0.0.0.0", port as u16)).expect("a port");
     println!("listening");
-    exchange(listener.accept().expect("a client").0, bytes);
+    let mut caller = listener.accept().expect("a client").0;
+    // It speaks first, as servers of mail and of some databases do.
+    caller.write_all(b"hello\n").expect("room");
+    exchange(caller, bytes);
     fetch(address, bytes)
 }
 

@@ -50,7 +50,8 @@ pub mod vcpu;
 mod windows;
 
 pub use config::VmConfig;
-pub use devices::virtio::net::{Link as NetworkLink, descriptors as network_descriptors, passt as user_network};
+pub use devices::virtio::net::{Link as NetworkLink, LinkRates as NetworkRates};
+pub use devices::virtio::net::{descriptors as network_descriptors, passt as user_network};
 pub use devices::virtio::net::{egress, tap};
 pub use devices::virtio::trace;
 pub use events::{Event, ExitReason};

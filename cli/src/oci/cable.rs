@@ -8,17 +8,19 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
+use crate::rundir::note_helper;
 use anyhow::{Context, anyhow};
 use guest_protocol::contained::LINK_PORT;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::{Errno, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::Value;
-use vmm::NetworkLink;
+use vmm::{NetworkLink, NetworkRates};
 
 /// It is pulled out when this is dropped.
 pub struct Cable {
     stop: OwnedFd,
+    rates: NetworkRates,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -29,6 +31,11 @@ impl Cable {
     /// It cannot be had.
     pub fn lay(interface: &Value, sockets: &Path) -> anyhow::Result<Self> {
         let link = NetworkLink::open(interface)?;
+        let rates = link.rates();
+        if let (Some(pid), Some(directory)) = (link.helper(), sockets.parent()) {
+            // It ends by itself, if it is well.
+            let _ = note_helper(directory, pid).inspect_err(|error| tracing::warn!("{error}"));
+        }
         let path = sockets.join(format!("vsock_{LINK_PORT}"));
         let listener = UnixListener::bind(&path).with_context(|| path.display().to_string())?;
         listener.set_nonblocking(true)?;
@@ -45,7 +52,12 @@ impl Cable {
             }
         };
         let thread = thread::Builder::new().name("network".into()).spawn(pass).context("cannot start a thread")?;
-        Ok(Cable { stop: ours, thread: Some(thread) })
+        Ok(Cable { stop: ours, rates, thread: Some(thread) })
+    }
+
+    /// How much may pass.
+    pub fn rates(&self) -> NetworkRates {
+        self.rates.clone()
     }
 }
 

@@ -113,6 +113,19 @@ fn members_reach_each_other_and_what_is_beyond_and_the_last_one_ends_it() {
     send_frame(&mut a.uplink, &back);
     let back = receive(&mut a.port);
     assert_eq!((&back[..6], &back[6..12], &back[42..]), (&a.own.mac[..], &gateway[..], &b"back"[..]));
+    // What passt owes to a SYN,ACK comes from the switch, once passt has answered.
+    let builder =
+        etherparse::PacketBuilder::ethernet2(a.own.mac, gateway).ipv4(a.own.ip.octets(), [198, 51, 100, 7], 64);
+    let mut segment = Vec::new();
+    builder.tcp(80, 4000, 1, 1000).syn().ack(2).write(&mut segment, &[]).unwrap();
+    send_frame(&mut a.port, &segment);
+    assert_eq!(receive(&mut a.uplink), segment);
+    let mut answer = receive(&mut a.uplink);
+    answer[21] = 2;
+    answer.copy_within(22..32, 32);
+    send_frame(&mut a.uplink, &answer);
+    let ack = receive(&mut a.port);
+    assert_eq!((&ack[..6], &ack[6..12], ack[47]), (&a.own.mac[..], &gateway[..], 0x10));
     // Names that it does not know are asked of who is beyond.
     let known = udp(b.own, gateway, running.network.gateway, 53, &query("a.net"));
     send_frame(&mut b.port, &known);

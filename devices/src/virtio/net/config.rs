@@ -1,7 +1,6 @@
 //! The `network-interfaces` section and the `--net` flag, and how they become devices.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 #[cfg(any(test, feature = "testing"))]
 use std::path::Path;
 
@@ -10,7 +9,7 @@ use serde_json::Value;
 
 use super::backend::Backend;
 use super::egress::{Egress, MOST_RULES, Rule};
-use super::passt::User;
+use super::passt::{Started, User};
 use super::stream::Stream;
 use super::switch::Port;
 use super::tap::{NAME_MOST, NewTap, Tap};
@@ -204,8 +203,34 @@ fn build(section: &Value) -> Built {
 enum Behind {
     Nothing,
     Tap(Tap),
-    /// passt, or a switch.
-    Process(UnixStream),
+    Passt(Started),
+    Switch(Started),
+}
+
+impl Behind {
+    /// The program that was started for it.
+    fn helper(&self) -> Option<u32> {
+        match self {
+            Behind::Passt(started) | Behind::Switch(started) => started.pid,
+            Behind::Nothing | Behind::Tap(_) => None,
+        }
+    }
+}
+
+/// What is behind an interface, for whoever is no device.
+pub(super) struct Beyond {
+    pub backend: Box<dyn Backend>,
+    pub egress: Option<Egress>,
+    /// As in [`Opened`].
+    pub helper: Option<u32>,
+}
+
+/// What is behind an interface, for a device in another process.
+pub struct Opened {
+    /// What that is given.
+    pub descriptors: Vec<OwnedFd>,
+    /// The number of a program that has been started, and is nobody's child. It ends when nobody has the descriptors any more.
+    pub helper: Option<u32>,
 }
 
 /// Opens, makes or starts it.
@@ -217,21 +242,23 @@ fn behind(interface: &Interface) -> Result<Behind, DeviceError> {
         let tap = new.make(pairs, interface.mtu);
         Behind::Tap(tap.map_err(DeviceError::host(SECTION, "a tap of its own".into()))?)
     } else if let Some(user) = &interface.user {
-        Behind::Process(user.start().map_err(DeviceError::host(SECTION, "passt".into()))?)
+        Behind::Passt(user.start().map_err(DeviceError::host(SECTION, "passt".into()))?)
     } else if let Some(port) = &interface.port {
-        Behind::Process(port.start().map_err(DeviceError::host(SECTION, "the network".into()))?)
+        Behind::Switch(port.start().map_err(DeviceError::host(SECTION, "the network".into()))?)
     } else {
         Behind::Nothing
     })
 }
 
 /// Opens, makes or starts what is behind an interface as configured, for whoever is no device; and where packets may go.
-pub(super) fn opened(interface: &Value) -> Result<(Box<dyn Backend>, Option<Egress>), DeviceError> {
+pub(super) fn opened(interface: &Value) -> Result<Beyond, DeviceError> {
     let interface: Interface = serde_json::from_value(interface.clone()).map_err(DeviceError::section(SECTION))?;
     check(std::slice::from_ref(&interface))?;
-    let beyond = backend(behind(&interface)?)?;
-    let beyond = beyond.ok_or_else(|| invalid(format!("interface '{}': it leads nowhere", interface.iface_id)))?;
-    Ok((beyond, interface.egress.map(Egress::new)))
+    let behind = behind(&interface)?;
+    let helper = behind.helper();
+    let backend = backend(behind)?;
+    let backend = backend.ok_or_else(|| invalid(format!("interface '{}': it leads nowhere", interface.iface_id)))?;
+    Ok(Beyond { backend, egress: interface.egress.map(Egress::new), helper })
 }
 
 /// Opens, makes or starts what is behind an interface as configured, for a device in another process, which takes it by these
@@ -239,14 +266,17 @@ pub(super) fn opened(interface: &Value) -> Result<(Box<dyn Backend>, Option<Egre
 ///
 /// # Errors
 /// As when a device is built.
-pub fn descriptors(interface: &Value) -> Result<Vec<OwnedFd>, DeviceError> {
+pub fn descriptors(interface: &Value) -> Result<Opened, DeviceError> {
     let section = Value::Array(vec![interface.clone()]);
     let (interface, _) = wanted(&section)?;
-    Ok(match behind(&interface)? {
+    let behind = behind(&interface)?;
+    let helper = behind.helper();
+    let descriptors = match behind {
         Behind::Nothing => Vec::new(),
         Behind::Tap(tap) => tap.into_descriptors(),
-        Behind::Process(socket) => vec![socket.into()],
-    })
+        Behind::Passt(started) | Behind::Switch(started) => vec![started.socket.into()],
+    };
+    Ok(Opened { descriptors, helper })
 }
 
 /// The one interface of a section, and how many descriptors there are behind it.
@@ -273,7 +303,9 @@ fn build_given(section: &Value, descriptors: Vec<OwnedFd>) -> Built {
         return Err(invalid(format!("it takes {count} descriptors")));
     }
     let behind = if by_socket(&interface) {
-        descriptors.into_iter().next().map_or(Behind::Nothing, |socket| Behind::Process(socket.into()))
+        let kind = if interface.user.is_some() { Behind::Passt } else { Behind::Switch };
+        let started = |socket: OwnedFd| Started { socket: socket.into(), pid: None };
+        descriptors.into_iter().next().map_or(Behind::Nothing, |socket| kind(started(socket)))
     } else if interface.unplugged {
         Behind::Nothing
     } else {
@@ -296,11 +328,13 @@ fn backend(behind: Behind) -> Result<Option<Box<dyn Backend>>, DeviceError> {
     Ok(match behind {
         Behind::Nothing => None,
         Behind::Tap(tap) => Some(Box::new(tap)),
-        Behind::Process(socket) => {
-            let stream = Stream::to_process(socket);
-            Some(Box::new(stream.map_err(DeviceError::host(SECTION, "what is behind it".into()))?))
-        }
+        Behind::Passt(passt) => Some(Box::new(Stream::to_passt(passt.socket).map_err(stream_error())?)),
+        Behind::Switch(switch) => Some(Box::new(Stream::to_process(switch.socket).map_err(stream_error())?)),
     })
+}
+
+fn stream_error() -> impl FnOnce(std::io::Error) -> DeviceError {
+    DeviceError::host(SECTION, "what is behind it".into())
 }
 
 /// Where packets may go that an interface's guest sends.
@@ -318,6 +352,7 @@ fn sample(_: &Path) -> Value {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::os::unix::net::UnixStream;
 
     fn error(section: Value) -> String {
         build(&section).err().unwrap().to_string()

@@ -37,10 +37,10 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use backend::{Backend, Packet};
-pub use config::{KIND, descriptors};
+pub use config::{KIND, Opened, descriptors};
 use control::Command;
 use egress::Egress;
-pub use link::Link;
+pub use link::{Link, Rates as LinkRates};
 use pair::{Pair, Work};
 pub use stream::Stream;
 

@@ -5,15 +5,19 @@
 //! The guest's network is always the same one: 10.0.2.15/24, the gateway 10.0.2.2, and a resolver at 10.0.2.3 that asks the host's; but for a guest
 //! with a place in another network ([`Place`]). passt tells by DHCP, too. Nothing in it leads to the host's loopback interface, where services are that trust who connects.
 
-use std::io;
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
-use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
+use rustix::net::sockopt::{set_socket_passcred, set_socket_send_buffer_size, set_socket_send_buffer_size_force};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
+use switch::handshake;
 
 /// The guest's address.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -27,6 +31,9 @@ pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 pub const MTU: u16 = 65520;
 /// Bytes on their way to the guest: what TCP at the guest's end takes at once, by Linux's usual limit (`tcp_rmem`).
 const ON_THEIR_WAY: usize = 6 << 20;
+
+/// How long it may take to answer.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The network of a device.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -100,7 +107,7 @@ impl User {
     }
 
     /// Starts it, and returns our end of the socket once it listens on all ports.
-    pub fn start(&self) -> io::Result<UnixStream> {
+    pub fn start(&self) -> io::Result<Started> {
         let (ours, its) = pair()?;
         rustix::io::fcntl_setfd(&its, FdFlags::empty())?;
         let mut command = Command::new("passt");
@@ -111,7 +118,8 @@ impl User {
             _ => e,
         })?;
         if done.status.success() {
-            return Ok(ours);
+            let pid = self.who_answers(&ours)?;
+            return Ok(Started { socket: ours, pid });
         }
         let said = String::from_utf8_lossy(&done.stderr);
         // Where there is no log daemon it says that of each line.
@@ -121,11 +129,52 @@ impl User {
     }
 }
 
+/// passt, at work.
+#[derive(Debug)]
+pub struct Started {
+    /// Our end of its socket.
+    pub socket: UnixStream,
+    /// Its number, unless it would not say: it is nobody's child.
+    pub pid: Option<u32>,
+}
+
+impl User {
+    /// Asks whatever is at the other end of its socket for the gateway's address, and the kernel whose the answer is (unix(7), SO_PASSCRED).
+    fn who_answers(&self, socket: &UnixStream) -> io::Result<Option<u32>> {
+        let (guest, gateway) = self.place.as_ref().map_or((GUEST, GATEWAY), |place| (place.guest, place.gateway));
+        // Nobody's address: passt takes who sends for its guest.
+        let question = handshake::question([[0xff; 6]; 2], [0xff; 6], guest, gateway);
+        let sent = [&(question.len() as u32).to_be_bytes()[..], &question].concat();
+        (&mut &*socket).write_all(&sent)?;
+        let (mut answer, mut have, mut pid) = (vec![0; sent.len()], 0, None);
+        while have < answer.len() {
+            if poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&PATIENCE))? == 0 {
+                return Ok(None);
+            }
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let room = &mut [IoSliceMut::new(&mut answer[have..])];
+            let count = recvmsg(socket, room, &mut ancillary, RecvFlags::empty())?.bytes;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            have += count;
+            pid = ancillary.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.pid.as_raw_nonzero().get().unsigned_abs()),
+                _ => None,
+            });
+        }
+        set_socket_passcred(socket, false)?;
+        Ok(pid)
+    }
+}
+
 /// Our end and its. passt sends all that the guest's window has room for in one go, and drops what the socket does not take; if those were the
 /// last packets it has, the guest cannot tell that they are missing, and an older passt sends them again after two seconds. So what it has
 /// sent may be as much as it can be, or as much as one without privileges may ask for (`net.core.wmem_max`, socket(7)).
 fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let (ours, its) = UnixStream::pair()?;
+    set_socket_passcred(&ours, true)?;
     set_socket_send_buffer_size_force(&its, ON_THEIR_WAY)
         .or_else(|_| set_socket_send_buffer_size(&its, ON_THEIR_WAY))?;
     Ok((ours, its))
@@ -133,8 +182,6 @@ fn pair() -> io::Result<(UnixStream, UnixStream)> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[test]

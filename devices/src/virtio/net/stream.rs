@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
+use switch::handshake::{Came, Handshakes};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::EventSet;
 
@@ -36,6 +37,8 @@ pub struct Stream {
     owed: (usize, usize),
     /// A packet's header, of which the end becomes the frame's length, and the frame.
     output: Box<[u8]>,
+    /// What passt leaves out of them, if that is at the other end.
+    handshakes: Option<Handshakes>,
     /// The driver takes our word for checksums.
     vouch: bool,
     /// The other end is gone.
@@ -57,6 +60,7 @@ impl Stream {
             input: vec![0; INPUT].into_boxed_slice(),
             owed: (0, 0),
             output: vec![0; MOST].into_boxed_slice(),
+            handshakes: None,
             vouch: false,
             over: false,
             patient: false,
@@ -68,6 +72,13 @@ impl Stream {
     pub fn to_process(socket: UnixStream) -> io::Result<Self> {
         let mut stream = Self::new(socket)?;
         stream.patient = true;
+        Ok(stream)
+    }
+
+    /// The same, to passt.
+    pub fn to_passt(socket: UnixStream) -> io::Result<Self> {
+        let mut stream = Self::to_process(socket)?;
+        stream.handshakes = Some(Handshakes::default());
         Ok(stream)
     }
 
@@ -119,6 +130,16 @@ impl Stream {
         }
     }
 
+    /// Has a small frame follow what is owed, if there is room.
+    fn add(&mut self, frame: &[u8]) {
+        let (start, end) = (self.owed.1 + PREFIX, self.owed.1 + PREFIX + frame.len());
+        if end <= self.output.len() {
+            self.output[self.owed.1..start].copy_from_slice(&(frame.len() as u32).to_be_bytes());
+            self.output[start..end].copy_from_slice(frame);
+            self.owed.1 = end;
+        }
+    }
+
     /// Sends what is owed, as much as the other end takes.
     fn flush(&mut self) -> io::Result<()> {
         while self.owed.0 < self.owed.1 {
@@ -154,20 +175,15 @@ impl Backend for Stream {
         if self.over || pair > 0 {
             return Ok(None);
         }
-        let Some((start, end)) = self.next_frame().inspect_err(|_| self.over = true)? else { return Ok(None) };
-        let mut header = [0; HEADER];
-        header[0] = if self.vouch { DATA_VALID } else { 0 };
-        let mut parts = [&header[..], &self.input[start..end]];
-        for slice in room {
-            let mut filled = 0;
-            for part in &mut parts {
-                let (now, later) = part.split_at(part.len().min(slice.len() - filled));
-                slice.offset(filled).map_err(io::Error::other)?.copy_from(now);
-                filled += now.len();
-                *part = later;
-            }
+        loop {
+            let Some((start, end)) = self.next_frame().inspect_err(|_| self.over = true)? else { return Ok(None) };
+            let frame = &self.input[start..end];
+            return match self.handshakes.as_mut().map_or(Came::Frame, |handshakes| handshakes.came(frame)) {
+                Came::Frame => put(frame, self.vouch, room).map(Some),
+                Came::Due(frame) => put(&frame, self.vouch, room).map(Some),
+                Came::Nothing => continue,
+            };
         }
-        Ok(Some(HEADER + end - start))
     }
 
     fn ready(&mut self) -> bool {
@@ -186,11 +202,32 @@ impl Backend for Stream {
         if !checksum::complete(header, frame) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "its checksum is outside of it"));
         }
+        let question = self.handshakes.as_mut().and_then(|handshakes| handshakes.sent(frame));
         let len = frame.len() as u32;
         header[HEADER - PREFIX..].copy_from_slice(&len.to_be_bytes());
         self.owed = (HEADER - PREFIX, end);
+        if let Some(question) = question {
+            self.add(&question);
+        }
         self.flush()
     }
+}
+
+/// Puts a packet with this frame into `room`; returns its length.
+fn put(frame: &[u8], vouch: bool, room: &[VolatileSlice]) -> io::Result<usize> {
+    let mut header = [0; HEADER];
+    header[0] = if vouch { DATA_VALID } else { 0 };
+    let mut parts = [&header[..], frame];
+    for slice in room {
+        let mut filled = 0;
+        for part in &mut parts {
+            let (now, later) = part.split_at(part.len().min(slice.len() - filled));
+            slice.offset(filled).map_err(io::Error::other)?.copy_from(now);
+            filled += now.len();
+            *part = later;
+        }
+    }
+    Ok(HEADER + frame.len())
 }
 
 impl Drop for Stream {

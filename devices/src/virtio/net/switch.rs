@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
-use super::passt::User;
+use super::passt::{Started, User};
 
 /// Longest greeting, in bytes, so that the socket takes it at once.
 const LONGEST: usize = 4 << 10;
@@ -42,12 +42,12 @@ impl Port {
         }
     }
 
-    /// Connects it, and returns our end of it.
-    pub fn start(&self) -> io::Result<UnixStream> {
+    /// Connects it, and returns our end of it, with the number of what leads out of the network.
+    pub fn start(&self) -> io::Result<Started> {
         let mut port = UnixStream::connect(&self.socket)?;
         let uplink = self.uplink.as_ref().map(User::start).transpose()?;
         let greeting = [&(self.greeting.len() as u32).to_be_bytes()[..], self.greeting.as_bytes()].concat();
-        let descriptors: Vec<_> = uplink.iter().map(AsFd::as_fd).collect();
+        let descriptors: Vec<_> = uplink.iter().map(|uplink| uplink.socket.as_fd()).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         // There is room for one, and that is all there is.
@@ -61,7 +61,10 @@ impl Port {
         port.read_exact(&mut prefix)?;
         let mut answer = String::new();
         (&port).take(u32::from_be_bytes(prefix).min(LONGEST as u32).into()).read_to_string(&mut answer)?;
-        if answer.is_empty() { Ok(port) } else { Err(io::Error::other(answer)) }
+        match answer.is_empty() {
+            true => Ok(Started { socket: port, pid: uplink.and_then(|uplink| uplink.pid) }),
+            false => Err(io::Error::other(answer)),
+        }
     }
 }
 
@@ -73,7 +76,7 @@ mod tests {
     use super::*;
 
     /// A switch that answers one port, and what it was greeted with.
-    fn greeted(answer: &'static [u8]) -> (io::Result<UnixStream>, Vec<u8>) {
+    fn greeted(answer: &'static [u8]) -> (io::Result<Started>, Vec<u8>) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let listener = UnixListener::bind(&socket).unwrap();

@@ -68,6 +68,35 @@ fn received(driver: &mut Driver) -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn passt_is_asked_after_a_syn_ack_and_its_answer_is_the_guests_ack() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let stream = Stream::to_passt(ours).unwrap();
+    let mut driver = Driver::new(Box::new(Net::new(offer(1), Some(Box::new(stream)), None).unwrap()));
+    driver.bring_up(u64::MAX);
+    driver.add(RX, &[Part::Write(MOST as u32)]).unwrap();
+    let mut segment = vec![0; 54];
+    segment[12..18].copy_from_slice(&[8, 0, 0x45, 0, 0, 40]);
+    (segment[23], segment[46], segment[47]) = (6, 0x50, 0x12);
+    driver.request(TX, &[Part::Read(&[0; HEADER]), Part::Read(&segment)]);
+    assert_eq!(heard(&mut theirs), segment);
+    let question = heard(&mut theirs);
+    assert_eq!((question.len(), &question[12..14]), (42, &[8, 6][..]));
+    // As passt does: the asker is now who is answered.
+    let mut answer = question.clone();
+    answer[21] = 2;
+    answer.copy_within(22..32, 32);
+    answer[22..32].copy_from_slice(&[9; 10]);
+    say(&mut theirs, &answer);
+    let mut packets = Vec::new();
+    driver.wait(|driver| {
+        packets.extend(received(driver));
+        !packets.is_empty()
+    });
+    assert_eq!((packets.len(), packets[0][HEADER + 23], packets[0][HEADER + 47]), (1, 6, 0x10));
+    assert_eq!(packets[0][0], 2, "its checksum is right");
+}
+
+#[test]
 fn frames_go_out_as_they_are_without_their_headers() {
     let (mut driver, mut theirs) = started(u64::MAX);
     for len in [1, 14, 60, 1514, 65535] {
