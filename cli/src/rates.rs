@@ -92,6 +92,17 @@ impl Rates {
         Ok(())
     }
 
+    /// Bytes that are read and written, reads and writes.
+    pub fn of_disks(self) -> [Option<u64>; 4] {
+        [self.device_read_bps, self.device_write_bps, self.device_read_iops, self.device_write_iops]
+    }
+
+    /// Limits an interface that is to be, or is to have other limits.
+    pub fn limit_interface(self, interface: &mut Value) {
+        let [_, (_, limiters)] = self.members();
+        limiters.iter().for_each(|(key, limiter)| merge(&mut interface[*key], limiter));
+    }
+
     /// Limits the devices of a machine that is to be.
     pub fn limit(self, devices: &mut Map<String, Value>) {
         for (section, members) in self.members() {

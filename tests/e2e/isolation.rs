@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -171,6 +172,13 @@ fn a_container_without_a_microvm_has_all_verbs() {
     lab.run(["exec", "c", "true"]).assert_failed(1, &["paused"]);
     done(&["unpause", "c"]);
     done(&["update", "-m", "48m", "c"]);
+    // There is no limit where there is no disk (tmpfs), and then that is said.
+    let on_disk = fs::metadata(lab.path("")).is_ok_and(|metadata| rustix::fs::major(metadata.dev()) != 0);
+    if on_disk {
+        done(&["update", "--device-write-bps", "1m", "c"]);
+        assert_eq!(inspect("{{json .HostConfig.BlkioDeviceWriteBps}}"), "[{\"Path\":\"\",\"Rate\":1048576}]\n");
+    }
+    lab.run(["update", "--network-send-bps", "1m", "c"]).assert_failed(1, &["no network"]);
     lab.run(["snapshot", "c"]).assert_failed(1, &["c", "--isolation container"]);
 
     fs::write(lab.path("file"), "brought\n").unwrap();
@@ -187,6 +195,10 @@ fn a_container_without_a_microvm_has_all_verbs() {
     assert_eq!(fs::read_to_string(lab.path("back")).unwrap(), "brought\n");
     done(&["start", "c"]);
     assert_eq!(done(&["exec", "c", "cat", "/root/file", "/data/lives"]), "brought\nlived\nlived\n");
+    let began = Instant::now();
+    done(&["exec", "c", "dd", "if=/dev/zero", "of=/root/zeros", "bs=64k", "count=32", "oflag=direct"]);
+    assert!(!on_disk || began.elapsed() > Duration::from_secs(1), "2 MiB at 1 MiB/s: {:?}", began.elapsed());
+    done(&["exec", "c", "rm", "/root/zeros"]);
     done(&["commit", "c", "changed"]);
     done(&["rm", "-f", "c"]);
     let words = ["run", "--rm", "--isolation", "container", "changed", "cat", "/root/file"];

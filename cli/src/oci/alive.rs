@@ -1,19 +1,20 @@
 //! A container that a runtime has started: what a microVM is to one that has such.
 
-use std::cell::OnceCell;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::Context;
 use guest_images::{Layer, Store};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::cable::Cable;
-use super::{Bundle, Controls, Group};
+use super::{Bundle, Controls, Group, Keeper, disks};
 use crate::containers::Record;
 use crate::net::Connection;
 use crate::paths;
+use crate::rates::Rates;
 use crate::session::Session;
 use crate::volumes::Volumes;
 
@@ -28,13 +29,13 @@ pub struct Lost(String);
 /// It ends when this is dropped.
 pub struct Alive {
     bundle: Bundle,
-    id: String,
     /// Where init connects.
     pub session: Session,
     /// At its end when init is.
     ended: OwnedFd,
-    /// Its control group, once it has one.
-    group: OnceCell<Group>,
+    controls: Controls,
+    /// The rates that it begins with.
+    wanted: Rates,
     /// Its network, if it has one.
     _cable: Option<Cable>,
 }
@@ -63,10 +64,23 @@ impl Alive {
         let sockets = directory.join(SOCKETS);
         fs::create_dir(&sockets).with_context(|| sockets.display().to_string())?;
         let session = Session::listen(&sockets.join("vsock"))?;
-        let cable = network.map(|network| Cable::lay(&network.section[0], &sockets)).transpose()?;
+        let rates = record.flags.rates;
+        let interface = network.map(|network| {
+            let mut interface = network.section[0].clone();
+            rates.limit_interface(&mut interface);
+            interface
+        });
+        let cable = interface.as_ref().map(|interface| Cable::lay(interface, &sockets)).transpose()?;
         bundle.configure(&record.flags, &image, &sockets, volumes, network.is_some())?;
         let (ended, output) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
-        Ok((Alive { bundle, id: id.to_owned(), session, ended, group: OnceCell::new(), _cable: cable }, output))
+        let own = [image.as_path(), container];
+        let keeper = Keeper {
+            group: Rc::default(),
+            disks: disks::beneath(own.into_iter().chain(volumes.binds().map(|(path, _)| path))),
+            interface: interface.zip(cable.as_ref().map(Cable::rates)),
+        };
+        let controls = Controls { runtime: bundle.runtime.clone(), id: id.to_owned(), rates: keeper };
+        Ok((Alive { bundle, session, ended, controls, wanted: rates, _cable: cable }, output))
     }
 
     /// Starts it, with what was returned beside this.
@@ -74,11 +88,13 @@ impl Alive {
     /// # Errors
     /// The runtime cannot, and says why.
     pub fn start(&self, output: OwnedFd) -> anyhow::Result<()> {
-        self.bundle.start(&self.id, output)?;
+        self.bundle.start(&self.controls.id, output)?;
+        let rates = &self.controls.rates;
         if let Some(pid) = self.bundle.pid() {
-            let _ = self.group.set(Group::of(pid, std::process::id()));
+            let _ = rates.group.set(Group::of(pid, std::process::id()));
         }
-        Ok(())
+        // Nothing of the image runs before init is told what.
+        rates.limit_disks(self.wanted)
     }
 
     /// Hung up when it has ended.
@@ -88,12 +104,12 @@ impl Alive {
 
     /// What it can be told beside what init is.
     pub fn controls(&self) -> Controls {
-        Controls { runtime: self.bundle.runtime.clone(), id: self.id.clone() }
+        self.controls.clone()
     }
 
     /// How many of its processes have been killed for lack of memory. To be asked while it is there.
     pub fn killed_for_memory(&self) -> u64 {
-        self.group.get().map_or(0, Group::killed)
+        self.controls.rates.group.get().map_or(0, Group::killed)
     }
 
     /// Why it has ended before its process did.
@@ -104,6 +120,6 @@ impl Alive {
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.bundle.runtime.delete(&self.id);
+        self.bundle.runtime.delete(&self.controls.id);
     }
 }

@@ -4,10 +4,22 @@
 use std::fs;
 use std::path::PathBuf;
 
+use anyhow::{Context, anyhow};
+
+use super::disks::Disk;
 use crate::cgroup::{Cgroups, Version};
+use crate::rates::Rates;
+
+/// The limits of a disk, as [`Rates::of_disks`] has them: a file of each with v1, a key of one file with v2.
+const LIMITS: [(&str, &str); 4] = [
+    ("blkio.throttle.read_bps_device", "rbps"),
+    ("blkio.throttle.write_bps_device", "wbps"),
+    ("blkio.throttle.read_iops_device", "riops"),
+    ("blkio.throttle.write_iops_device", "wiops"),
+];
 
 /// The groups of a container, as far as there are some.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Group {
     memory: Option<(Version, PathBuf)>,
     cpu: Option<(Version, PathBuf)>,
@@ -54,6 +66,38 @@ impl Group {
     /// Bytes that it has read of disks, and written.
     pub fn moved(&self) -> Option<[u64; 2]> {
         read(self.disks.as_ref(), "blkio.throttle.io_service_bytes", "io.stat").map(|text| moved(&text))
+    }
+
+    /// Limits what it reads of each of these disks, and writes, as far as something is said of that.
+    ///
+    /// # Errors
+    /// There is no group for that, or no disk; the kernel's answer.
+    pub fn throttle(&self, rates: Rates, disks: &[Disk]) -> anyhow::Result<()> {
+        let said = LIMITS.into_iter().zip(rates.of_disks()).filter_map(|(limit, rate)| Some((limit, rate?)));
+        let said: Vec<_> = said.collect();
+        if said.is_empty() {
+            return Ok(());
+        }
+        let (version, dir) = self.disks.as_ref().ok_or_else(|| {
+            anyhow!("rates of disks: this host gives the container no control group for them (io); leave them out, or run it as root")
+        })?;
+        if disks.is_empty() {
+            return Err(anyhow!(
+                "rates of disks: nothing of the container's is on a disk of this host; leave them out"
+            ));
+        }
+        for disk in disks {
+            for ((old, new), rate) in &said {
+                let (file, line) = match version {
+                    Version::V1 => (*old, format!("{disk} {rate}")),
+                    Version::V2 if *rate == 0 => ("io.max", format!("{disk} {new}=max")),
+                    Version::V2 => ("io.max", format!("{disk} {new}={rate}")),
+                };
+                let path = dir.join(file);
+                fs::write(&path, line).with_context(|| format!("rates of disks: {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -120,6 +164,25 @@ mod tests {
         fs::write(dir.path().join("V2/memory.max"), "max\n").unwrap();
         let unlimited = Group { memory: Some((Version::V2, dir.path().join("V2"))), cpu: None, disks: None };
         assert_eq!((unlimited.limit(), unlimited.cpu_ms(), unlimited.moved()), (None, None, None));
+    }
+
+    #[test]
+    fn each_disk_gets_what_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = |version| Group { memory: None, cpu: None, disks: Some((version, dir.path().to_owned())) };
+        let rates = Rates { device_read_bps: Some(0), device_write_iops: Some(7), ..Rates::default() };
+        let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+        group(Version::V1).throttle(rates, &["8:0".into()]).unwrap();
+        assert_eq!(read("blkio.throttle.read_bps_device"), "8:0 0");
+        assert_eq!(read("blkio.throttle.write_iops_device"), "8:0 7");
+        assert!(!dir.path().join("blkio.throttle.write_bps_device").exists());
+        group(Version::V2).throttle(rates, &["8:0".into(), "8:16".into()]).unwrap();
+        assert_eq!(read("io.max"), "8:16 wiops=7", "the last of what was written");
+        let none = Group { memory: None, cpu: None, disks: None };
+        assert!(none.throttle(Rates::default(), &[]).is_ok());
+        assert!(none.throttle(rates, &["8:0".into()]).unwrap_err().to_string().contains("no control group"));
+        let error = group(Version::V1).throttle(rates, &[]).unwrap_err().to_string();
+        assert!(error.contains("nothing of the container's"), "{error}");
     }
 
     #[test]

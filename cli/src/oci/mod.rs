@@ -13,6 +13,7 @@ mod alive;
 mod cable;
 mod config;
 mod controls;
+mod disks;
 mod group;
 mod refused;
 
@@ -42,7 +43,7 @@ use crate::volumes::Volumes;
 
 pub use alive::{Alive, Lost};
 pub use config::for_init;
-pub use controls::Controls;
+pub use controls::{Controls, Keeper};
 pub use group::Group;
 pub use refused::check;
 

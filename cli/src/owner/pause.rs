@@ -38,7 +38,7 @@ impl Owner {
         None
     }
 
-    fn have_stand_still(&self, still: bool) -> anyhow::Result<()> {
+    fn have_stand_still(&mut self, still: bool) -> anyhow::Result<()> {
         if let Some(runtime) = self.runtime() {
             return runtime.pause(still);
         }

@@ -55,8 +55,8 @@ impl Owner {
     }
 
     /// The way to whoever it has in place of a microVM.
-    pub(super) fn runtime(&self) -> Option<&Controls> {
-        match &self.sharing {
+    pub(super) fn runtime(&mut self) -> Option<&mut Controls> {
+        match &mut self.sharing {
             Sharing::Host(controls) => Some(controls),
             _ => None,
         }
@@ -124,6 +124,7 @@ fn refusal(sharing: &Sharing, name: &str, order: &Order) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::Keeper;
     use crate::restart::Policy;
     use bench::compare::bundle::Runtime;
 
@@ -133,7 +134,7 @@ mod tests {
         let pod = Sharing::Pod { places: 2, empty };
         let member = Sharing::Member { pod: "web".into() };
         let runtime = Runtime { program: "runc".into(), state: "/s".into() };
-        let host = Sharing::Host(Controls { runtime, id: "c".into() });
+        let host = Sharing::Host(Controls { runtime, id: "c".into(), rates: Keeper::default() });
         let exec = |helper| Order::Exec(Exec { helper, args: vec!["sh".into()], ..Exec::default() });
         let place = |place| exec(Some(Helper::Member { place }));
         let update = |memory_mib| Order::Update(Update { memory_mib, restart: Some(Policy::No), ..Update::default() });

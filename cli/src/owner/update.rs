@@ -46,12 +46,9 @@ impl Owner {
                 bail!("the microVM is being snapshotted or rolled back; try again when that is done");
             }
             if let Some(runtime) = self.runtime() {
-                if to.rates != Rates::default() {
-                    bail!(
-                        "container {name}: rates are those of a microVM's devices, and it has none (--isolation container)"
-                    );
-                }
-                runtime.update(to.cpus, to.memory_mib)?;
+                runtime.resize(to.cpus, to.memory_mib)?;
+                container.borrow_mut().update(Update { cpus: to.cpus, memory_mib: to.memory_mib, ..Update::default() });
+                runtime.rates.limit(to.rates)?;
                 container.borrow_mut().update(to);
                 return Ok(());
             }
