@@ -47,6 +47,7 @@ pub const KIND: DeviceKind = DeviceKind {
     prompt_syscalls: &[],
     ioctls: &[],
     workers: &[],
+    works: |_| true,
     #[cfg(any(test, feature = "testing"))]
     sample,
 };

@@ -46,6 +46,7 @@ pub const KIND: DeviceKind = DeviceKind {
     prompt_syscalls: &[],
     ioctls: &[],
     workers: &[],
+    works: |_| true,
     #[cfg(any(test, feature = "testing"))]
     sample: |_| serde_json::json!({}),
 };

@@ -65,6 +65,9 @@ pub struct DeviceKind {
     pub ioctls: &'static [u32],
     /// What it has done by threads of their own.
     pub workers: &'static [&'static Work],
+    /// Whether a section's devices can ever have something to do with the host. If not, a machine's process has no system call and no
+    /// worker for them: the guest has such a device since others that go on from the same snapshot have a use for it.
+    pub works: fn(&Value) -> bool,
     /// A section to test with; what it needs is made in the directory.
     #[cfg(any(test, feature = "testing"))]
     pub sample: fn(&Path) -> Value,

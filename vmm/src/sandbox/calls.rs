@@ -233,9 +233,9 @@ impl Calls {
     }
 }
 
-/// The kinds of the devices of a machine.
-fn kinds(config: &VmConfig) -> impl Iterator<Item = &'static DeviceKind> {
-    DEVICES.iter().filter(|kind| config.devices.contains_key(kind.config_key))
+/// The kinds of the devices of a machine that have something to do.
+pub fn kinds(config: &VmConfig) -> impl Iterator<Item = &'static DeviceKind> {
+    DEVICES.iter().filter(|kind| config.devices.get(kind.config_key).is_some_and(kind.works))
 }
 
 /// A vCPU's thread. What it does for devices is little: what starts and stops them, and most of what they do, is the event loop's.

@@ -33,7 +33,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use devices::virtio::DEVICES;
 use devices::worker::{self, Work};
 
 use ::landlock::RulesetStatus;
@@ -365,8 +364,7 @@ fn or_end(thread: &str, result: io::Result<()>) {
 
 /// The workers that a process may have.
 fn workers(config: &VmConfig, requests: bool) -> Vec<&'static Work> {
-    let configured = DEVICES.iter().filter(|kind| config.devices.contains_key(kind.config_key));
-    let mut workers: Vec<_> = configured.flat_map(|kind| kind.workers).copied().collect();
+    let mut workers: Vec<_> = calls::kinds(config).flat_map(|kind| kind.workers).copied().collect();
     if requests {
         // A device can be built anew by a request, but no new kind of device.
         workers.push(&REQUESTS);

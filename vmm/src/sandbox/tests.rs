@@ -162,6 +162,33 @@ fn lists_are_short() {
     }
 }
 
+/// A guest has them since others that go on from the same snapshot have a use for them: its process is none that does.
+#[test]
+fn group_11_a_device_with_nothing_behind_it_takes_nothing_of_the_host() {
+    let with = |more: &[(&str, Value)]| {
+        let mut config = config(true);
+        config.devices.retain(|section, _| !["fs", "network-interfaces"].contains(&section.as_str()));
+        config.devices.extend(more.iter().map(|(section, value)| ((*section).to_owned(), value.clone())));
+        Sandbox::new(Wanted { files: Some(Vec::new()), ..Wanted::default() }, config, true)
+    };
+    let all = |sandbox: &Sandbox| {
+        let threads = [Thread::First, Thread::Vcpu, Thread::Events, Thread::Nursery];
+        let workers = sandbox.workers.iter().map(|work| calls::worker(work));
+        threads.map(|thread| sandbox.calls(thread)).into_iter().chain(workers).collect::<Vec<_>>()
+    };
+    let (none, volume) = (serde_json::json!([]), serde_json::json!([{ "name": "0", "path_on_host": "/" }]));
+    let fs = |volumes: &Value| ("fs", serde_json::json!({ "volumes": volumes }));
+    let interface = |behind: &str| ("network-interfaces", serde_json::json!([{ "iface_id": "eth0", behind: true }]));
+    let before = with(&[]);
+    let nothing = with(&[fs(&none), interface("nowhere")]);
+    assert_eq!((all(&nothing), nothing.keep(), nothing.user()), (all(&before), before.keep(), before.user()));
+    assert_eq!(before.keep(), Keep::Nothing);
+    // What is behind them, or may be, is what counts.
+    let (shared, unplugged) = (with(&[fs(&volume)]), with(&[interface("unplugged")]));
+    assert!(shared.keep() != Keep::Nothing && shared.user().is_none() && all(&shared) != all(&before));
+    assert_ne!(all(&unplugged), all(&before));
+}
+
 #[test]
 fn workers_can_be_named_and_have_a_stack() {
     for kind in DEVICES {

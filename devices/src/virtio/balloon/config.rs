@@ -36,6 +36,7 @@ pub const KIND: DeviceKind = DeviceKind {
     prompt_syscalls: &[],
     ioctls: &[],
     workers: &[],
+    works: |_| true,
     #[cfg(any(test, feature = "testing"))]
     sample: |_| {
         serde_json::json!({ "amount_mib": 1, "deflate_on_oom": true, "stats_polling_interval_s": 3600,

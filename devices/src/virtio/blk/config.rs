@@ -52,6 +52,7 @@ pub const KIND: DeviceKind = DeviceKind {
     prompt_syscalls: &[libc::SYS_preadv],
     ioctls: &[],
     workers: &[&super::engine::pool::DISK],
+    works: |_| true,
     #[cfg(any(test, feature = "testing"))]
     sample,
 };

@@ -41,6 +41,7 @@ pub const KIND: DeviceKind = DeviceKind {
     prompt_syscalls: &[],
     ioctls: &[],
     workers: &[&super::host::OUTPUT],
+    works: |_| true,
     #[cfg(any(test, feature = "testing"))]
     sample: |_| serde_json::json!({ "mode": "off", "columns": 80, "rows": 24 }),
 };

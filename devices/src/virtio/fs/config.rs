@@ -51,6 +51,7 @@ pub const KIND: DeviceKind = DeviceKind {
     prompt_syscalls: &[],
     ioctls: &[],
     workers: &[&super::pool::SERVING],
+    works: |section| !parse(section).is_ok_and(|config| config.volumes.is_empty()),
     #[cfg(any(test, feature = "testing"))]
     sample,
 };
@@ -171,8 +172,9 @@ fn build(section: &Value) -> Built {
         SharedVolume::open(volume)
             .map_err(DeviceError::host(SECTION, format!("share {}", volume.path_on_host.display())))
     };
-    let volumes = config.volumes.iter().map(open).collect::<Result<_, _>>()?;
-    let shared = Shared { volumes, budget: Arc::new(Budget::new(most_files())) };
+    let volumes: Vec<_> = config.volumes.iter().map(open).collect::<Result<_, _>>()?;
+    let most = if volumes.is_empty() { 0 } else { most_files() };
+    let shared = Shared { volumes, budget: Arc::new(Budget::new(most)) };
     let device = Fs::new(&config.tag, shared).map_err(DeviceError::host(SECTION, "share directories".into()))?;
     Ok(vec![Box::new(device)])
 }

@@ -11,6 +11,8 @@
 //! kick ─► chain, checked ─► Job ─► thread: FUSE ─► Vfs ─► Guard ─► the host's directory ─► Done ─► event ─► used ring
 //! ```
 //!
+//! Without a volume there is nobody to ask, and the device refuses whatever it is asked, itself: no thread, and no file.
+//!
 //! What a guest has open and knows by number is in the server, and is not saved: the state of a device says only that the
 //! guest has nothing open. A device that is not so cannot be saved, with the reason.
 
@@ -95,6 +97,11 @@ impl VirtioDevice for Fs {
 
     fn process_queue(&mut self, index: usize, io: &mut Io) -> Result<(), DeviceFault> {
         while let Some(chain) = io.queues[index].pop(io.mem)? {
+            if self.shared.volumes.is_empty() {
+                let (head, written) = (chain.head(), server::nothing_here(&chain));
+                io.queues[index].push(io.mem, head, written)?;
+                continue;
+            }
             if self.pool.is_none() {
                 let mem = io.mem.clone();
                 let pool = Pool::start(self.event.clone(), || Mailbox::new(&mem));

@@ -14,6 +14,7 @@ use library_memory::ByteValued;
 use super::config::{Shared, SharedVolume};
 use super::guard::Guard;
 use super::memory::{Mailbox, Spans};
+use crate::virtio::chain::Chain;
 
 /// For how long the guest believes what it knows of names and attributes: others may change files on the host.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,6 +68,19 @@ fn refuse(mailbox: &mut Mailbox, spans: &Spans) -> io::Result<u32> {
     let len = size_of::<OutHeader>() as u32;
     writer.write_all(OutHeader { len, error: -libc::EINVAL, unique: header.unique }.as_slice())?;
     Ok(len)
+}
+
+/// The answer to a request where nothing is shared, with a system call's error for who mounts that. Returns its bytes: none to what is no
+/// request, or has no room for one.
+pub fn nothing_here(chain: &Chain) -> u32 {
+    let mut header = InHeader::default();
+    let len = size_of::<OutHeader>() as u32;
+    let answered = chain.readable().read(header.as_mut_slice()) == size_of::<InHeader>() && chain.writable_len() >= len;
+    if !answered {
+        return 0;
+    }
+    let answer = OutHeader { len, error: -libc::ENODEV, unique: header.unique };
+    chain.writable().write(answer.as_slice()) as u32
 }
 
 fn make(shared: &Shared) -> io::Result<Mounted> {

@@ -449,6 +449,24 @@ fn nonsense_is_answered_or_given_back() {
     guest.lookup(top, "none").unwrap_err();
 }
 
+/// Others that go on from the same snapshot have volumes.
+#[test]
+fn without_a_volume_each_request_is_refused_and_nobody_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = json!({ "volumes": [] });
+    assert!(!(KIND.works)(&none) && (KIND.works)(&json!({ "volumes": [{ "name": "0", "path_on_host": dir.path() }] })));
+    let device = (KIND.build)(&none).unwrap().remove(0);
+    let mut guest = Guest { driver: Driver::start(device), dir, top: ROOT };
+    for opcode in [INIT, LOOKUP, GETATTR, OPEN, WRITE, 42, u32::MAX] {
+        assert_eq!(guest.call(opcode, ROOT, &[0; 64]), Err(libc::ENODEV), "{opcode}");
+    }
+    guest.forget(ROOT, 1);
+    for (header, room) in [(40, 15), (39, 16), (0, 16)] {
+        assert_eq!(guest.driver.request(1, &[Part::Read(&vec![0; header]), Part::Write(room)]).written, 0);
+    }
+    guest.save().unwrap();
+}
+
 #[test]
 fn configurations_that_cannot_be_are_refused() {
     let dir = tempfile::tempdir().unwrap();

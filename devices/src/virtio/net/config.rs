@@ -55,6 +55,7 @@ pub const KIND: DeviceKind = DeviceKind {
     prompt_syscalls: &[],
     ioctls: super::tap::IOCTLS,
     workers: &[],
+    works: |section| !parse(section).is_ok_and(|interfaces| interfaces.iter().all(|interface| interface.nowhere)),
     #[cfg(any(test, feature = "testing"))]
     sample,
 };
@@ -91,10 +92,20 @@ struct Interface {
     /// Ours: nothing is at the other end of the cable yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unplugged: bool,
+    /// Ours: nor will there ever be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    nowhere: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rx_rate_limiter: Option<RateLimiter>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tx_rate_limiter: Option<RateLimiter>,
+}
+
+impl Interface {
+    /// Now, at least.
+    fn leads_nowhere(&self) -> bool {
+        self.unplugged || self.nowhere
+    }
 }
 
 /// A unicast MAC address.
@@ -156,13 +167,13 @@ fn parse_flag(value: &str, section: &mut Value) -> Result<(), DeviceError> {
 /// What can be told without opening anything.
 fn check(interfaces: &[Interface]) -> Result<(), DeviceError> {
     for (index, interface) in interfaces.iter().enumerate() {
-        let Interface { iface_id: id, host_dev_name, new_tap, user, port, unplugged, .. } = interface;
+        let Interface { iface_id: id, host_dev_name, new_tap, user, port, unplugged, nowhere, .. } = interface;
         if interfaces[..index].iter().any(|other| other.iface_id == *id) {
             return Err(invalid(format!("two interfaces have the iface_id '{id}'")));
         }
-        let behind = [host_dev_name.is_some(), new_tap.is_some(), user.is_some(), port.is_some(), *unplugged];
+        let behind = [host_dev_name.is_some(), new_tap.is_some(), user.is_some(), port.is_some(), *unplugged, *nowhere];
         if behind.iter().filter(|there| **there).count() != 1 {
-            let one_of = "host_dev_name, new_tap, user, port and unplugged";
+            let one_of = "host_dev_name, new_tap, user, port, unplugged and nowhere";
             return Err(invalid(format!("interface '{id}' needs one of {one_of}")));
         }
         if let Some(name) = host_dev_name.as_deref().filter(|name| !is_name(name)) {
@@ -284,7 +295,7 @@ fn wanted(section: &Value) -> Result<(Interface, usize), DeviceError> {
     let interfaces = parse(section)?;
     check(&interfaces)?;
     let [interface]: [Interface; 1] = interfaces.try_into().map_err(|_| invalid("it is about one interface".into()))?;
-    let count = match interface.unplugged {
+    let count = match interface.leads_nowhere() {
         _ if by_socket(&interface) => 1,
         true => 0,
         false => interface.num_queue_pairs.unwrap_or(1).into(),
@@ -306,7 +317,7 @@ fn build_given(section: &Value, descriptors: Vec<OwnedFd>) -> Built {
         let kind = if interface.user.is_some() { Behind::Passt } else { Behind::Switch };
         let started = |socket: OwnedFd| Started { socket: socket.into(), pid: None };
         descriptors.into_iter().next().map_or(Behind::Nothing, |socket| kind(started(socket)))
-    } else if interface.unplugged {
+    } else if interface.leads_nowhere() {
         Behind::Nothing
     } else {
         let tap = Tap::of_descriptors(descriptors);
@@ -383,7 +394,8 @@ mod tests {
         };
         let port = |port: u16| json!({ "protocol": "tcp", "host_ip": "127.0.0.1", "host_port": port, "guest_port": 1 });
         for (section, words) in [
-            (one(json!({})), "one of host_dev_name, new_tap, user, port and unplugged"),
+            (one(json!({})), "one of host_dev_name, new_tap, user, port, unplugged and nowhere"),
+            (one(json!({ "nowhere": true, "user": {} })), "one of"),
             (one(json!({ "user": {}, "host_dev_name": "tap0" })), "one of"),
             (one(json!({ "new_tap": { "host_ip": "10.0.0.1" } })), "or neither"),
             (one(json!({ "new_tap": { "host_ip": "10.0.0.1", "prefix_len": 31 } })), "1 to 30"),

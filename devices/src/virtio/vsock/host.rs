@@ -64,6 +64,7 @@ pub const KIND: DeviceKind = DeviceKind {
     prompt_syscalls: &[],
     ioctls: &[libc::FIONBIO as u32],
     workers: &[],
+    works: |_| true,
     #[cfg(any(test, feature = "testing"))]
     sample: |dir| serde_json::json!({ "guest_cid": 3, "uds_path": dir.join("vsock") }),
 };
