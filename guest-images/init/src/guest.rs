@@ -9,6 +9,7 @@
 //!
 //! Where a connection is lost that way, this is a clone: it says Hello on a connection to another host.
 
+use crate::alone::{self, Alone};
 use crate::attend::{Container, attend};
 use crate::beside;
 use crate::control::{Control, HostGone};
@@ -100,6 +101,11 @@ pub trait Machine {
         true
     }
 
+    /// Whether there is an interface even if the container is to be on no network.
+    fn shows_interface(&self) -> bool {
+        false
+    }
+
     /// Has an interface be there, which is to be set up.
     ///
     /// # Errors
@@ -162,7 +168,7 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
         Ok(stage) => {
             let (start, prepared) = wait_for_start(machine, control)?;
             *end = start.end;
-            begin(machine, stage, *start, prepared.as_ref())
+            begin(machine, stage, *start, prepared)
         }
     };
     match started {
@@ -198,17 +204,30 @@ fn live<M: Machine>(machine: &M, control: &mut Control, init_ns: u64, end: &mut 
     Ok(())
 }
 
+/// What has been done for networks before it is known which one it will be.
+#[derive(Debug, Default)]
+struct Prepared {
+    /// What the interface is.
+    network: Option<Network>,
+    /// Where one is that is to be on none.
+    alone: Option<Alone>,
+}
+
 /// Waits for the host's `Start`, and says `Ready` if it asks. From then on a lost connection means that this is a clone,
-/// whose host is another one: it introduces itself there. Also tells what the interface has been prepared to be.
-fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<(Box<Start>, Option<Network>), HostGone> {
+/// whose host is another one: it introduces itself there. Also tells what has been prepared.
+fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<(Box<Start>, Prepared), HostGone> {
     let mut ready = false;
-    let mut prepared = None;
+    let mut prepared = Prepared::default();
     loop {
         match control.order() {
             Ok(HostMessage::Start(start)) => return Ok((start, prepared)),
             Ok(HostMessage::Prepare(network)) => {
                 ready = true;
-                prepared = network.filter(network::prepare);
+                prepared.network = network.filter(network::prepare);
+                if machine.shows_interface() {
+                    // One that cannot be had now is tried again when it is needed.
+                    prepared.alone = Alone::make().ok();
+                }
                 // If the connection is lost already, the next turn finds that out.
                 let _ = control.ready();
             }
@@ -223,12 +242,12 @@ fn wait_for_start<M: Machine>(machine: &M, control: &mut Control) -> Result<(Box
     }
 }
 
-/// Everything from the order to the running process; the interface is as it was `prepared`. Also tells when the root was complete.
+/// Everything from the order to the running process. Also tells when the root was complete.
 fn begin<M: Machine>(
     machine: &M,
-    stage: Stage,
+    mut stage: Stage,
     mut start: Start,
-    prepared: Option<&Network>,
+    prepared: Prepared,
 ) -> Result<(Container, u64), Failure> {
     let guest = |what| move |error| Failure::errno(FailureKind::Guest, what, error);
     // Before anything else: whatever is random from here on must not be what other clones get.
@@ -242,8 +261,11 @@ fn begin<M: Machine>(
     let opening = Opening::begin(machine, MAIN_PROCESS, terminal.is_some(), start.process.stdin, Output::Later)
         .map_err(guest(STREAMS))?;
     if let Some(network) = &start.network {
+        prepared.alone.into_iter().for_each(Alone::leave);
         machine.plug().map_err(guest("making the network interface"))?;
-        network::set_up(network, prepared)?;
+        network::set_up(network, prepared.network.as_ref())?;
+    } else if machine.shows_interface() {
+        alone::be_alone(prepared.alone, &mut stage.mounts);
     }
     root::mount_layers(machine, &start.root)?;
     let on_disk = start.root.upper == Upper::Disk;

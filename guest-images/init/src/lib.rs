@@ -5,7 +5,7 @@
 //! - [`stage`]: what is done before the host says what the guest is to be.
 //! - [`root`]: layers, overlay, switching to them. [`names`]: the files that tell a container who it is.
 //! - [`settings`]: what a container has asked for besides.
-//! - [`network`]: the interface of a guest that has one.
+//! - [`network`]: the interface of a guest; [`alone`]: a container that is not to see it.
 //! - [`volumes`]: the host's directories in it.
 //! - [`environment`]: what is added to the process's environment, and where its command is looked for.
 //! - [`attend`]: everything from the process's start to its end.
@@ -34,6 +34,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod alone;
 pub mod attend;
 pub mod audit;
 pub mod beside;

@@ -99,6 +99,11 @@ impl Machine for VirtualMachine {
         mount(VOLUMES, target, "virtiofs", MountFlags::NODEV, None)
     }
 
+    fn shows_interface(&self) -> bool {
+        // The network of a guest that several share is all theirs.
+        self.place.is_none()
+    }
+
     fn cgroups(&self) -> io::Result<OwnedFd> {
         let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(&context)?;

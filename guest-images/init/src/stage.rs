@@ -67,7 +67,7 @@ impl Stage {
         let freezer = machine.cgroups().and_then(|parent| Freezer::new(parent, group(machine.place()))).ok();
         let mounts = Mounts {
             dev: make_dev(machine.is_root())?,
-            sys: make_sys(machine.place().is_none() && machine.has_kernel()),
+            sys: make_sys(SYS, machine.place().is_none() && machine.has_kernel()),
         };
         let random = openat(&mounts.dev, "urandom", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let random = random.map_err(|error| failed("/dev/urandom", error))?;
@@ -76,6 +76,11 @@ impl Stage {
 }
 
 impl Mounts {
+    /// Has the container have another /sys.
+    pub fn show(&mut self, sys: Option<OwnedFd>) {
+        self.sys = sys;
+    }
+
     /// Moves them to their places in the root of this process. That of /proc stays empty: the process mounts it from inside
     /// its PID namespace.
     ///
@@ -124,14 +129,15 @@ fn group(place: Option<u8>) -> String {
     place.map_or_else(|| "container".into(), |place| format!("member-{place}"))
 }
 
-/// The container's /sys, if the kernel has one; `alone`: with the cgroups of the whole kernel.
-fn make_sys(alone: bool) -> Option<OwnedFd> {
+/// The container's /sys, if the kernel has one, mounted at `path`: it shows the interfaces of this process's network namespace. `alone`: with
+/// the cgroups of the whole kernel.
+pub fn make_sys(path: &str, alone: bool) -> Option<OwnedFd> {
     let read_only = NO_EXEC.union(MountFlags::RDONLY);
-    mount_fs("sysfs", SYS, read_only, None).ok()?;
+    mount_fs("sysfs", path, read_only, None).ok()?;
     if alone {
-        let _ = mount_fs("cgroup2", "s/fs/cgroup", read_only, None);
+        let _ = mount_fs("cgroup2", &format!("{path}/fs/cgroup"), read_only, None);
     }
-    open_directory(SYS).ok()
+    open_directory(path).ok()
 }
 
 fn open_directory(path: &str) -> Result<OwnedFd, Failure> {

@@ -22,6 +22,7 @@ use rustix::ioctl::{self, Opcode};
 use rustix::net::SocketFlags;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SocketType};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const SYS_WRITE: usize = 1;
 const SYS_EXIT: usize = 60;
@@ -60,6 +61,25 @@ pub fn own_cgroup_namespace() -> io::Result<()> {
     const NEWCGROUP: usize = 0x0200_0000;
     // SAFETY: of all that could be unshared this is nothing that a descriptor or memory depends on.
     unsafe { syscall(SYS_UNSHARE, NEWCGROUP, 0, 0) }.map(drop)
+}
+
+/// Has this process be in a network namespace of its own, in which there is a loopback interface that is down. Its sockets stay where they
+/// were made.
+///
+/// # Errors
+/// As unshare(2).
+pub fn own_network_namespace() -> io::Result<()> {
+    const NEWNET: usize = 0x4000_0000;
+    // SAFETY: of all that could be unshared this is nothing that a descriptor or memory depends on.
+    unsafe { syscall(SYS_UNSHARE, NEWNET, 0, 0) }.map(drop)
+}
+
+/// Has this process, and what it starts from now on, be in a network namespace.
+///
+/// # Errors
+/// As setns(2).
+pub fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
 }
 
 /// Closes every descriptor of this process but those of its standard streams, in a child: what it has of its parent's is a copy.

@@ -1,10 +1,14 @@
 //! Network interfaces: names, addresses and routes by the ioctls of netdevice(7), of which each takes one thing.
 
-use super::{AddressFamily, AsFd, Opcode, OwnedFd, SocketFlags, SocketType, io, ioctl};
-use core::ffi::c_long;
+use super::{AddressFamily, AsFd, AsRawFd, Opcode, OwnedFd, SocketFlags, SocketType, io, ioctl, syscall};
+use core::ffi::{c_int, c_long};
 use core::ptr;
+use rustix::fd::FromRawFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+const SYS_IOCTL: usize = 16;
+/// linux/sockios.h.
+const SIOCGSKNS: usize = 0x894c;
 const SIOCADDRT: Opcode = 0x890b;
 const SIOCSIFFLAGS: Opcode = 0x8914;
 const SIOCSIFADDR: Opcode = 0x8916;
@@ -99,6 +103,18 @@ impl Interface {
         }
         // SAFETY: all calls of this file that begin with SIOCSIF read a struct ifreq.
         unsafe { ioctl::ioctl(self.socket.as_fd(), ioctl::Setter::<CALL, Request>::new(request)) }
+    }
+
+    /// The network namespace that it is looked for in.
+    ///
+    /// # Errors
+    /// As the SIOCGSKNS ioctl: the kernel has none.
+    pub fn namespace(&self) -> io::Result<OwnedFd> {
+        // SAFETY: it takes no argument.
+        let number = unsafe { syscall(SYS_IOCTL, self.socket.as_fd().as_raw_fd() as usize, SIOCGSKNS, 0) }?;
+        let number = c_int::try_from(number).map_err(|_| io::Errno::BADF)?;
+        // SAFETY: the kernel has made it, and nobody else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
     }
 
     /// Brings it up.

@@ -1,6 +1,7 @@
 //! The guest's life on this machine's kernel: in namespaces of its own, with this machine's root as its one layer and unix
 //! sockets for vsock. Needs root; says so and passes if it is not there.
 
+mod alone;
 mod exec;
 mod frozen;
 mod helper;
@@ -26,6 +27,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const SOCKETS: &str = "TEST_GUEST_SOCKETS";
 /// Where it finds its place among this machine's cgroups, if there is one.
 const CGROUPS: &str = "TEST_GUEST_CGROUPS";
+/// It has an interface.
+const INTERFACE: &str = "TEST_GUEST_INTERFACE";
 
 /// A guest without a virtual machine. Once its root is another, it cannot find anything by its path any more.
 struct Namespaces {
@@ -34,6 +37,7 @@ struct Namespaces {
     /// This machine's root; of a member, a mount of it that is still to be put somewhere.
     root: OwnedFd,
     place: Option<u8>,
+    interface: bool,
 }
 
 fn open_directory(path: &str) -> rustix::io::Result<OwnedFd> {
@@ -89,6 +93,10 @@ impl Machine for Namespaces {
         Ok(())
     }
 
+    fn shows_interface(&self) -> bool {
+        self.interface
+    }
+
     fn cgroups(&self) -> rustix::io::Result<OwnedFd> {
         self.cgroups.as_ref().map_err(|&error| error).and_then(|cgroups| rustix::io::fcntl_dupfd_cloexec(cgroups, 3))
     }
@@ -105,7 +113,13 @@ impl Machine for Namespaces {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let root = open_tree(&self.root, "", flags).ok()?;
         let sockets = rustix::io::fcntl_dupfd_cloexec(&self.sockets, 3).ok()?;
-        (place < MAX_PLACES).then(|| Self { sockets, cgroups: self.cgroups(), root, place: Some(place) })
+        (place < MAX_PLACES).then(|| Self {
+            sockets,
+            cgroups: self.cgroups(),
+            root,
+            place: Some(place),
+            interface: false,
+        })
     }
 
     fn forget_init(&self) -> rustix::io::Result<()> {
@@ -167,7 +181,8 @@ impl Drop for Cgroup {
 fn guest() {
     let sockets = open_directory(&std::env::var(SOCKETS).expect("started by a test")).unwrap();
     let cgroups = std::env::var(CGROUPS).map_err(|_| Errno::NODEV).and_then(|path| open_directory(&path));
-    let machine = Namespaces { sockets, cgroups, root: open_directory("/").unwrap(), place: None };
+    let interface = std::env::var_os(INTERFACE).is_some();
+    let machine = Namespaces { sockets, cgroups, root: open_directory("/").unwrap(), place: None, interface };
     let control = machine.connect(guest::PORT).unwrap();
     std::process::exit(i32::from(guest::run(&machine, control, 7) != End::PowerOff));
 }
@@ -188,7 +203,12 @@ struct Host {
 impl Host {
     /// Starts a guest; none if this machine does not let us.
     fn new() -> Option<Self> {
-        Self::with(None)
+        Self::with(None, false)
+    }
+
+    /// Starts a guest that has an interface, `eth0`.
+    fn with_interface() -> Option<Self> {
+        Self::with(None, true)
     }
 
     /// Starts a guest whose container can be frozen.
@@ -197,10 +217,10 @@ impl Host {
         if cgroup.is_none() {
             eprintln!("SKIP: no cgroup2 to freeze anything in");
         }
-        Self::with(Some(cgroup?))
+        Self::with(Some(cgroup?), false)
     }
 
-    fn with(cgroup: Option<Cgroup>) -> Option<Self> {
+    fn with(cgroup: Option<Cgroup>, interface: bool) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIP: namespaces and mounts need root");
             return None;
@@ -230,11 +250,14 @@ impl Host {
                 "private",
             ])
             // Its end is the end of all it has started, as a machine's is.
-            .args(["--pid", "--fork", "--kill-child"])
+            .args(["--pid", "--fork", "--kill-child", "sh", "-c"])
+            .arg(if interface { "ip link add eth0 type veth peer name other; exec \"$@\"" } else { "exec \"$@\"" })
+            .arg("sh")
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "guest", "--ignored", "--nocapture"])
             .env(SOCKETS, directory.path())
             .envs(cgroup.as_ref().map(|cgroup| (CGROUPS, &cgroup.0)))
+            .envs(interface.then_some((INTERFACE, "")))
             .current_dir(&scratch)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -252,10 +275,14 @@ impl Host {
     /// Has the guest prepare, then breaks the connection as a machine does that its memory was copied into.
     fn clone_of_prepared() -> Option<Self> {
         let mut host = Self::new()?;
-        host.send(&HostMessage::Prepare(None));
-        assert!(matches!(host.next(), Some(GuestMessage::Ready { .. })));
-        host.control.shutdown(std::net::Shutdown::Both).unwrap();
+        host.prepare_and_clone(None);
         Some(host)
+    }
+
+    fn prepare_and_clone(&mut self, network: Option<Network>) {
+        self.send(&HostMessage::Prepare(network));
+        assert!(matches!(self.next(), Some(GuestMessage::Ready { .. })));
+        self.control.shutdown(std::net::Shutdown::Both).unwrap();
     }
 
     /// Accepts a clone.
