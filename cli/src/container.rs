@@ -28,12 +28,13 @@ use crate::failure::{Failure, sanitize};
 use crate::launch::{Broken, Ran, conclude};
 use crate::monitor::{Console, Monitor, MonitorError};
 use crate::net::{self, Connection};
-use crate::owner::Owner;
+use crate::owner::{self, Owner};
 use crate::phases::Phases;
 use crate::plug;
 use crate::rundir::RunDir;
 use crate::session::{Ended, Io, Outcome, Session, SessionError, Times};
 use crate::successor::{Arrived, Succession};
+use crate::volumes;
 
 /// Size of the layers' disk as guests see it, in bytes: the same for every image, so that a guest can have booted before it is
 /// known which one it gets. What no layer covers is zeros.
@@ -183,16 +184,23 @@ pub fn machine_id() -> anyhow::Result<[u8; 16]> {
     Ok(id)
 }
 
-/// A container's devices: the layers, in order, as one read-only disk; the way to init; randomness.
+/// A container's devices: the layers, in order, as one read-only disk; the way to init; randomness; a balloon. And those that it has nothing
+/// behind, unless it is to have something: an interface that leads nowhere, and a file system of the host's directories without one. All
+/// containers have all of these, so that all go on from one template.
 pub fn devices<'a>(layers: impl Iterator<Item = &'a Layer>, vsock: &Path) -> anyhow::Result<Map<String, Value>> {
     let extents = layers.map(|layer| path_text(&layer.path)).collect::<Result<Vec<_>, _>>()?;
     let drives = json!([{ "drive_id": "layers", "is_root_device": false, "is_read_only": true, "extents": extents,
                           "capacity": LAYERS_CAPACITY }]);
     let vsock = json!({ "guest_cid": 3, "uds_path": path_text(vsock)? });
-    Ok([("drives", drives), ("vsock", vsock), ("entropy", json!({}))]
-        .map(|(key, value)| (key.into(), value))
-        .into_iter()
-        .collect())
+    let sections = [
+        ("drives", drives),
+        ("vsock", vsock),
+        ("entropy", json!({})),
+        (owner::BALLOON, owner::balloon()),
+        (net::SECTION, net::nowhere()),
+        (volumes::SECTION, volumes::none()),
+    ];
+    Ok(sections.map(|(key, value)| (key.into(), value)).into_iter().collect())
 }
 
 fn path_text(path: &Path) -> anyhow::Result<&str> {

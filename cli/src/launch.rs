@@ -106,9 +106,9 @@ impl Launch<'_> {
         let mut conversation = self.session.begin(monitor.ended())?;
         started();
         if let Some(making) = making {
-            // What most have, whatever this one has.
-            let usual = start.network.as_ref().map(|own| net::guest_of_passt(own.mac));
-            if let Err(error) = conversation.prepare(usual) {
+            // What most have, whatever this one has. On a network, nobody is heard in another's name.
+            let mac = start.network.as_ref().map_or(net::NOBODY, |own| own.mac);
+            if let Err(error) = conversation.prepare(Some(net::guest_of_passt(mac))) {
                 drop(conversation);
                 return Ok(Err(Broken { error, monitor: Box::new(monitor) }));
             }

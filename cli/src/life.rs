@@ -34,7 +34,7 @@ use crate::launch::Launch;
 use crate::monitor::{self, MonitorError};
 use crate::net;
 use crate::oci;
-use crate::owner::{self, Attached, Facts, History, Owner, Shared, Tracked};
+use crate::owner::{Attached, Facts, History, Owner, Shared, Tracked};
 use crate::paths;
 use crate::pods::{self, member::Told};
 use crate::rundir::RunDir;
@@ -99,7 +99,7 @@ pub fn check(flags: &Run) -> anyhow::Result<()> {
 
 /// That this host has a machine of this size.
 pub fn check_size(flags: &Run) -> anyhow::Result<()> {
-    machine(flags, false)?.validate(host::memory_mib())?;
+    machine(flags)?.validate(host::memory_mib())?;
     cgroup::check(flags.machine.limits().quota)?;
     Ok(())
 }
@@ -177,7 +177,7 @@ impl Running {
         }
         let network = self.connection()?;
         let (volumes, limits) = (Volumes::find(&flags.volume)?, flags.machine.limits());
-        let mut config = machine(flags, network.is_some())?;
+        let mut config = machine(flags)?;
         config.validate(host::memory_mib())?;
         let directory = RunDir::create(&paths::run(), Some(self.record.id.short()))?;
         let log = directory.file("console.log");
@@ -199,8 +199,7 @@ impl Running {
         if let Some(network) = &network {
             devices.insert(net::SECTION.into(), network.section.clone());
         }
-        devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
-        devices.insert(owner::BALLOON.into(), owner::balloon());
+        devices.extend(volumes.section()?.map(|section| (volumes::SECTION.into(), section)));
         flags.rates.limit(&mut devices);
         let place = Place {
             session: &session,
@@ -312,8 +311,8 @@ fn facts(name: &str, record: &Record, layers: Vec<LayerKey>) -> Facts {
 const LARGE_PACKETS: &str = "sysctl.net.ipv4.tcp_min_tso_segs=44";
 
 /// The machine without its devices.
-pub fn machine(flags: &Run, network: bool) -> anyhow::Result<VmConfig> {
-    let packets = (network && host::kind() == KvmKind::SoftwareNested).then_some(LARGE_PACKETS);
+pub fn machine(flags: &Run) -> anyhow::Result<VmConfig> {
+    let packets = (host::kind() == KvmKind::SoftwareNested).then_some(LARGE_PACKETS);
     let kernel = match &flags.kernel {
         Some(path) => kernel::Kernel { path: path.clone(), cmdline: USUAL_CMDLINE.into() },
         None => kernel::find(kernel_kind(host::kind()))?,

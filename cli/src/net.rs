@@ -38,6 +38,19 @@ pub fn add(flags: &[String], devices: &mut Map<String, Value>) -> anyhow::Result
     Ok(())
 }
 
+/// The MAC address of an interface that leads nowhere.
+pub const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0];
+
+/// The interface of a container that is to be on no network: it sees none of it.
+pub fn nowhere() -> Value {
+    json!([{ "iface_id": "eth0", "guest_mac": text(NOBODY), "nowhere": true }])
+}
+
+/// Whether a machine with these devices is on a network, or can be.
+pub fn is_networked(devices: &Map<String, Value>) -> bool {
+    devices.get(SECTION).and_then(|section| section.get(0)).is_some_and(|interface| interface["nowhere"] != true)
+}
+
 /// How a container is connected.
 pub struct Connection {
     /// The machine's part: its device.
@@ -175,7 +188,8 @@ pub fn of_clone(
     egress: &[Destination],
     who: Who<'_>,
 ) -> anyhow::Result<Option<Connection>> {
-    let Some(interface) = saved.and_then(|section| section.get(0)) else {
+    let Some(interface) = saved.and_then(|section| section.get(0)).filter(|interface| interface["nowhere"] != true)
+    else {
         let asked = network.is_some_and(|network| *network != Network::None) || !publish.is_empty();
         let refused = "it was saved without a network, so no clone of it can have one; leave --network and -p out";
         return if asked { Err(anyhow!(refused)) } else { Ok(None) };
@@ -400,7 +414,10 @@ mod tests {
                 of_clone(None, network.as_ref(), publish, &[]).err().unwrap().to_string().contains("without a network")
             );
         }
-        assert!(of_clone(None, Some(&Network::None), &[], &[]).unwrap().is_none());
+        for saved in [None, Some(&nowhere())] {
+            assert!(of_clone(saved, Some(&Network::None), &[], &[]).unwrap().is_none());
+            assert!(of_clone(saved, Some(&Network::User), &[], &[]).is_err());
+        }
     }
 
     #[test]

@@ -10,10 +10,11 @@ use crate::rundir::note_helper;
 /// The members of an interface that say what is behind it.
 pub const BEHIND: [&str; 5] = ["host_dev_name", "new_tap", "user", "port", "unplugged"];
 
-/// A section of interfaces with nothing behind any of them.
+/// A section of interfaces with nothing behind any of them. One that never has anything stays so.
 pub fn unplugged(section: &Value) -> Value {
     let mut section = section.clone();
-    for interface in section.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+    let interfaces = section.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut);
+    for interface in interfaces.filter(|interface| !interface.contains_key("nowhere")) {
         BEHIND.iter().for_each(|key| drop(interface.remove(*key)));
         interface.insert("unplugged".into(), true.into());
     }
@@ -44,7 +45,7 @@ fn change(
     for interface in section.as_array().into_iter().flatten().filter_map(Value::as_object) {
         let id = interface.get("iface_id").and_then(Value::as_str).unwrap_or_default();
         // One without anything behind it stays so.
-        if interface.get("unplugged") == Some(&json!(true)) {
+        if ["unplugged", "nowhere"].iter().any(|key| interface.get(*key) == Some(&json!(true))) {
             continue;
         }
         let mut body = json!({ "iface_id": id });

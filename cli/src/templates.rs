@@ -22,8 +22,8 @@ use vmm::config::{Paging, SnapshotSource};
 use vmm::cpuid::Model;
 use vmm::host::{self, KvmKind};
 
+use crate::monitor;
 use crate::paths::disk_bytes;
-use crate::{monitor, net};
 
 pub use making::Making;
 
@@ -46,8 +46,6 @@ pub struct Ingredients<'a> {
     devices: Vec<&'a str>,
     vcpus: u8,
     memory_mib: u64,
-    /// The guest has an interface.
-    network: bool,
     /// How many places it has for containers, if it is a pod's.
     drives: usize,
     kvm: KvmKind,
@@ -89,7 +87,6 @@ impl<'a> Ingredients<'a> {
             devices: config.devices.keys().map(String::as_str).collect(),
             vcpus: config.machine.vcpu_count,
             memory_mib: config.machine.mem_size_mib,
-            network: config.devices.contains_key(net::SECTION),
             drives: config.devices.get("drives").and_then(|drives| drives.as_array()).map_or(0, Vec::len),
             kvm: host::kind(),
             cpu: Model::host(),

@@ -35,7 +35,6 @@ use crate::life;
 use crate::life::contained::{conclude, start_contained};
 use crate::monitor;
 use crate::oci::{self, Alive};
-use crate::owner;
 use crate::paths;
 use crate::rundir::RunDir;
 use crate::session::attend::NoAttendant;
@@ -43,7 +42,7 @@ use crate::session::{Io, Session};
 use crate::signals::{Guard, Holding};
 use crate::templates::Templates;
 use crate::upper;
-use crate::volumes::Volumes;
+use crate::volumes::{self, Volumes};
 
 /// How long a pod may take to let go of the files of a container that has ended.
 const LET_GO: Duration = Duration::from_secs(60);
@@ -133,7 +132,7 @@ impl Visit {
         if flags.require_jail {
             monitor::require_jail();
         }
-        let mut config = life::machine(flags, false)?;
+        let mut config = life::machine(flags)?;
         config.validate(host::memory_mib())?;
         let directory = RunDir::create(&paths::run(), None)?;
         let (initrd, uds, control) = (directory.file("initrd"), directory.file("vsock"), directory.file("api"));
@@ -146,9 +145,7 @@ impl Visit {
         if let Some(drives) = devices.get_mut("drives").and_then(Value::as_array_mut) {
             drives.push(upper::drive(upper.as_deref())?);
         }
-        devices.extend(volumes.section()?.map(|section| ("fs".into(), section)));
-        // As a container's microVM has, so that both go on from one template.
-        devices.insert(owner::BALLOON.into(), owner::balloon());
+        devices.extend(volumes.section()?.map(|section| (volumes::SECTION.into(), section)));
         let mut start = life::start(&record, &layers.layers, None)?;
         // Nothing runs that they would be for; and what is mounted in memory would hide where files are to stay.
         start.settings = Settings::default();

@@ -289,6 +289,23 @@ fn a_sandbox_that_is_required_is_had_or_there_is_no_guest() {
     lab.assert_clean();
 }
 
+/// That no thread of a process has capabilities or serves files, and that it is a user of its own, if root has started it: what one with
+/// volumes cannot do without, one without has not, though its guest has the same devices.
+fn assert_serves_no_files(pid: u32) {
+    let threads = threads(pid);
+    assert!(!threads.contains_key("fs"), "{threads:?}");
+    for (name, id) in &threads {
+        let status = status(Path::new(&format!("/proc/{pid}/task/{id}")));
+        for key in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {
+            assert_eq!(u64::from_str_radix(&status[key], 16), Ok(0), "{name} has {key} {}", status[key]);
+        }
+        assert_eq!(status["Seccomp"], "2", "{name}");
+        let user =
+            if rustix::process::geteuid().is_root() { 0x7000_0000 + pid } else { rustix::process::geteuid().as_raw() };
+        assert_eq!(status["Uid"], [user; 4].map(|id| id.to_string()).join("\t"), "{name}");
+    }
+}
+
 /// Whoever has started the container is told what has become of it.
 #[test]
 fn a_container_ended_by_its_sandbox_says_so() {
@@ -298,6 +315,7 @@ fn a_container_ended_by_its_sandbox_says_so() {
     let mut running =
         Running::start(lab.keeping(["run", "--name", "escaped", &image, "sh", "-c", "echo up; sleep 99"]));
     running.wait_for("up", patience);
+    assert_serves_no_files(monitor(&running));
     have_call(threads(monitor(&running))["events"], [libc::SYS_execve, 0, 0, 0, 0]).unwrap();
     let ended = running.end(patience);
     assert_eq!(ended.code, Some(125), "{ended:?}");

@@ -113,6 +113,8 @@ fn container(args: Restore, held: Held, store: &Store, talk: Talk, began: u64) -
     let snapshot = held.path().to_owned();
     let session = Session::listen(&uds)?;
     let mut devices = devices(kept.layers.iter(), &uds)?;
+    // It may be older than some of them.
+    devices.retain(|section, _| saved.config.devices.contains_key(section));
     // Its writable layer, if that was on a disk, is a copy that ends with the microVM.
     let own = saved
         .config

@@ -53,7 +53,7 @@ impl Owner {
                 return Ok(());
             }
             fits(to, self.facts.vcpus, self.facts.memory_mib)?;
-            to.rates.check(self.succession.devices.contains_key(net::SECTION))?;
+            to.rates.check(net::is_networked(&self.succession.devices))?;
         }
         // What has been done is in the record, also if the next is not.
         if let Some(cpus) = to.cpus {

@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 use crate::paths;
 use named::{Locked, NamedVolumes, VolumesError};
 
+/// Key of their device's section in a machine's configuration.
+pub const SECTION: &str = "fs";
 /// Most volumes that an image may want: each is a mount in the guest.
 const MOST_OF_IMAGE: usize = 100;
 
@@ -171,6 +173,11 @@ fn clean(path: &str) -> Result<String, String> {
         return Err("'/' is the container's own root; choose a directory in it".into());
     }
     Ok(format!("/{}", parts.join("/")))
+}
+
+/// The device's section where nothing is shared.
+pub fn none() -> Value {
+    json!({ "volumes": [] })
 }
 
 /// The volumes of a container: found on this host, in the order in which they are to be mounted.
