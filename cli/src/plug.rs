@@ -75,6 +75,8 @@ mod tests {
         let wanted = json!([{ "iface_id": "eth0", "guest_mac": "02:00:00:00:00:01", "unplugged": true },
                             { "iface_id": "eth1", "unplugged": true }]);
         assert_eq!((unplugged(&section), unplugged(&wanted)), (wanted.clone(), wanted));
+        let nowhere = json!([{ "iface_id": "eth0", "nowhere": true }]);
+        assert_eq!(unplugged(&nowhere), nowhere);
         assert_eq!(unplugged(&Value::Null), Value::Null);
     }
 }

@@ -53,10 +53,9 @@ pub struct Ingredients<'a> {
     host_kernel: String,
 }
 
-/// A file's content, as far as that can be told without reading it.
+/// A file's content, as far as that can be told without reading it, wherever it is mounted.
 #[derive(Debug, Serialize)]
 struct FileId {
-    path: PathBuf,
     device: u64,
     inode: u64,
     bytes: u64,
@@ -65,11 +64,10 @@ struct FileId {
 
 impl FileId {
     fn of(path: &Path) -> io::Result<Self> {
-        let path = fs::canonicalize(path)?;
-        let meta = fs::metadata(&path)?;
+        let meta = fs::metadata(path)?;
         // Of the inode, not of the content: a content put back with an old time stamp is a change, too.
         let changed_ns = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
-        Ok(FileId { path, device: meta.dev(), inode: meta.ino(), bytes: meta.size(), changed_ns })
+        Ok(FileId { device: meta.dev(), inode: meta.ino(), bytes: meta.size(), changed_ns })
     }
 }
 

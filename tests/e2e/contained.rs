@@ -11,7 +11,10 @@ use tests::{Ended, Lab, Running};
 
 use crate::lab;
 
-/// A container with the program, a guest's kernel and an image in it, and nothing else: no shell, no libraries.
+/// Where the store is in there.
+const STORE: &str = "/var/lib/bulkhead";
+
+/// A container with the program, guests' kernels, a store and an image in it, and nothing else: no shell, no libraries.
 struct Container<'a> {
     lab: &'a Lab,
     bundle: PathBuf,
@@ -27,11 +30,13 @@ impl<'a> Container<'a> {
         made.then_some(Container { lab, bundle })
     }
 
+    /// Runs the program with these arguments, and these files and directories where they are to be, of which the store can be written to.
     fn run(&self, arguments: &[&str], files: &[(&Path, &str)]) -> Ended {
         let path = self.bundle.join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         config["process"]["terminal"] = false.into();
         config["process"]["args"] = [&["/opt/bulkhead"], arguments].concat().into();
+        config["process"]["env"].as_array_mut().unwrap().push("HOME=/root".into());
         let kvm = fs::metadata("/dev/kvm").unwrap().rdev();
         let (major, minor) = (rustix::fs::major(kvm), rustix::fs::minor(kvm));
         config["linux"]["devices"] = json!([{ "path": "/dev/kvm", "type": "c", "major": major, "minor": minor }]);
@@ -39,11 +44,11 @@ impl<'a> Container<'a> {
         config["linux"]["resources"]["devices"].as_array_mut().unwrap().push(rule);
         let mounts = config["mounts"].as_array_mut().unwrap();
         mounts.retain(|mount| !mount["source"].as_str().is_some_and(|source| source.starts_with('/')));
-        for place in ["/run", "/tmp", "/var/lib/bulkhead"] {
+        for place in ["/run", "/tmp"] {
             mounts.push(json!({ "destination": place, "type": "tmpfs", "source": "tmpfs" }));
         }
         for (file, place) in files {
-            let options = ["bind", "ro"];
+            let options = ["bind", if *place == STORE { "rw" } else { "ro" }];
             mounts.push(json!({ "destination": place, "type": "bind", "source": file, "options": options }));
         }
         fs::write(&path, config.to_string()).unwrap();
@@ -57,16 +62,24 @@ impl<'a> Container<'a> {
 #[test]
 fn a_container_with_nothing_but_kvm_runs_images_in_microvms() {
     const NAME: &str = "a_container_with_nothing_but_kvm_runs_images_in_microvms";
-    let lab = lab!(NAME, on the machine);
+    // Its store, which stays, has templates: nothing boots for this test alone.
+    let lab = lab!(NAME, on the machine).own_store_with(&["templates"]);
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     let Some(container) = Container::new(&lab).filter(|_| is_root) else {
         return skip(NAME, "there is no runc here, or no root to run it");
     };
     let program = PathBuf::from(std::env::var_os("BULKHEAD_BIN").unwrap());
-    let (kernel, image) = (PathBuf::from(lab.kernel()), lab.probe_image());
+    let image = lab.probe_image();
     let image = Path::new(image.strip_prefix("rootfs:").unwrap());
     let vmm = program.with_file_name("bulkhead-vmm");
-    let files = [(&*program, "/opt/bulkhead"), (&vmm, "/opt/bulkhead-vmm"), (&kernel, "/vmlinux"), (image, "/image")];
+    let kernels = Path::new(lab.kernel()).ancestors().nth(2).unwrap();
+    let files = [
+        (&*program, "/opt/bulkhead"),
+        (&vmm, "/opt/bulkhead-vmm"),
+        (kernels, "/root/.cache/bulkhead/kernel"),
+        (image, "/image"),
+        (lab.store(), STORE),
+    ];
 
     let told = container.run(&["doctor", "--format", "json"], &files);
     let report: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
@@ -78,10 +91,13 @@ fn a_container_with_nothing_but_kvm_runs_images_in_microvms() {
         "{report}"
     );
 
-    let run =
-        ["run", "--rm", "--cold", "--network", "none", "--kernel", "/vmlinux", "rootfs:/image", "/probe", "say", "7"];
+    let run = ["run", "--rm", "--verbose", "--network", "none", "rootfs:/image", "/probe", "say", "7"];
     let ended = container.run(&run, &files);
     assert_eq!((ended.code, ended.text().lines().next()), (Some(7), Some("out 7")), "{ended:?}");
     assert!(ended.stderr.contains("err 7"), "{ended:?}");
+    assert!(
+        ended.stderr.lines().any(|line| line.trim_start().starts_with("wake ")),
+        "not from the template: {ended:?}"
+    );
     lab.assert_clean();
 }

@@ -226,8 +226,7 @@ fn wait_for_denied(lab: &Lab, running: &Running, patience: Duration) -> Control 
     control
 }
 
-/// Out through passt, and in through a port of the host: the first container boots, unless there is a template, the others go on from that,
-/// one of them in a network with others.
+/// Out through passt, and in through a port of the host, also of one that is in a network with others.
 #[test]
 fn a_container_reaches_out_and_is_reached_through_passt() {
     const TEST: &str = "a_container_reaches_out_and_is_reached_through_passt";

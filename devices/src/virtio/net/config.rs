@@ -432,8 +432,14 @@ mod tests {
         let port = json!([{ "iface_id": "eth0", "port": { "socket": "/s", "greeting": "g", "network": "n" } }]);
         assert_eq!(((given.count)(&port).unwrap(), (given.build)(&port, socket()).unwrap().len()), (1, 1));
         let unplugged = json!([{ "iface_id": "eth0", "unplugged": true }]);
-        assert_eq!((given.count)(&unplugged).unwrap(), 0);
-        assert_eq!((given.build)(&unplugged, Vec::new()).unwrap().len(), 1);
+        let nowhere = json!([{ "iface_id": "eth0", "nowhere": true }]);
+        for nothing in [&unplugged, &nowhere] {
+            assert_eq!((given.count)(nothing).unwrap(), 0);
+            assert_eq!((given.build)(nothing, Vec::new()).unwrap().len(), 1);
+        }
+        // What leads nowhere for now may have something to do later.
+        let works = [&unplugged, &json!([unplugged[0], nowhere[0]]), &nowhere].map(|section| (KIND.works)(section));
+        assert_eq!(works, [true, true, false]);
         let error = |section: Value, descriptors| (given.build)(&section, descriptors).err().unwrap().to_string();
         for (section, descriptors, words) in [
             (section("user"), Vec::new(), "takes 1 descriptors"),
