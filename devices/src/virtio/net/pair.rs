@@ -31,8 +31,9 @@ pub(super) struct Pair {
     rx: usize,
     /// The backend may have packets.
     pub readable: bool,
-    /// A packet from the backend that the guest has no room for yet, header first.
-    packet: Box<[u8]>,
+    /// A packet from the backend that the guest has no room for yet, header first. Room for the largest one, from the first that is taken so:
+    /// most guests that have an interface never need it.
+    packet: Vec<u8>,
     /// Bytes of it; 0: there is none.
     len: usize,
     /// Chains to be given back. Empty between calls.
@@ -77,14 +78,7 @@ pub(super) struct Work<'a, 'i> {
 
 impl Pair {
     pub fn new(index: usize) -> Self {
-        Pair {
-            way: index,
-            rx: 2 * index,
-            readable: true,
-            packet: vec![0; MOST].into_boxed_slice(),
-            len: 0,
-            used: Vec::with_capacity(256),
-        }
+        Pair { way: index, rx: 2 * index, readable: true, packet: Vec::new(), len: 0, used: Vec::with_capacity(256) }
     }
 
     /// Loses the packet that waits.
@@ -100,6 +94,7 @@ impl Pair {
                 if !self.readable || (direct && matches!(self.receive_directly(work)?, Direct::Rests)) {
                     return Ok(());
                 }
+                self.packet.resize(MOST, 0);
                 let room = [VolatileSlice::from(&mut self.packet[..])];
                 let came = work.backend.receive(self.way, &room);
                 match self.came(came) {
