@@ -108,7 +108,7 @@ fn layers_make_one_root() {
         dd if=/dev/zero of=/big bs=1M count=1 2>/dev/null; head -c 8 /dev/urandom >/dev/shm/random
         stat -L -c '%n=%F, %a, %h, %u:%g, %t:%T, %s' link-a setuid sticky owned null fifo sparse /big /dev/shm/random /dev/ptmx
         echo x >/dev/null && echo 1 >/dev/shm/x && line shm /dev/shm/x; line proc /proc/self/comm
-        line lo /sys/class/net/lo/operstate
+        line lo /sys/class/net/lo/carrier; found interfaces /sys/class/net/*; echo "known=$(grep -c : /proc/net/dev)"
         date +date=%s
     "#;
     let image = format!("oci:{}", lab.images("debian-oci").display());
@@ -134,6 +134,10 @@ fn layers_make_one_root() {
         ("removable", "yes"),
         ("shm", "1"),
         ("proc", "sh"),
+        // It is on no network, and its guest's interface is none of its.
+        ("lo", "1"),
+        ("interfaces", "/sys/class/net/lo "),
+        ("known", "1"),
     ] {
         assert_eq!(facts.get(key), Some(&want), "{key} in {}", ended.text());
     }

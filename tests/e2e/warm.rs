@@ -20,7 +20,8 @@ pub(crate) fn was_warm(ended: &tests::process::Ended) -> bool {
     ended.stderr.lines().any(|line| line.trim_start().starts_with("wake "))
 }
 
-/// Clones of a template have nothing in common that others know them by, their network included, and have the time.
+/// Clones of a template have nothing in common that others know them by, their network included, and have the time. Whoever has left the
+/// template had no network.
 #[test]
 fn group_8_clones_of_a_template_are_not_alike() {
     const TEST: &str = "group_8_clones_of_a_template_are_not_alike";
@@ -38,8 +39,7 @@ fn group_8_clones_of_a_template_are_not_alike() {
         let line = [&["run", "--verbose"], &flags[..], &[&image, "/probe", "facts"]].concat();
         Running::start(lab.bulkhead(line)).end(patience)
     };
-    run(1);
-    let clones = [run(2), run(3)];
+    let clones = [run(1), run(2), run(3)];
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let mut seen = std::collections::HashSet::new();
     for ended in &clones {
@@ -85,9 +85,11 @@ fn templates_are_made_replaced_when_damaged_and_pruned() {
     assert!(was_warm(&run(&[])));
     assert_disk_untouched(&lab);
     let count = templates(&lab);
-    // A container that keeps its files on a disk goes on from the same one.
+    // A container that keeps its files on a disk goes on from the same one, and so does one with a volume.
     let line = ["run", "--verbose", "--name", "keeps", &image, "/probe", "memory"];
     assert!(was_warm(&Running::start(lab.keeping(line)).end(patience)));
+    let volume = format!("{}:/data", lab.path("root").display());
+    assert!(was_warm(&run(&["-v", &volume])));
     assert_eq!((templates(&lab), lab.run(["rm", "keeps"]).code), (count, Some(0)));
     let entries = std::fs::read_dir(lab.store().join("templates")).unwrap().flatten();
     for state in entries.map(|entry| entry.path().join("state")).filter(|state| state.exists()) {
