@@ -37,7 +37,8 @@ pub enum HostMessage {
     /// Say `Ready` once all is done that needs no `Start`. From then on the guest's memory may be saved, and go on in other
     /// machines; see [`Phase::Prepared`].
     ///
-    /// With an interface: what it will be in most of them. It is set up to be that, so that only its MAC address is left to be told.
+    /// With an interface: what it will be in most of them. It is set up to be that, so that only its MAC address is left to be told; and
+    /// for those that are to be on no network, a place without it is made.
     Prepare(Option<Network>),
     /// Stop every process of the container where it is. Answered once, by `Frozen` or `NotFrozen`, unless the guest says
     /// `Exited` meanwhile. After `Frozen` the guest's memory may be saved, and go on in other machines; see [`Phase::Frozen`].
