@@ -51,7 +51,7 @@ pub struct Rates {
 fn alone(text: &str) -> Result<&str, String> {
     match text.rsplit_once(':') {
         Some((_, rate)) => {
-            Err(format!("a container's disks are its microVM's own, so there is no device to name: write {rate}"))
+            Err(format!("a rate is for each of a container's disks, so there is no device to name: write {rate}"))
         }
         None => Ok(text),
     }
@@ -75,6 +75,19 @@ impl Rates {
             device_write_iops: self.device_write_iops.or(other.device_write_iops),
             network_receive_bps: self.network_receive_bps.or(other.network_receive_bps),
             network_send_bps: self.network_send_bps.or(other.network_send_bps),
+        }
+    }
+
+    /// Those of them that are limits: one that is lifted is none.
+    pub fn that_limit(self) -> Self {
+        let limit = |rate: Option<u64>| rate.filter(|rate| *rate > 0);
+        Rates {
+            device_read_bps: limit(self.device_read_bps),
+            device_write_bps: limit(self.device_write_bps),
+            device_read_iops: limit(self.device_read_iops),
+            device_write_iops: limit(self.device_write_iops),
+            network_receive_bps: limit(self.network_receive_bps),
+            network_send_bps: limit(self.network_send_bps),
         }
     }
 
@@ -228,6 +241,7 @@ mod tests {
         let old = Rates { device_read_bps: Some(1), device_write_iops: Some(2), ..Rates::default() };
         let new = Rates { device_read_bps: Some(0), ..Rates::default() };
         assert_eq!(new.or(old), Rates { device_read_bps: Some(0), device_write_iops: Some(2), ..Rates::default() });
+        assert_eq!(new.or(old).that_limit(), Rates { device_write_iops: Some(2), ..Rates::default() });
         let sends = Rates { network_send_bps: Some(1), ..old };
         assert!(old.check(false).is_ok() && sends.check(true).is_ok() && sends.check(false).is_err());
     }

@@ -152,6 +152,8 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        // What may take its time is not done under a lock that others wait for.
+        let _ = helpers::end_helpers(&self.root.join(&self.name));
         // Removing under the lock on the root keeps a sweep from meeting a half-removed directory. What cannot be
         // removed now is the next command's.
         if let Ok(_guard) = lock_root(&self.root) {

@@ -36,6 +36,7 @@ use crate::life::contained::{conclude, start_contained};
 use crate::monitor;
 use crate::oci::{self, Alive};
 use crate::paths;
+use crate::rates::Rates;
 use crate::rundir::RunDir;
 use crate::session::attend::NoAttendant;
 use crate::session::{Io, Session};
@@ -192,7 +193,8 @@ impl Visit {
         holding.keep((directory, held));
         // Nobody else is to have it before the runtime has let go of it.
         let kept = RefCell::new(None);
-        let (alive, output) = Alive::prepare(&record, &dir, &run_dir, &layers.layers, &volumes, None)?;
+        let (alive, output) =
+            Alive::prepare(&record, &dir, &run_dir, &layers.layers, &volumes, None, Rates::default())?;
         let mut conversation = alive.session.begin(alive.ended())?;
         kept.replace(guard.pass());
         alive.start(output)?;

@@ -19,7 +19,7 @@ use etherparse::{
     TcpSlice,
 };
 
-/// Most guests' handshakes that wait: one that is forgotten the guest begins anew.
+/// Most of a guest's handshakes that wait: the guest begins one that is forgotten anew.
 const MOST: usize = 64;
 /// Who asks, as the answer says, before the number of the question: of the range that is for everybody's own use, and nobody's here.
 const ASKER: [u8; 4] = [0x02, b'a', b'c', b'k'];
@@ -51,10 +51,13 @@ impl Handshakes {
     /// Looks at a frame of the guest's that goes to passt. Returns what is to follow it there, if anything.
     pub fn sent(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         // Nearly all are none.
-        if frame.get(12..14)? != [8, 0] || *frame.get(23)? != IpNumber::TCP.0 || self.due.len() >= MOST {
+        if frame.get(12..14)? != [8, 0] || *frame.get(23)? != IpNumber::TCP.0 {
             return None;
         }
         let (ack, question) = due(frame, self.asked)?;
+        if self.due.len() >= MOST {
+            self.due.pop_front();
+        }
         self.due.push_back((self.asked, ack));
         self.asked = self.asked.wrapping_add(1);
         Some(question)
@@ -86,16 +89,20 @@ fn due(frame: &[u8], number: u16) -> Option<(Vec<u8>, Vec<u8>)> {
         .ack(tcp.sequence_number().wrapping_add(1));
     let mut bytes = Vec::with_capacity(ack.size(0));
     ack.write(&mut bytes, &[]).ok()?;
+    Some((bytes, question(number, [ethernet.source(), ethernet.destination()], guest, caller)))
+}
+
+/// A question that passt answers at once, and of which the guest hears nothing ([`Handshakes::came`]).
+pub fn knock(guest: Ipv4Addr, gateway: Ipv4Addr) -> Vec<u8> {
+    // From nobody's address: passt takes who sends for its guest.
+    question(u16::MAX, [[0xff; 6]; 2], guest, gateway)
+}
+
+/// Who has the address `wanted`? passt says that it does, whichever that is but for the guest's.
+fn question(number: u16, [from, to]: [[u8; 6]; 2], ip: Ipv4Addr, wanted: Ipv4Addr) -> Vec<u8> {
     let mut asker = [0; 6];
     asker[..4].copy_from_slice(&ASKER);
     asker[4..].copy_from_slice(&number.to_be_bytes());
-    let question = question([ethernet.source(), ethernet.destination()], asker, guest, caller);
-    Some((bytes, question))
-}
-
-/// Who has the address `wanted`? passt says that it does, whichever that is but for the guest's. A frame from the first address to the other, which
-/// asks for `asker` at `ip`.
-pub fn question([from, to]: [[u8; 6]; 2], asker: [u8; 6], ip: Ipv4Addr, wanted: Ipv4Addr) -> Vec<u8> {
     let packet = ArpEthIpv4Packet {
         operation: ArpOperation::REQUEST,
         sender_mac: asker,
@@ -194,9 +201,13 @@ mod tests {
         let mut own = answer(&handshakes.sent(&segment(true, true)).unwrap());
         own[32..38].copy_from_slice(&GUEST);
         assert_eq!(handshakes.came(&own), Came::Frame);
-        // As many as there can be.
-        let more = (0..2 * MOST).filter_map(|_| handshakes.sent(&segment(true, true))).count();
-        assert_eq!(more, MOST - 1);
+        // As many as there can be, of which the last ones count.
+        let questions: Vec<_> = (0..2 * MOST).filter_map(|_| handshakes.sent(&segment(true, true))).collect();
+        assert_eq!((questions.len(), handshakes.due.len()), (2 * MOST, MOST));
+        assert_eq!(handshakes.came(&answer(&questions[MOST - 1])), Came::Nothing);
+        assert!(matches!(handshakes.came(&answer(&questions[MOST])), Came::Due(_)));
+        // Nobody waits for the answer to a knock.
+        assert_eq!(handshakes.came(&answer(&knock([10, 0, 2, 15].into(), [10, 0, 2, 2].into()))), Came::Nothing);
     }
 
     proptest! {

@@ -29,7 +29,7 @@ pub enum AskError {
     #[error("the command with its environment takes {0} bytes on its way to the microVM, where {MAX_ORDER} have room")]
     TooLong(usize),
     /// Its owner is gone.
-    #[error("microVM '{0}' ended before it had answered")]
+    #[error("'{0}' ended before it had answered")]
     Gone(String),
     /// Its owner's words.
     #[error("{0}")]

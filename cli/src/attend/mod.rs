@@ -93,7 +93,7 @@ impl Update {
         flags.restart = self.restart.unwrap_or(flags.restart);
         flags.machine.cpus = self.cpus.or(flags.machine.cpus);
         flags.machine.memory = self.memory_mib.or(flags.machine.memory);
-        flags.rates = self.rates.or(flags.rates);
+        flags.rates = self.rates.or(flags.rates).that_limit();
     }
 }
 

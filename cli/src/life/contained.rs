@@ -62,7 +62,8 @@ impl Running {
         if let Some(held) = held.take() {
             holding.keep((directory, held));
         }
-        let (alive, output) = Alive::prepare(&self.record, &dir, &run_dir, &self.layers, &volumes, network.as_ref())?;
+        let (network, rates) = (network.as_ref(), self.record.flags.rates);
+        let (alive, output) = Alive::prepare(&self.record, &dir, &run_dir, &self.layers, &volumes, network, rates)?;
         owner.has_runtime(alive.controls());
         let converse = || -> anyhow::Result<Result<Ended, SessionError>> {
             let mut conversation = alive.session.begin(alive.ended())?;

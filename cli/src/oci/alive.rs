@@ -42,7 +42,7 @@ pub struct Alive {
 
 impl Alive {
     /// Has all ready for a life of a container with this record, whose directory is `container` and whose run directory `directory`, with
-    /// what it has of this host; the caller has its layers in use. Also returns what [`Self::start`] takes.
+    /// what it has of this host, at these rates; the caller has its layers in use. Also returns what [`Self::start`] takes.
     ///
     /// # Errors
     /// Something cannot be made.
@@ -53,6 +53,7 @@ impl Alive {
         layers: &[Layer],
         volumes: &Volumes,
         network: Option<&Connection>,
+        rates: Rates,
     ) -> anyhow::Result<(Self, OwnedFd)> {
         let (bundle, id) = (Bundle::find(container)?, record.id.as_str());
         // It is there already, since the container was made, unless somebody has cleared it away.
@@ -64,7 +65,6 @@ impl Alive {
         let sockets = directory.join(SOCKETS);
         fs::create_dir(&sockets).with_context(|| sockets.display().to_string())?;
         let session = Session::listen(&sockets.join("vsock"))?;
-        let rates = record.flags.rates;
         let interface = network.map(|network| {
             let mut interface = network.section[0].clone();
             rates.limit_interface(&mut interface);

@@ -75,7 +75,8 @@ impl Group {
     pub fn throttle(&self, rates: Rates, disks: &[Disk]) -> anyhow::Result<()> {
         let said = LIMITS.into_iter().zip(rates.of_disks()).filter_map(|(limit, rate)| Some((limit, rate?)));
         let said: Vec<_> = said.collect();
-        if said.is_empty() {
+        // What is to be lifted is none where there can be none.
+        if said.iter().all(|(_, rate)| *rate == 0) && (self.disks.is_none() || disks.is_empty()) {
             return Ok(());
         }
         let (version, dir) = self.disks.as_ref().ok_or_else(|| {
@@ -180,6 +181,7 @@ mod tests {
         assert_eq!(read("io.max"), "8:16 wiops=7", "the last of what was written");
         let none = Group { memory: None, cpu: None, disks: None };
         assert!(none.throttle(Rates::default(), &[]).is_ok());
+        assert!(none.throttle(Rates { device_read_bps: Some(0), ..Rates::default() }, &["8:0".into()]).is_ok());
         assert!(none.throttle(rates, &["8:0".into()]).unwrap_err().to_string().contains("no control group"));
         let error = group(Version::V1).throttle(rates, &[]).unwrap_err().to_string();
         assert!(error.contains("nothing of the container's"), "{error}");

@@ -1,12 +1,12 @@
 //! Programs that have been started for a microVM or a container and are no children of anybody's (passt): noted beside its run directory, with which
 //! they end. By themselves, as they do when nobody has the other end of their socket any more; and if one has gone wrong, by SIGKILL.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{RunDirError, beside_name, io_error, lock_root};
@@ -31,8 +31,23 @@ pub fn note_helper(dir: &Path, pid: u32) -> Result<(), RunDirError> {
     // One that has ended already needs no note.
     let Some(helper) = i32::try_from(pid).ok().and_then(Helper::of) else { return Ok(()) };
     let list = list(dir);
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&list).map_err(io_error(&list))?;
-    file.write_all(format!("{} {}\n", helper.pid, helper.started).as_bytes()).map_err(io_error(&list))
+    let write = || {
+        // A microVM that is replaced many times has had many.
+        let there_are = noted(&list)?.into_iter().filter(|noted| Helper::of(noted.pid) == Some(*noted));
+        let lines: String =
+            there_are.chain([helper]).map(|helper| format!("{} {}\n", helper.pid, helper.started)).collect();
+        let new = list.with_extension("helpers-new");
+        fs::write(&new, lines)?;
+        fs::rename(&new, &list)
+    };
+    write().map_err(io_error(&list))
+}
+
+fn noted(list: &Path) -> io::Result<Vec<Helper>> {
+    match fs::read_to_string(list) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        text => Ok(text?.lines().filter_map(Helper::parse).collect()),
+    }
 }
 
 fn list(dir: &Path) -> PathBuf {
@@ -42,12 +57,14 @@ fn list(dir: &Path) -> PathBuf {
 /// Ends those that go with a run directory, and removes their list.
 pub(super) fn end_helpers(dir: &Path) -> io::Result<()> {
     let list = list(dir);
-    let text = match fs::read_to_string(&list) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        text => text?,
-    };
-    text.lines().filter_map(Helper::parse).try_for_each(Helper::end)?;
-    fs::remove_file(list)
+    noted(&list)?.into_iter().try_for_each(Helper::end)?;
+    for file in [list.with_extension("helpers-new"), list] {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Helper {
@@ -72,8 +89,12 @@ impl Helper {
             return Ok(());
         }
         tracing::warn!(pid = self.pid, "a program that was started for a microVM does not end by itself");
-        pidfd_send_signal(&process, Signal::KILL)?;
-        match ended(&process)? {
+        let killed = pidfd_send_signal(&process, Signal::KILL).or_else(|error| match error {
+            // It has ended just now.
+            Errno::SRCH => Ok(()),
+            other => Err(other),
+        });
+        match killed.is_ok() && ended(&process)? {
             true => Ok(()),
             false => Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("process {} does not end", self.pid))),
         }
@@ -82,7 +103,7 @@ impl Helper {
 
 /// Waits a while for its end.
 fn ended(process: &impl std::os::fd::AsFd) -> io::Result<bool> {
-    Ok(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&PATIENCE))? > 0)
+    Ok(retry_on_intr(|| poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&PATIENCE)))? > 0)
 }
 
 #[cfg(test)]

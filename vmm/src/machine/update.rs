@@ -44,7 +44,8 @@ impl Handle {
             (section, _) => Some(section),
         };
         let device = device.and_then(Value::as_object_mut).ok_or_else(missing)?;
-        let before = Limits::of(kind, &device.clone().into())?;
+        let old: Value = device.clone().into();
+        let before = Limits::of(kind, &old)?;
         let limits_something = |key: &str| kind.limiters.iter().any(|(limiter, _)| *limiter == key);
         for (key, value) in &update.changes {
             match (device.get_mut(key), value) {
@@ -56,8 +57,15 @@ impl Handle {
         }
         let alone: Value = device.clone().into();
         let limits = Limits::of(kind, &alone)?;
-        let section = if kind.id_key.is_some() { Value::Array(vec![alone.clone()]) } else { alone.clone() };
+        let whole = |device: Value| if kind.id_key.is_some() { Value::Array(vec![device]) } else { device };
+        let section = whole(alone.clone());
         (kind.check)(&section)?;
+        if (kind.works)(&section) != (kind.works)(&whole(old)) {
+            // The process has been confined to what its devices had to do.
+            return Err(invalid(format!(
+                "the device{name} has nothing behind it as long as it lives, or always something"
+            )));
+        }
         // A device goes on if nothing changes but its limits, and what it takes itself.
         let stays = |key: &String| limits_something(key) || kind.adjustable.contains(&key.as_str());
         let goes_on = !update.changes.is_empty() && update.changes.keys().all(stays);

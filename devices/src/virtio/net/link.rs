@@ -183,14 +183,13 @@ impl Link {
         let when = |wanted: bool, flags: PollFlags| if wanted { flags } else { PollFlags::empty() };
         let inner = when(takes && outward != Turn::Waits, PollFlags::IN);
         let outer = when(inward != Turn::Waits, PollFlags::IN) | when(!takes, PollFlags::OUT);
-        // One that nothing is wanted of is not asked: that it has hung up would end each waiting at once.
-        let beyond = self.beyond.fds().first().copied().filter(|_| !self.over && !outer.is_empty()).map(borrowed);
         let bell = borrowed(self.rates.0.bell.as_raw_fd());
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(inside.as_fd(), inner),
-            PollFd::from_borrowed_fd(bell, PollFlags::IN),
-        ];
+        let mut fds =
+            vec![PollFd::from_borrowed_fd(stop, PollFlags::IN), PollFd::from_borrowed_fd(bell, PollFlags::IN)];
+        // One that nothing is wanted of is not asked: that it is gone would end each waiting at once.
+        let inside = Some(inside.as_fd()).filter(|_| !inner.is_empty());
+        fds.extend(inside.map(|tap| PollFd::from_borrowed_fd(tap, inner)));
+        let beyond = self.beyond.fds().first().copied().filter(|_| !self.over && !outer.is_empty()).map(borrowed);
         fds.extend(beyond.map(|fd| PollFd::from_borrowed_fd(fd, outer)));
         let at_once = outward == Turn::More || inward == Turn::More;
         let until = if at_once { Some(Duration::ZERO) } else { self.limiter.take_wake() };
@@ -248,7 +247,7 @@ mod tests {
         theirs: UnixStream,
         rates: Rates,
         stopper: Option<UnixStream>,
-        thread: Option<thread::JoinHandle<io::Result<()>>>,
+        thread: Option<thread::JoinHandle<(io::Result<()>, Duration)>>,
     }
 
     impl Works {
@@ -265,7 +264,8 @@ mod tests {
             let stream = Stream::new(ours).unwrap();
             let link = Link::to(Box::new(stream), rules.map(Egress::new), rates);
             let (tap, rates, raw) = (tap.remove(0), link.rates(), packet_socket());
-            let thread = Some(thread::spawn(move || link.run(tap, stop.as_fd())));
+            let run = move || (link.run(tap, stop.as_fd()), worked());
+            let thread = Some(thread::spawn(run));
             Some(Works { raw, theirs, rates, stopper: Some(stopper), thread })
         }
 
@@ -293,13 +293,33 @@ mod tests {
         }
     }
 
-    impl Drop for Works {
-        fn drop(&mut self) {
+    impl Works {
+        /// Has it end, and tells for how long it has worked.
+        fn end(mut self) -> Duration {
             drop(self.stopper.take());
-            if let Some(ended) = self.thread.take().map(thread::JoinHandle::join) {
-                ended.unwrap().unwrap();
-            }
+            let (ended, worked) = self.thread.take().unwrap().join().unwrap();
+            ended.unwrap();
+            worked
         }
+    }
+
+    /// Processor time of this thread.
+    fn worked() -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+
+    #[test]
+    fn nothing_is_done_when_who_is_beyond_has_ended() {
+        let Some(works) = Works::with("nothing_is_done_when_who_is_beyond_has_ended", None, &Value::Null) else {
+            return;
+        };
+        works.theirs.shutdown(std::net::Shutdown::Both).unwrap();
+        (0..3).for_each(|_| works.sends(&frame([192, 0, 2, 1])));
+        // Time in which to do something.
+        thread::sleep(Duration::from_millis(200));
+        let worked = works.end();
+        assert!(worked < Duration::from_millis(100), "{worked:?}");
     }
 
     #[test]
@@ -313,6 +333,7 @@ mod tests {
         assert_eq!(works.comes_out(frame_length), frame([192, 0, 2, 1]), "the other one is not let out");
         works.goes_in(&frame([10, 9, 8, 7]));
         works.comes_in(&frame([10, 9, 8, 7]));
+        works.end();
     }
 
     #[test]
@@ -339,6 +360,7 @@ mod tests {
         works.rates.set(&json!({})).unwrap();
         frames[1..].iter().for_each(|frame| works.comes_in(frame));
         assert!(works.rates.set(&json!({ "tx_rate_limiter": 1 })).is_err());
+        works.end();
     }
 
     /// One that sees all of the only interface but the loopback's, and sends by it.

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::FdFlags;
+use rustix::io::{FdFlags, retry_on_intr};
 use rustix::net::sockopt::{set_socket_passcred, set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
@@ -139,34 +139,29 @@ pub struct Started {
 }
 
 impl User {
-    /// Asks whatever is at the other end of its socket for the gateway's address, and the kernel whose the answer is (unix(7), SO_PASSCRED).
+    /// Has it say something, and asks the kernel who that was (unix(7), SO_PASSCRED). What it says stays where it is, whatever that is: a client of a
+    /// published port may be there already.
     fn who_answers(&self, socket: &UnixStream) -> io::Result<Option<u32>> {
         let (guest, gateway) = self.place.as_ref().map_or((GUEST, GATEWAY), |place| (place.guest, place.gateway));
-        // Nobody's address: passt takes who sends for its guest.
-        let question = handshake::question([[0xff; 6]; 2], [0xff; 6], guest, gateway);
-        let sent = [&(question.len() as u32).to_be_bytes()[..], &question].concat();
-        (&mut &*socket).write_all(&sent)?;
-        let (mut answer, mut have, mut pid) = (vec![0; sent.len()], 0, None);
-        while have < answer.len() {
-            if poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&PATIENCE))? == 0 {
-                return Ok(None);
-            }
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let room = &mut [IoSliceMut::new(&mut answer[have..])];
-            let count = recvmsg(socket, room, &mut ancillary, RecvFlags::empty())?.bytes;
-            if count == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            have += count;
-            pid = ancillary.drain().find_map(|message| match message {
-                RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.pid.as_raw_nonzero().get().unsigned_abs()),
-                _ => None,
-            });
-        }
+        let knock = handshake::knock(guest, gateway);
+        (&mut &*socket).write_all(&[&(knock.len() as u32).to_be_bytes()[..], &knock].concat())?;
+        let said = retry_on_intr(|| poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&PATIENCE)))? > 0;
+        let pid = if said { sender(socket)? } else { None };
         set_socket_passcred(socket, false)?;
         Ok(pid)
     }
+}
+
+/// Who has sent what is to be read next. None: it is in no namespace that this process sees.
+fn sender(socket: &UnixStream) -> io::Result<Option<u32>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut first = [0];
+    retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(&mut first)], &mut ancillary, RecvFlags::PEEK))?;
+    Ok(ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.pid.as_raw_nonzero().get().unsigned_abs()),
+        _ => None,
+    }))
 }
 
 /// Our end and its. passt sends all that the guest's window has room for in one go, and drops what the socket does not take; if those were the
@@ -183,6 +178,7 @@ fn pair() -> io::Result<(UnixStream, UnixStream)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
 
     #[test]
     fn the_packets_of_a_large_window_are_not_dropped_when_nobody_reads_meanwhile() {
@@ -192,6 +188,19 @@ mod tests {
         let (packet, window) = (vec![0; usize::from(MTU)], 5 * usize::from(MTU));
         let sent: usize = (0..5).map_while(|_| its.write(&packet).ok()).sum();
         assert_eq!(sent, window);
+    }
+
+    #[test]
+    fn who_says_something_is_known_and_it_is_still_to_be_read() {
+        let (ours, mut its) = pair().unwrap();
+        its.write_all(b"a frame of any kind").unwrap();
+        assert_eq!(User::default().who_answers(&ours).unwrap(), Some(std::process::id()));
+        let mut read = [0; 19];
+        (&ours).read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"a frame of any kind");
+        let mut knock = [0; 4 + 42];
+        its.read_exact(&mut knock).unwrap();
+        assert_eq!(knock[..4], [0, 0, 0, 42]);
     }
 
     fn value(words: &[String], flag: &str) -> Option<String> {

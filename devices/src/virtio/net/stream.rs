@@ -41,8 +41,9 @@ pub struct Stream {
     handshakes: Option<Handshakes>,
     /// The driver takes our word for checksums.
     vouch: bool,
-    /// The other end is gone.
+    /// The other end is gone, and who receives has been told that.
     over: bool,
+    told: bool,
     /// Dropping it waits for the other end's.
     patient: bool,
 }
@@ -63,6 +64,7 @@ impl Stream {
             handshakes: None,
             vouch: false,
             over: false,
+            told: false,
             patient: false,
         })
     }
@@ -172,11 +174,17 @@ impl Backend for Stream {
     }
 
     fn receive(&mut self, pair: usize, room: &[VolatileSlice]) -> io::Result<Option<usize>> {
-        if self.over || pair > 0 {
+        if pair > 0 || self.told {
             return Ok(None);
         }
+        if self.over {
+            self.told = true;
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         loop {
-            let Some((start, end)) = self.next_frame().inspect_err(|_| self.over = true)? else { return Ok(None) };
+            let Some((start, end)) = self.next_frame().inspect_err(|_| (self.over, self.told) = (true, true))? else {
+                return Ok(None);
+            };
             let frame = &self.input[start..end];
             return match self.handshakes.as_mut().map_or(Came::Frame, |handshakes| handshakes.came(frame)) {
                 Came::Frame => put(frame, self.vouch, room).map(Some),

@@ -351,7 +351,11 @@ mod tests {
             "{first_link}"
         );
         drop((first, second));
-        assert!(!ip("-o link show").contains("bulkhead"));
+        // What another test starts just now has copies of all descriptors until it is another program.
+        let begun = std::time::Instant::now();
+        while ip("-o link show").contains("bulkhead") {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(10), "it is still there");
+        }
     }
 
     #[test]
