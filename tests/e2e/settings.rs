@@ -17,7 +17,7 @@ fn a_container_has_what_it_asks_for() {
         cp /bin/true /scratch/ && /scratch/true && echo runs
         cp /bin/true /data/ && ! /data/true 2>/dev/null && echo does not
         ulimit -n; ulimit -Hn; ulimit -c
-        cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax
+        cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax /proc/sys/net/core/rmem_max
         grep CapBnd /proc/self/status
         cat /etc/resolv.conf; grep '\.example' /etc/hosts
         echo up; read line
@@ -43,6 +43,9 @@ fn a_container_has_what_it_asks_for() {
         "net.ipv4.ip_forward=1",
         "--sysctl",
         "kernel.msgmax=9000",
+        // Not its network namespace's, which has no interface, but all networks'.
+        "--sysctl",
+        "net.core.rmem_max=1234567",
         "--cap-drop",
         "ALL",
         "--cap-add",
@@ -87,6 +90,7 @@ fn a_container_has_what_it_asks_for() {
         "0",
         "1",
         "9000",
+        "1234567",
         NET_BIND_SERVICE,
         "nameserver 9.9.9.9",
         "search a.example",

@@ -16,6 +16,8 @@ const SYS: &str = "a";
 /// A network namespace without a network.
 #[derive(Debug)]
 pub struct Alone {
+    /// Where the guest's interface is.
+    home: OwnedFd,
     namespace: OwnedFd,
     /// Not with every kernel.
     sys: Option<OwnedFd>,
@@ -31,13 +33,13 @@ impl Alone {
         own_network_namespace()?;
         let made = Self::here();
         enter_network(home.as_fd())?;
-        made
+        made.map(|(namespace, sys)| Self { home, namespace, sys })
     }
 
-    fn here() -> io::Result<Self> {
+    fn here() -> io::Result<(OwnedFd, Option<OwnedFd>)> {
         let lo = Interface::named("lo")?;
         lo.up()?;
-        Ok(Self { namespace: lo.namespace()?, sys: make_sys(SYS, true) })
+        Ok((lo.namespace()?, make_sys(SYS, true)))
     }
 
     /// Has it stay there to the end of the guest, with nobody in it.
@@ -45,18 +47,31 @@ impl Alone {
         let _ = self.namespace.into_raw_fd();
     }
 
-    fn enter(self, mounts: &mut Mounts) -> io::Result<()> {
+    fn enter(&mut self, mounts: &mut Mounts) -> io::Result<()> {
         enter_network(self.namespace.as_fd())?;
-        mounts.show(self.sys);
+        mounts.show(self.sys.take());
         Ok(())
+    }
+
+    /// Does something where the guest's interface is, in a container that is not there.
+    ///
+    /// # Errors
+    /// As what it does, and setns(2).
+    pub fn outside(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        enter_network(self.home.as_fd())?;
+        let done = act();
+        enter_network(self.namespace.as_fd())?;
+        done
     }
 }
 
 /// Has this process, and all that it starts, be on no network from now on: in the namespace that has been `prepared` for that, or in one
-/// that is made now. A kernel that has none shows its interface, which leads nowhere and is down.
-pub fn be_alone(prepared: Option<Alone>, mounts: &mut Mounts) {
+/// that is made now, and returned. A kernel that has none shows its interface, which leads nowhere and is down.
+pub fn be_alone(prepared: Option<Alone>, mounts: &mut Mounts) -> Option<Alone> {
     let alone = prepared.map_or_else(Alone::make, Ok);
-    if alone.and_then(|alone| alone.enter(mounts)).is_err() {
+    let alone = alone.and_then(|mut alone| alone.enter(mounts).map(|()| alone));
+    if alone.is_err() {
         network::leave();
     }
+    alone.ok()
 }

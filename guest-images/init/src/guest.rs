@@ -260,12 +260,13 @@ fn begin<M: Machine>(
     // While the root is made, the host answers.
     let opening = Opening::begin(machine, MAIN_PROCESS, terminal.is_some(), start.process.stdin, Output::Later)
         .map_err(guest(STREAMS))?;
+    let mut alone = None;
     if let Some(network) = &start.network {
         prepared.alone.into_iter().for_each(Alone::leave);
         machine.plug().map_err(guest("making the network interface"))?;
         network::set_up(network, prepared.network.as_ref())?;
     } else if machine.shows_interface() {
-        alone::be_alone(prepared.alone, &mut stage.mounts);
+        alone = alone::be_alone(prepared.alone, &mut stage.mounts);
     }
     root::mount_layers(machine, &start.root)?;
     let on_disk = start.root.upper == Upper::Disk;
@@ -296,7 +297,7 @@ fn begin<M: Machine>(
     settings::mount_tmpfs(&before)?;
     volumes.attach()?;
     settings::mount_tmpfs(&after)?;
-    settings::apply(&start.settings)?;
+    settings::apply(&start.settings, alone.as_ref())?;
     process::bound(start.settings.capabilities).map_err(guest("setting capabilities"))?;
     let root_ns = clock_ns(Clock::Monotonic);
     let (streams, ends) = match terminal {

@@ -1,6 +1,7 @@
 //! What a container has asked for beside its files: memory mounted as file systems, kernel parameters. Limits and capabilities are each process's
 //! own ([`crate::process`]).
 
+use crate::alone::Alone;
 use crate::failure::{Failure, Reason};
 use crate::root::{self, NO_EXEC, failed, mount_proc};
 use alloc::format;
@@ -40,11 +41,11 @@ pub fn mount_tmpfs(list: &[Tmpfs]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The rest, in the complete root of this process, in which /proc is not mounted.
+/// The rest, in the complete root of this process, in which /proc is not mounted; `alone`: it is on no network.
 ///
 /// # Errors
 /// [`FailureKind::BadRequest`]: the kernel does not have that parameter, or does not take that value.
-pub fn apply(settings: &Settings) -> Result<(), Failure> {
+pub fn apply(settings: &Settings, alone: Option<&Alone>) -> Result<(), Failure> {
     if let Some(bytes) = settings.shm_bytes {
         mount_remount("/dev/shm", NO_EXEC, format!("mode=1777,size={bytes}").as_str())
             .map_err(|error| failed("/dev/shm", error))?;
@@ -59,7 +60,10 @@ pub fn apply(settings: &Settings) -> Result<(), Failure> {
     mount_proc().map_err(|error| failed("/proc", error))?;
     let all = settings.sysctls.iter().try_for_each(|sysctl| {
         let Sysctl { path, value } = sysctl;
+        // What the kernel has once for all networks is not to be changed from just any.
+        let others = alone.filter(|_| path.starts_with("net/"));
         set(sysctl)
+            .or_else(|error| others.map_or(Err(error), |alone| alone.outside(|| set(sysctl))))
             .map_err(|error| Failure::new(FailureKind::BadRequest, format!("sysctl {path}={value}: {}", Reason(error))))
     });
     unmount("/proc", UnmountFlags::DETACH).map_err(|error| failed("/proc", error))?;

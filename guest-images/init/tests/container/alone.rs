@@ -30,8 +30,11 @@ fn a_container_on_no_network_sees_nothing_but_its_loopback_interface() {
         return eprintln!("SKIP: no network namespaces here, or no ip(8)");
     }
     for prepares in [true, false] {
-        let Some(alone) = interfaces(start(shell(LOOK)), prepares) else { return };
-        assert_eq!(alone, ["lo", "lo", "1"], "prepared: {prepares}");
+        let own = Sysctl { path: "net/ipv4/ip_unprivileged_port_start".into(), value: "77".into() };
+        let look = format!("{LOOK}; cat /proc/sys/{}", own.path);
+        let asks = Start { settings: Settings { sysctls: vec![own], ..Settings::default() }, ..start(shell(&look)) };
+        let Some(alone) = interfaces(asks, prepares) else { return };
+        assert_eq!(alone, ["lo", "lo", "1", "77"], "prepared: {prepares}");
         let mut networked = interfaces(Start { network: Some(usual()), ..start(shell(LOOK)) }, prepares).unwrap();
         networked.sort();
         assert_eq!(networked[1..], ["eth0", "eth0", "lo", "lo", "other"], "prepared: {prepares}");
