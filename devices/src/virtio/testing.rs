@@ -34,7 +34,7 @@ pub const NEEDS_RESET: u32 = 0x40;
 const DATA: u64 = 1 << 20;
 const DATA_END: u64 = 16 << 20;
 /// Longest a test waits for something that must happen.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A piece of a chain.
 #[derive(Clone, Copy, Debug)]
