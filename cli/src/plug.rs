@@ -55,8 +55,7 @@ fn change(
         let opened = if body["unplugged"] == true { Ok(None) } else { opened().map(Some) };
         let opened = opened.map_err(|error| ControlError::Refused(error.to_string()))?;
         if let (Some(pid), Some(directory)) = (opened.as_ref().and_then(|opened| opened.helper), control.directory()) {
-            // It ends by itself, if it is well.
-            let _ = note_helper(directory, pid).inspect_err(|error| tracing::warn!("{error}"));
+            note_helper(directory, pid);
         }
         let descriptors = opened.map_or_else(Vec::new, |opened| opened.descriptors);
         control.call_giving("PATCH", &format!("/network-interfaces/{id}"), &body, &descriptors)?;

@@ -171,8 +171,7 @@ pub fn with_groups<T>(dir: &Path, groups: &[PathBuf], make: impl FnOnce() -> T) 
     // A microVM that is replaced many times has had many.
     let groups = listed(&list).into_iter().filter(|group| group.exists()).chain(groups.iter().cloned());
     let lines: Vec<u8> = groups.flat_map(|group| [group.as_os_str().as_bytes(), b"\n"].concat()).collect();
-    let new = list.with_extension("new");
-    fs::write(&new, lines).and_then(|()| fs::rename(&new, &list)).map_err(io_error(&list))?;
+    write_list(&list, &lines).map_err(io_error(&list))?;
     Ok(make())
 }
 
@@ -191,7 +190,26 @@ fn beside_name(dir: &Path, what: &str) -> PathBuf {
 fn remove_groups(dir: &Path) -> io::Result<()> {
     let list = groups_list(dir);
     listed(&list).iter().try_for_each(|group| cgroup::remove(group))?;
-    for file in [list.with_extension("new"), list] {
+    remove_list(&list)
+}
+
+/// Where a list is written before it takes its place.
+fn new_list(list: &Path) -> PathBuf {
+    let mut name = list.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Has a list be these lines, or what it was.
+fn write_list(list: &Path, lines: &[u8]) -> io::Result<()> {
+    let new = new_list(list);
+    fs::write(&new, lines)?;
+    fs::rename(new, list)
+}
+
+/// Removes a list, if it is there.
+fn remove_list(list: &Path) -> io::Result<()> {
+    for file in [new_list(list).as_path(), list] {
         match fs::remove_file(file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -33,8 +33,7 @@ impl Cable {
         let link = NetworkLink::open(interface)?;
         let rates = link.rates();
         if let (Some(pid), Some(directory)) = (link.helper(), sockets.parent()) {
-            // It ends by itself, if it is well.
-            let _ = note_helper(directory, pid).inspect_err(|error| tracing::warn!("{error}"));
+            note_helper(directory, pid);
         }
         let path = sockets.join(format!("vsock_{LINK_PORT}"));
         let listener = UnixListener::bind(&path).with_context(|| path.display().to_string())?;

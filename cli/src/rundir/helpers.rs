@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{RunDirError, beside_name, io_error, lock_root};
+use super::{RunDirError, beside_name, io_error, lock_root, remove_list, write_list};
 
 /// How long one may take to end by itself, and how long the kernel may take to end it.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -21,26 +21,25 @@ struct Helper {
     started: u64,
 }
 
-/// Notes a process that goes with the run directory `dir`.
-///
-/// # Errors
-/// The directory is gone, or there is no room.
-pub fn note_helper(dir: &Path, pid: u32) -> Result<(), RunDirError> {
+/// Notes a process that goes with the run directory `dir`. What cannot be noted ends by itself, if it is well.
+pub fn note_helper(dir: &Path, pid: u32) {
+    if let Err(error) = note(dir, pid) {
+        tracing::warn!("{error}");
+    }
+}
+
+fn note(dir: &Path, pid: u32) -> Result<(), RunDirError> {
     let _guard = lock_root(dir.parent().unwrap_or(dir))?;
     dir.symlink_metadata().map_err(io_error(dir))?;
     // One that has ended already needs no note.
     let Some(helper) = i32::try_from(pid).ok().and_then(Helper::of) else { return Ok(()) };
     let list = list(dir);
-    let write = || {
-        // A microVM that is replaced many times has had many.
-        let there_are = noted(&list)?.into_iter().filter(|noted| Helper::of(noted.pid) == Some(*noted));
-        let lines: String =
-            there_are.chain([helper]).map(|helper| format!("{} {}\n", helper.pid, helper.started)).collect();
-        let new = list.with_extension("helpers-new");
-        fs::write(&new, lines)?;
-        fs::rename(&new, &list)
-    };
-    write().map_err(io_error(&list))
+    // A microVM that is replaced many times has had many.
+    let there_were = noted(&list).map_err(io_error(&list))?;
+    let there_are = there_were.into_iter().filter(|noted| Helper::of(noted.pid) == Some(*noted));
+    let lines: String =
+        there_are.chain([helper]).map(|helper| format!("{} {}\n", helper.pid, helper.started)).collect();
+    write_list(&list, lines.as_bytes()).map_err(io_error(&list))
 }
 
 fn noted(list: &Path) -> io::Result<Vec<Helper>> {
@@ -58,13 +57,7 @@ fn list(dir: &Path) -> PathBuf {
 pub(super) fn end_helpers(dir: &Path) -> io::Result<()> {
     let list = list(dir);
     noted(&list)?.into_iter().try_for_each(Helper::end)?;
-    for file in [list.with_extension("helpers-new"), list] {
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
+    remove_list(&list)
 }
 
 impl Helper {
@@ -121,7 +114,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (mut helper, mut other) = (sleeper(), sleeper());
         let directory = RunDir::create(root.path(), Some("vm")).unwrap();
-        note_helper(&directory.path(), helper.id()).unwrap();
+        note(&directory.path(), helper.id()).unwrap();
         // Its number is another's by now; it is gone; and a line that was never whole.
         let list = list(&directory.path());
         let more = format!("{} 1\n{} 1\n12", other.id(), i32::MAX);
@@ -137,9 +130,9 @@ mod tests {
     #[test]
     fn without_a_directory_nothing_is_noted() {
         let root = tempfile::tempdir().unwrap();
-        assert!(note_helper(&root.path().join("vm"), std::process::id()).is_err());
+        assert!(note(&root.path().join("vm"), std::process::id()).is_err());
         let directory = RunDir::create(root.path(), Some("vm")).unwrap();
-        note_helper(&directory.path(), u32::MAX).unwrap();
+        note(&directory.path(), u32::MAX).unwrap();
         assert!(!list(&directory.path()).exists());
     }
 }
