@@ -21,7 +21,8 @@ extern "C" fn main(_count: c_int, _words: *const *const c_char) -> c_int {
 
 // Where the kernel starts the program (`build.rs` says so to the linker), on the way to the C library's `_start`. That relocates
 // the program, one word after the other, with a page fault for each of 40 pages; asked for in one call (MADV_POPULATE_WRITE) they
-// cost half. Where a kernel does not know it, they come one by one.
+// cost half, and so does what is always used of the stack. Where a kernel does not know it, they come one by one. (All of the text
+// would take longer, a third of a millisecond, than the fortieth of it that is used.)
 //
 // SAFETY: no memory changes but what the program's own pages of data cost, and registers are as the kernel, or a dynamic linker,
 // has left them: a system call takes none but rax, rcx and r11, and RDX, which `_start` looks at, is given back.
@@ -38,14 +39,21 @@ mod start {
         "mov r9, rdx",
         "lea rdi, [rip + __init_array_start]",
         "and rdi, -{page}",
-        "lea rsi, [rip + _edata]",
+        "lea rsi, [rip + _end]",
         "sub rsi, rdi",
         "mov edx, {populate}",
+        "mov eax, {madvise}",
+        "syscall",
+        "mov rdi, rsp",
+        "and rdi, -{page}",
+        "sub rdi, {stack}",
+        "mov esi, {stack}",
         "mov eax, {madvise}",
         "syscall",
         "mov rdx, r9",
         "jmp _start",
         page = const 4096,
+        stack = const 7 * 4096,
         populate = const MADV_POPULATE_WRITE,
         madvise = const SYS_MADVISE,
     );
