@@ -3,7 +3,7 @@
 //! What a thread may do is settled when it starts, by whoever runs the machine ([`confine_by`]): a thread has its own system-call
 //! filter and capabilities, and each kind of worker says here what it needs. A thread hands both on to those that it starts; so
 //! that a worker does not depend on who wants it, and that neither the event loop nor a vCPU has to be one who may start
-//! threads, all are started by one thread that does nothing else ([`start_nursery`]). Without that, as in tests, whoever wants
+//! threads, all are started by one thread that does nothing else ([`Nursery`]). Without that, as in tests, whoever wants
 //! a thread starts it.
 
 use std::io;
@@ -40,7 +40,7 @@ type Task = Box<dyn FnOnce() + Send>;
 type Wanted = (&'static Work, Task, SyncSender<io::Result<JoinHandle<()>>>);
 
 static CONFINE: OnceLock<Confine> = OnceLock::new();
-static NURSERY: OnceLock<Mutex<Sender<Wanted>>> = OnceLock::new();
+static NURSERY: Mutex<Option<Sender<Wanted>>> = Mutex::new(None);
 
 /// From now on each worker of this process calls `confine` before it does anything. It must not return if it fails. Without effect the
 /// second time: it is for a process with one machine.
@@ -53,10 +53,10 @@ pub fn confine_by(confine: Confine) {
 /// # Errors
 /// The host gives no thread.
 pub fn spawn(work: &'static Work, task: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    let Some(nursery) = NURSERY.get() else { return start(work, Box::new(task)) };
+    let nursery = NURSERY.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let Some(nursery) = nursery else { return start(work, Box::new(task)) };
     let (sender, receiver) = sync_channel(1);
     let gone = || io::Error::other("the thread that starts others has ended");
-    let nursery = nursery.lock().unwrap_or_else(PoisonError::into_inner).clone();
     nursery.send((work, Box::new(task), sender)).map_err(|_| gone())?;
     receiver.recv().map_err(|_| gone())?
 }
@@ -82,21 +82,37 @@ pub fn run<T: Send + 'static>(work: &'static Work, task: impl FnOnce() -> T + Se
     done.map_err(|_| io::Error::other("a thread panicked"))
 }
 
-/// Starts the thread that starts workers from now on; `confine` is the first thing that it does.
-///
-/// # Errors
-/// The host gives no thread.
-pub fn start_nursery(confine: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let (sender, wanted) = channel();
-    thread::Builder::new().name("nursery".into()).stack_size(128 << 10).spawn(move || {
-        confine();
-        serve(&wanted);
-    })?;
-    let _ = NURSERY.set(Mutex::new(sender));
-    Ok(())
+/// The thread that starts workers, before it is there. Who wants one waits for it, from now on.
+#[derive(Debug)]
+pub struct Nursery(Receiver<Wanted>);
+
+impl Nursery {
+    /// Announces it, in place of one that there may have been. Dropped without being started, it lets nobody have a worker.
+    pub fn announce() -> Self {
+        let (sender, wanted) = channel();
+        *NURSERY.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        Self(wanted)
+    }
+
+    /// There is none, from now on.
+    pub fn none() {
+        *NURSERY.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Starts it, as a thread of the calling one, whose place and privileges it has; `confine` is the first thing that it does.
+    ///
+    /// # Errors
+    /// The host gives no thread.
+    pub fn start(self, confine: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        thread::Builder::new().name("nursery".into()).stack_size(128 << 10).spawn(move || {
+            confine();
+            serve(&self.0);
+        })?;
+        Ok(())
+    }
 }
 
-/// The nursery's life, which ends with the process.
+/// The nursery's life, which ends with the process, or when there is another one.
 fn serve(wanted: &Receiver<Wanted>) {
     for (work, task, reply) in wanted {
         let _ = reply.send(start(work, task));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -293,14 +293,25 @@ fn a_sandbox_that_is_required_is_had_or_there_is_no_guest() {
 /// volumes cannot do without, one without has not, though its guest has the same devices.
 fn assert_serves_no_files(pid: u32) {
     let threads = threads(pid);
+    let root = rustix::process::geteuid().is_root();
+    let user = if root { 0x7000_0000 + pid } else { rustix::process::geteuid().as_raw() };
+    // What the host's kernel tells of the process is the process's own, or it could not take a snapshot.
+    assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), user);
+    // All of them are where the first one is, and that is not here.
+    let of = |task: &str, what: &str| fs::metadata(format!("/proc/{task}/{what}")).map(|meta| (meta.dev(), meta.ino()));
+    let places = ["root", "cwd", "ns/mnt", "ns/ipc", "ns/uts", "ns/net", "ns/user"];
+    for (what, (name, id)) in places.iter().flat_map(|what| threads.iter().map(move |thread| (what, thread))) {
+        let (its, first) = (of(&format!("{pid}/task/{id}"), what).unwrap(), of(&pid.to_string(), what).unwrap());
+        assert_eq!(its, first, "{what} of {name}");
+        let shared = ["ns/net", "ns/user"].contains(what);
+        assert!(shared || its != of("self", what).unwrap(), "{what} of {name}");
+    }
     for (name, id) in &threads {
         let status = status(Path::new(&format!("/proc/{pid}/task/{id}")));
         for key in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {
             assert_eq!(u64::from_str_radix(&status[key], 16), Ok(0), "{name} has {key} {}", status[key]);
         }
         assert_eq!(status["Seccomp"], "2", "{name}");
-        let user =
-            if rustix::process::geteuid().is_root() { 0x7000_0000 + pid } else { rustix::process::geteuid().as_raw() };
         assert_eq!(status["Uid"], [user; 4].map(|id| id.to_string()).join("\t"), "{name}");
     }
 }

@@ -189,7 +189,7 @@ fn group_8_names_are_of_whole_snapshots_whenever_their_makers_and_removers_are_k
         assert_eq!((ended.code, ended.text()), (Some(0), number), "{name}: {ended:?}");
     };
 
-    let (mut calls, mut was_there) = (Vec::new(), false);
+    let (mut calls, mut was_there, mut said) = (Vec::new(), false, String::new());
     for nth in 1..MOST_CALLS {
         copy(&kept, &store);
         let mut owner = interactive(&lab, &["restore", "base", "--name", "m"]);
@@ -207,14 +207,14 @@ fn group_8_names_are_of_whole_snapshots_whenever_their_makers_and_removers_are_k
         if there {
             assert_whole("next", "2");
         }
-        was_there = there;
+        (was_there, said) = (there, asked.stderr);
         lab.assert_clean();
         match call {
             Some(call) => calls.push(call),
             None => break,
         }
     }
-    assert!(was_there && calls.contains(&"fsync") && calls.contains(&"symlink"), "{calls:?}");
+    assert!(was_there && calls.contains(&"fsync") && calls.contains(&"symlink"), "{calls:?}, {said}");
 
     // The one that the other is a change to, and that other.
     copy(&store, &kept);

@@ -7,6 +7,7 @@
 //! | [`memory`] | guest RAM |
 //! | [`slots`] | guest RAM as KVM's memory slots |
 //! | [`windows`] | memory that devices show the guest besides RAM |
+//! | [`waiting`] | threads that are there before there is something for them to do |
 //! | [`pager`] | guest RAM that is read when it is asked for |
 //! | [`irq`] | interrupt lines (irqfd) and message routing for the userspace IOAPIC |
 //! | [`cpuid`] | what each vCPU says it is |
@@ -47,6 +48,7 @@ mod signals;
 mod slots;
 pub mod snapshot;
 pub mod vcpu;
+mod waiting;
 mod windows;
 
 pub use config::VmConfig;

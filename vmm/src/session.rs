@@ -227,10 +227,9 @@ impl Session {
         if let Some(wanted) = &self.sandbox {
             sandbox::prepare(wanted.mode);
         }
-        let mut machine = Machine::build_on(self.event_loop()?, &config, None, on_event)?;
-        if let Some(wanted) = self.sandbox.clone() {
-            machine.confine(wanted, matches!(self.control, Control::Served(_)));
-        }
+        let requests = matches!(self.control, Control::Served(_));
+        let sandbox = self.sandbox.clone().map(|wanted| sandbox::Wanted { requests, ..wanted });
+        let machine = Machine::build_on(self.event_loop()?, &config, None, sandbox, on_event)?;
         if let Some(directory) = &self.record {
             self.recorded =
                 machine.handle().record(directory).map_err(|source| VmmError::Io { what: "queue trace", source })?;

@@ -7,21 +7,21 @@
 //! seen by the guest: that RAM is all zeros, so it holds no code, and page tables in it lead nowhere.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use devices::GuestRam;
-use devices::worker::{self, Work};
+use devices::worker::Work;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::memory::{MemoryError, Ram};
 use crate::snapshot::memory::{PAGE, Source, next_data};
+use crate::waiting::{Running, Waiting};
 
 /// RAM gets its first slots in pieces of this size, in bytes.
 const CHUNK: u64 = 64 << 20;
 /// What the thread does that registers slots: KVM_SET_USER_MEMORY_REGION.
-pub const SLOTS: Work =
+pub static SLOTS: Work =
     Work { stack: 128 << 10, syscalls: &[libc::SYS_ioctl], ioctls: &[0x4020_ae46], ..Work::named("slots") };
 
 /// A range of RAM: guest-physical start, address in this process, bytes.
@@ -149,17 +149,14 @@ impl Rest {
         Late { ram: self.ram.clone(), done: self.done.clone(), waited: false }
     }
 
-    /// Gives the VM the rest, on a thread of its own, which the calling one must still be allowed to start: the first instruction waits
-    /// for it to come back. `failed` is told if that fails; the vCPU must not go on then.
-    pub fn start(self, vm: Arc<VmFd>, failed: impl FnOnce(MemoryError) + Send + 'static) -> std::io::Result<Coming> {
-        let work = move || {
+    /// Gives the VM the rest, on the thread that waits for that. `failed` is told if that fails; the vCPU must not go on then.
+    pub fn start(self, vm: Arc<VmFd>, waiting: Waiting, failed: impl FnOnce(MemoryError) + Send + 'static) -> Running {
+        waiting.begin(move || {
             let mut numbered = (self.first..).zip(&self.pieces);
             if let Err(error) = numbered.try_for_each(|(number, piece)| set(&vm, number, *piece)) {
                 failed(error);
             }
-        };
-        let thread = worker::spawn_here(&SLOTS, work)?;
-        Ok(Coming(Some(thread)))
+        })
     }
 }
 
@@ -168,18 +165,6 @@ impl Drop for Rest {
     fn drop(&mut self) {
         *self.done.done.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.done.changed.notify_all();
-    }
-}
-
-/// The thread that registers. Dropping this waits for it: RAM must be there until then.
-pub struct Coming(Option<JoinHandle<()>>);
-
-impl Drop for Coming {
-    fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
-            // A panic there has been reported by the panic hook.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -257,7 +242,8 @@ mod tests {
         let starts: Vec<_> = rest.pieces.iter().map(|piece| (piece.start / CHUNK, piece.len / CHUNK)).collect();
         assert_eq!((rest.first, starts), (4, vec![(1, 1), (2, 2), (4, 1), (6, 2), (9, 7)]));
         let mut late = rest.late();
-        let coming = rest.start(vm.clone(), |error| panic!("{error}")).unwrap();
+        let waiting = Waiting::start_worker(&SLOTS).unwrap();
+        let coming = rest.start(vm.clone(), waiting, |error| panic!("{error}"));
         let mut word = [1; 4];
         assert!(late.write(1 << 20, &[7; 4]) && late.read(1 << 20, &mut word) && word == [7; 4]);
         assert!(!late.read(0xd000_0000, &mut word), "no RAM");

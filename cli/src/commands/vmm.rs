@@ -77,7 +77,13 @@ fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
     let files = (!args.files.is_empty() || args.api_sock.is_none()).then(|| args.files.clone());
     let sandbox = Sandbox::wanted(args.sandbox)?;
     let attended = args.parent.is_some();
-    let sandbox = sandbox.mode().map(|mode| Wanted { mode, files, all: sandbox == Sandbox::Require, apart: attended });
+    let sandbox = sandbox.mode().map(|mode| Wanted {
+        mode,
+        files,
+        all: sandbox == Sandbox::Require,
+        apart: attended,
+        ..Wanted::default()
+    });
     let mut options = Options { id, socket, cpuid_cache, draft, attended, start, sandbox, ..Options::default() };
     // With a descriptor, the terminal is the business of whoever is at its other end.
     if args.config_fd.is_none() && io::stdin().is_terminal() {

@@ -124,10 +124,14 @@ impl Handle {
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has the vCPUs' threads, for what becomes of them.
+    pub(super) fn give_threads(&self, list: Vec<VcpuThread>) {
+        self.threads().list = list;
+    }
+
     /// From now on there is something to steer: at once, if `resume` says so or somebody was earlier to resume it.
-    pub(super) fn give_threads(&self, list: Vec<VcpuThread>, resume: bool) {
+    pub(super) fn start(&self, resume: bool) {
         let mut threads = self.threads();
-        threads.list = list;
         threads.started = true;
         if resume || threads.state == RunState::Running {
             threads.resume();

@@ -37,11 +37,12 @@ use crate::irq::{IrqLines, KvmRoutes};
 use crate::memory::Ram;
 use crate::pager::Pager;
 use crate::process;
-use crate::sandbox::{self, Entered, Sandbox, Thread};
-use crate::slots::{self, Coming, Rest};
+use crate::sandbox::{self, Begun, Closed, EVENTS_STACK, Entered, Sandbox, Thread};
+use crate::slots::{self, Rest, SLOTS};
 use crate::snapshot::memory::Source;
 use crate::snapshot::{self, Parent};
 use crate::vcpu::{Driver, Shared, Vcpu};
+use crate::waiting::{Running, Waiting};
 use crate::windows::Windows;
 use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS};
 use ending::{Ending, EndingEvent, on_end};
@@ -81,7 +82,7 @@ pub struct Machine {
     /// RAM that has no memory slot yet.
     rest: Option<Rest>,
     /// What its threads enter before they do anything.
-    sandbox: Option<Arc<Sandbox>>,
+    sandbox: Option<Begun>,
     manager: EventManager<Subscriber>,
     parts: Arc<Parts>,
 }
@@ -159,14 +160,16 @@ impl Machine {
         console: Option<Console>,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Self, VmmError> {
-        Self::build_on(EventManager::new()?, config, console, on_event)
+        Self::build_on(EventManager::new()?, config, console, None, on_event)
     }
 
-    /// As [`Machine::build`], on an event loop that others wait on as well.
+    /// As [`Machine::build`], on an event loop that others wait on as well. With a `sandbox`, its threads are confined from the moment on in which
+    /// it runs: with them this whole process, which can have no other machine, and of which the calling thread is the first.
     pub fn build_on(
         mut manager: EventManager<Subscriber>,
         config: &VmConfig,
         console: Option<Console>,
+        sandbox: Option<sandbox::Wanted>,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Self, VmmError> {
         let mut phase = |phase| on_event(Event::Phase { phase, at_ns: monotonic_ns() });
@@ -188,6 +191,9 @@ impl Machine {
         };
         process::reserve_descriptors();
         process::one_heap();
+        let late_slots = saved.is_some() && config.machine.vcpu_count == 1 && host::kind() == KvmKind::SoftwareNested;
+        let mut sandbox =
+            sandbox.map(|wanted| Begun::begin(Sandbox::new(wanted, config.clone()), late_slots)).transpose()?;
         let host_kvm = host::open()?;
         if let Some(saved) = &saved {
             restore::check_host(saved, &host_kvm)?;
@@ -200,7 +206,6 @@ impl Machine {
         let mut built = devices::virtio::build_all(&config.devices)?;
         let windows = Windows::of(&mut built, &memory)?;
         let first_slot = windows.register(&vm)?;
-        let late_slots = saved.is_some() && config.machine.vcpu_count == 1 && host::kind() == KvmKind::SoftwareNested;
         let rest = if late_slots {
             Some(slots::register_used(&vm, &memory, first_slot, &base.sources)?).filter(|rest| !rest.is_empty())
         } else {
@@ -214,7 +219,15 @@ impl Machine {
         let ending = Arc::new(Ending::new().map_err(io_error("eventfd"))?);
         manager.add_subscriber(Arc::new(Mutex::new(EndingEvent::new(ending.clone()))));
         let pager = match (paged, &saved) {
-            (Some(source), Some(saved)) => Some(restore::pager(&memory, &base.sources, source, saved, &ending)?),
+            (Some(source), Some(saved)) => {
+                match (restore::pager(&memory, &base.sources, source, saved, &ending), sandbox) {
+                    (Err(error), Some(begun)) => return Err(begun.failed().map_or(error, VmmError::from)),
+                    (pager, begun) => {
+                        sandbox = begun;
+                        Some(pager?)
+                    }
+                }
+            }
             _ => None,
         };
 
@@ -261,18 +274,12 @@ impl Machine {
         };
         let parts = Arc::new(parts);
         let handle = Handle::new(ending, Arc::downgrade(&parts));
-        Ok(Machine { end: End(handle), vcpus, resume, at_end: None, rest, sandbox: None, manager, parts })
+        Ok(Machine { end: End(handle), vcpus, resume, at_end: None, rest, sandbox, manager, parts })
     }
 
     /// A handle to steer it with.
     pub fn handle(&self) -> Handle {
         self.end.0.clone()
-    }
-
-    /// Has its threads be confined from the moment on in which it runs: with them this whole process, which can have no other
-    /// machine. There may be `requests` of a control socket.
-    pub fn confine(&mut self, wanted: sandbox::Wanted, requests: bool) {
-        self.sandbox = Some(Sandbox::new(wanted, self.parts.config(), requests));
     }
 
     /// Has something done when it ends, on the thread of its event loop: on the one that runs the machine, which is a vCPU's, little may
@@ -295,32 +302,35 @@ impl Machine {
         let mut vcpus = self.vcpus.drain(..);
         let first = vcpus.next().ok_or(ConfigError::Vcpus(0))?;
         let (mut driver, first) = first.on_this_thread(on_end(ending.clone())).map_err(io_error("vCPU's signal"))?;
-        let (door, entered) = match self.sandbox.take().map(Sandbox::close).transpose()? {
-            Some((door, entered, missing)) => {
+        let (events, slots, door, entered) = match self.sandbox.take().map(Begun::finish).transpose()? {
+            Some(Closed { events, slots, door, entered, missing }) => {
                 missing.iter().for_each(|what| tracing::warn!("the sandbox lacks {what}"));
                 let _ = self.parts.confined.set(missing);
-                (Some(door), Some(entered))
+                (Ok(events), slots, Some(door), Some(entered))
             }
-            None => (None, None),
+            None => (Waiting::start("events", EVENTS_STACK), None, None, None),
         };
         let others = vcpus.map(|vcpu| vcpu.spawn(on_end(ending.clone()), door.clone()));
         let threads = std::iter::once(Ok(first)).chain(others).collect::<Result<_, _>>();
-        self.end.0.give_threads(threads.map_err(io_error("vCPU thread"))?, self.resume);
+        self.end.0.give_threads(threads.map_err(io_error("vCPU thread"))?);
         let closing = (!self.parts.transports.is_empty() || self.at_end.is_some())
             .then(|| Closing { parts: self.parts.clone(), at_end: self.at_end.take() });
-        let events = EventLoop { manager: self.manager, handle: self.end.0.clone(), door: door.clone(), closing };
-        let events = events.start().map_err(io_error("event loop's thread"))?;
-        let rest = self.rest.take().map(|rest| {
-            let ending = ending.clone();
-            rest.start(self.parts.vm.clone(), move |error| ending.report(Err(error.into())))
-        });
-        let coming = rest.transpose().map_err(io_error("memory slots' thread"))?;
-        // Dropped before that is, which waits for the end.
-        let end = self.end;
+        let events = events.map_err(io_error("event loop's thread"))?;
+        let slots = self.rest.as_ref().map(|_| slots.map_or_else(|| Waiting::start_worker(&SLOTS), Ok)).transpose();
+        let slots = slots.map_err(io_error("memory slots' thread"))?;
         if let Some(door) = door {
             door.enter(Thread::First)?;
         }
         entered.into_iter().for_each(Entered::wait);
+        // Before anybody can steer it.
+        self.end.0.start(self.resume);
+        let events = EventLoop { manager: self.manager, handle: self.end.0.clone(), closing }.start(events);
+        let coming = self.rest.take().zip(slots).map(|(rest, slots)| {
+            let ending = ending.clone();
+            rest.start(self.parts.vm.clone(), slots, move |error| ending.report(Err(error.into())))
+        });
+        // Dropped before those are, which wait for the end.
+        let end = self.end;
         on_event(Event::Phase { phase: Phase::Run, at_ns: monotonic_ns() });
         driver.drive();
         let at_ns = monotonic_ns();
@@ -341,7 +351,7 @@ impl Machine {
 #[must_use]
 pub struct Remains {
     /// What gives RAM its slots.
-    _coming: Option<Coming>,
+    _coming: Option<Running>,
     /// Waited for: devices go before the RAM they use.
     _events: Serving,
     _first: Driver,

@@ -42,7 +42,7 @@ const NEIGHBOURS: usize = 16;
 /// Most pages of the working set that are read between two looks at the faults.
 const PIECE: usize = 64;
 /// What the thread does: pages from files, and the record of what was wanted first.
-const PAGER: Work = Work {
+pub static PAGER: Work = Work {
     syscalls: &[
         libc::SYS_poll,
         libc::SYS_ppoll,

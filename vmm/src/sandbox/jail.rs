@@ -32,15 +32,12 @@ fn namespaces() -> UnshareFlags {
 /// Whether files of root's are those of the user that was asked for, or why not.
 pub type Owned = io::Result<()>;
 
-/// Puts the process into namespaces of its own. With `reached`, its root directory has these files and directories from now on, at the
-/// paths that they had. Those that are not there are left out; what is root's of them is `owner`'s, if it says and the host can. To be
-/// called by the only thread that opens files by their paths.
+/// Gives the calling thread a root directory of its own that has these files and directories from now on, at the paths that they had. Those that are not there are left out; what is root's of them is `owner`'s, if it says and the
+/// host can. To be called in the namespaces of [`leave`].
 ///
 /// # Errors
-/// The host does not let it: nothing has changed then, or only the namespaces.
-pub fn enter(reached: Option<&[PathBuf]>, owner: Option<u32>) -> io::Result<Owned> {
-    unshare()?;
-    let Some(reached) = reached else { return Ok(Ok(())) };
+/// The host does not let it: nothing has changed then, or the thread has no /proc.
+pub fn change_root(reached: &[PathBuf], owner: Option<u32>) -> io::Result<Owned> {
     // Mounts of the host go on without us, and ours are not theirs.
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let mapping = owner.filter(|_| !reached.is_empty()).map(user::mapping).transpose();
@@ -72,9 +69,13 @@ pub fn can_own(directories: &[PathBuf]) -> Owned {
     places(directories, Some(&mapping)).map(drop)
 }
 
-/// New namespaces; without the privilege for that, in a user namespace where there is only this user.
-fn unshare() -> io::Result<()> {
-    // SAFETY: descriptors stay shared. Threads of the kernel that the process has open no files.
+/// Puts the calling thread into new namespaces; without the privilege for that, in a user namespace where there is only this user, which
+/// nobody gets who is not the only thread.
+///
+/// # Errors
+/// The host does not let it: nothing has changed then.
+pub fn leave() -> io::Result<()> {
+    // SAFETY: descriptors stay shared.
     match unsafe { rustix::thread::unshare_unsafe(namespaces()) } {
         Err(Errno::PERM) => {}
         result => return Ok(result?),
@@ -99,7 +100,7 @@ pub fn map_alone(user: u32, group: u32) -> io::Result<()> {
 /// Puts the process into a network namespace of its own, in which there is nothing. No thread can make a socket for a network; but
 /// unix sockets without a path are the namespace's (unix(7)), and what may connect to one with a path may connect to those. It takes half
 /// a millisecond and kernel memory, and so it is for a process that nothing else keeps from them. To be called in the namespaces of
-/// [`enter`]. What is open stays: taps above all.
+/// [`leave`]. What is open stays: taps above all.
 ///
 /// # Errors
 /// The host does not let it.
@@ -216,7 +217,7 @@ mod tests {
         let missing = [path("missing"), path("missing/too")];
         let reached = [&[path("own"), path("own/inside"), crooked, "/proc/self".into()], &missing[..]].concat();
         let jailed = || {
-            if let Err(error) = enter(Some(&reached), None) {
+            if let Err(error) = leave().and_then(|()| change_root(&reached, None)) {
                 println!("SKIP group_11_nothing_has_a_path_but_what_is_reached: {error}");
                 return;
             }
@@ -253,7 +254,7 @@ mod tests {
         let _listening = UnixListener::bind_addr(&address).unwrap();
         let jailed = || {
             UnixStream::connect_addr(&address).expect("that of a process on the same network");
-            if let Err(error) = enter(None, None).and_then(|_| leave_network()) {
+            if let Err(error) = leave().and_then(|()| leave_network()) {
                 println!("SKIP group_11_no_socket_without_a_path_is_reached: {error}");
                 return;
             }
@@ -275,7 +276,8 @@ mod tests {
             fs::write(path(name), name).unwrap();
         }
         chown(path("anothers"), Some(1234), Some(1234)).unwrap();
-        let jailed = || match enter(Some(&[dir.path().to_owned(), "/proc/self".into()]), Some(owner)) {
+        let reached = [dir.path().to_owned(), "/proc/self".into()];
+        let jailed = || match leave().and_then(|()| change_root(&reached, Some(owner))) {
             Ok(Ok(())) => {
                 let of = |path: PathBuf| fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
                 assert_eq!((of(path("roots")), of(path("anothers"))), ((owner, owner), (1234, 1234)));

@@ -31,7 +31,9 @@ pub fn rules(reached: &Reached) -> Result<RulesetCreated, RulesetError> {
     Ruleset::default()
         .handle_access(all)?
         .handle_access(AccessNet::from_all(ABI))?
-        .scope(Scope::from_all(ABI))?
+        // Not signals: threads that are restricted each for itself could not send each other any, with some kernels (before 6.12.23), and
+        // whom they may send them to their filters say.
+        .scope(Scope::AbstractUnixSocket)?
         .create()?
         .add_rules(path_beneath_rules(&reached.below, files))?
         .add_rules(path_beneath_rules(reached.used(Does::Change), all & !(AccessFs::Execute | AccessFs::IoctlDev)))?

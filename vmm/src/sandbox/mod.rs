@@ -1,13 +1,14 @@
 //! What the threads of a machine's process may still do once its guest runs: a guest that breaks out finds itself in one of them.
 //!
 //! ```text
-//!  main: builds the machine ─► privileges away ─► starts ─► nursery ── starts ─► workers (output, disk, fs, requests)
-//!        (opens all files)        (for all)         ├─► event loop ── starts ─► slots
-//!                                                   ├─► other vCPUs
-//!                                                   └─► is the first vCPU          each: its own system-call filter
+//!  main: reads its configuration ─┬─► builds the machine ──► joins ─► privileges away ─┬─► is the first vCPU
+//!                                 │    (opens all files)       ▲                       └─► other vCPUs
+//!                                 ▼                            │
+//!                            event loop: namespaces, root, privileges away ─┬─► nursery ── starts ─► workers (output, disk, fs, requests)
+//!                                                                           └─► slots                     each: its own system-call filter
 //! ```
 //!
-//! Everything that needs the host's files, programs or privileges happens before, on the main thread. Then:
+//! Everything that needs the host's files, programs or privileges happens before, on the main thread ([`begun`] has the order). Then:
 //!
 //! - a user of its own, where root starts it ([`user`]);
 //! - no capabilities, no way to get any (`no_new_privs`), nothing of it in core dumps ([`privileges`]);
@@ -20,8 +21,10 @@
 //! guest is all lists together; that none of them starts programs, opens connections to a network, traces processes or sends them
 //! signals. What can open files is a worker for requests of the control socket, as long as one is carried out.
 
+mod begun;
 mod calls;
 mod filter;
+mod inside;
 mod jail;
 mod landlock;
 mod privileges;
@@ -31,20 +34,21 @@ mod user;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender};
 
 use devices::worker::{self, Work};
 
-use ::landlock::RulesetStatus;
+pub use begun::{Begun, Closed, EVENTS_STACK};
 pub use calls::{Calls, REQUESTS};
 pub use filter::FilterError;
+use inside::Inside;
 pub(crate) use jail::map_alone;
 use libc::c_long;
-use privileges::Keep;
+use privileges::{Keep, Who};
 use reached::Reached;
-use rustix::process::{Pid, getpid};
 
-use crate::config::{SerialConfig, VmConfig};
+use crate::config::{Paging, SerialConfig, VmConfig};
+use crate::pager::PAGER;
 use crate::process::Lineage;
 use crate::slots::SLOTS;
 
@@ -69,6 +73,8 @@ pub struct Wanted {
     pub all: bool,
     /// Who started this process has put it into a namespace of processes ([`birth`](crate::birth)), if the host could.
     pub apart: bool,
+    /// Clients of a control socket may ask for something.
+    pub requests: bool,
 }
 
 /// Whether the process of a microVM that this one starts can have a user of its own, with files in these directories: tried. None: it
@@ -76,6 +82,9 @@ pub struct Wanted {
 pub fn own_user(directories: &[PathBuf]) -> Option<io::Result<()>> {
     user::own().map(|_| jail::can_own(directories))
 }
+
+/// What cannot be asked where there is no /proc.
+const WHO_STARTED: &str = "tell who has started this process";
 
 /// What the host did not give of a sandbox, one line for each.
 pub type Missing = Vec<String>;
@@ -146,48 +155,19 @@ impl Thread {
 }
 
 impl Sandbox {
-    /// For a process with the machine of `config`, as `wanted`; with a control socket, if there are `requests`.
-    pub fn new(Wanted { mode, files, all, apart }: Wanted, config: VmConfig, requests: bool) -> Arc<Self> {
+    /// For a process with the machine of `config`, as `wanted`.
+    pub fn new(Wanted { mode, files, all, apart, requests }: Wanted, config: VmConfig) -> Arc<Self> {
         let workers = workers(&config, requests);
         Arc::new(Sandbox { mode, files, all, apart, config, requests, workers })
     }
 
-    /// Gives up what no thread that starts from now on needs, and starts the nursery. To be called on the main thread, once the
-    /// machine is built. Each thread that starts from now on gets a copy of the door, and enters by it.
-    ///
-    /// # Errors
-    /// [`SandboxError`].
-    pub fn close(self: Arc<Self>) -> Result<(Door, Entered, Missing), SandboxError> {
-        let missing = match self.mode {
-            Mode::Enforce => self.take_files()?,
-            Mode::Log => self.close_privileges().map(|()| Missing::new())?,
-        };
-        if let Some(what) = missing.first().filter(|_| self.all) {
-            return Err(SandboxError::Missing(what.clone()));
+    /// Where its threads will be: made by the calling one, which is there then.
+    fn inside(&self) -> Result<Inside, SandboxError> {
+        if self.mode == Mode::Log {
+            return Ok(Inside::nowhere_else());
         }
-        let (waited_for, all) = channel();
-        let door = Door { sandbox: self, _waited_for: waited_for };
-        if !door.sandbox.workers.is_empty() {
-            let its = door.clone();
-            let confine = move || or_end("nursery", its.enter(Thread::Nursery).map_err(io::Error::other));
-            worker::start_nursery(confine).map_err(host("the thread that starts others"))?;
-        }
-        privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
-        Ok((door, Entered(all), missing))
-    }
-
-    /// Takes the host's files and the process's privileges away: those of its devices' workers stay. Tells what the host does not have for that.
-    fn take_files(&self) -> Result<Missing, SandboxError> {
         let reached = self.files.as_ref().map(|files| Reached::of(files, &self.config, self.requests));
-        let mut missing = take_files(reached, self.user(), self.keep(), self.connects())?;
-        if self.apart && getpid() != Pid::INIT {
-            missing.push("a namespace of processes: who started this one cannot make it".into());
-        }
-        Ok(missing)
-    }
-
-    fn close_privileges(&self) -> Result<(), SandboxError> {
-        privileges::close(self.keep(), None).map_err(host("give up privileges"))
+        Inside::make(reached.as_ref(), self.user(), self.connects())
     }
 
     /// What some worker needs.
@@ -294,54 +274,15 @@ pub fn prepare(mode: Mode) {
 /// # Errors
 /// [`SandboxError`].
 pub fn confine(name: &'static str, numbers: &[c_long]) -> Result<Missing, SandboxError> {
-    let missing = take_files(Some(Reached::default()), user::own(), Keep::Nothing, true)?;
-    enter(Mode::Enforce, name, &Calls::of(numbers, &[]))?;
-    Ok(missing)
-}
-
-/// Leaves the process with what is `reached` of the host's files, or all of them, as `user`, with privileges to `keep`. Without a network, if
-/// it `connects` to sockets and nothing else keeps it from those of others. Tells what the host does not have for that.
-fn take_files(
-    reached: Option<Reached>,
-    mut user: Option<u32>,
-    keep: Keep,
-    connects: bool,
-) -> Result<Missing, SandboxError> {
-    let mut missing = Missing::new();
-    let lineage = user.map(|_| Lineage::open()).transpose().map_err(host("tell who has started this process"))?;
-    // Rules name files of the host, which have other places in the new root, or none.
-    let rules = reached.as_ref().map(|reached| landlock::rules(reached).map_err(io::Error::other));
-    let rules = rules.transpose().map_err(host("Landlock"))?;
-    let by_path = reached.map(|reached| reached.by_path());
-    let (what, entered) = match jail::enter(by_path.as_deref(), user) {
-        Ok(owned) => ("a user of its own", owned),
-        Err(error) => ("a root directory, namespaces and a user of its own", Err(error)),
+    // What is open for that is closed at its end.
+    let missing = {
+        let user = user::own();
+        let lineage = user.map(|_| Lineage::open()).transpose().map_err(host(WHO_STARTED))?;
+        let inside = Inside::make(Some(&Reached::default()), user, true)?;
+        let held = inside.hold(Who::Process(lineage.as_ref()), Keep::Nothing)?;
+        inside.missing.iter().cloned().chain(held).collect()
     };
-    if let Err(error) = entered {
-        missing.push(format!("{what}: {error}"));
-        user = None;
-    }
-    if connects && (rules.is_none() || !landlock::scopes_sockets()) {
-        jail::leave_network().unwrap_or_else(|error| missing.push(format!("a network namespace: {error}")));
-    }
-    match privileges::close(keep, user.zip(lineage.as_ref())) {
-        // In a user namespace that does not have that user. Nothing that it reaches is that user's, or it would be there.
-        Err(error) if user.is_some() && error.kind() == io::ErrorKind::InvalidInput => {
-            missing.push(format!("a user of its own: {error}"));
-            privileges::close(keep, None).map_err(host("give up privileges"))?;
-        }
-        result => result.map_err(host("give up privileges"))?,
-    }
-    if let Some(rules) = rules {
-        let status = rules.restrict_self().map_err(io::Error::other).map_err(host("Landlock"))?;
-        match status.ruleset {
-            RulesetStatus::FullyEnforced => {}
-            RulesetStatus::PartiallyEnforced => {
-                missing.push("parts of Landlock, which this kernel does not know".into())
-            }
-            RulesetStatus::NotEnforced => missing.push("Landlock, which this kernel does not have".into()),
-        }
-    }
+    enter(Mode::Enforce, name, &Calls::of(numbers, &[]))?;
     Ok(missing)
 }
 
@@ -371,6 +312,9 @@ fn workers(config: &VmConfig, requests: bool) -> Vec<&'static Work> {
     }
     if config.serial != SerialConfig::Off {
         workers.push(&devices::legacy::serial::OUTPUT);
+    }
+    if config.snapshot.as_ref().is_some_and(|source| source.paging == Paging::Userfault) {
+        workers.push(&PAGER);
     }
     workers
 }

@@ -39,21 +39,31 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID);
 
-/// For the process, and all threads that start from now on: no program that it could start would have more rights than it has,
-/// nobody but root may look into it, and no core dump of it holds a guest's memory. It is `user`'s, if it says, as long as who started it
-/// lives. Capabilities go but for those in `keep`, which some worker needs.
-pub fn close(keep: Keep, user: Option<(u32, &Lineage)>) -> io::Result<()> {
+/// Whose rights go.
+#[derive(Debug, Clone, Copy)]
+pub enum Who<'a> {
+    /// The calling thread's, and those of threads that it starts.
+    Thread,
+    /// The process's first thread's, with what is the process's as a whole: after those of threads that are there already. With who started
+    /// the process, if it changes its user.
+    Process(Option<&'a Lineage>),
+}
+
+/// No program that it could start would have more rights than it has, nobody but root may look into it, and no core dump of it holds a
+/// guest's memory. It is `user`'s, if it says, as long as who started the process lives. Capabilities go but for those in `keep`.
+pub fn close(who: Who<'_>, keep: Keep, user: Option<u32>) -> io::Result<()> {
     set_no_new_privs(true)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    match user {
-        Some((user, lineage)) => {
-            // With the old user goes what it takes.
-            empty_bounding_set(capabilities(None)?);
-            user::become_one(user, lineage)?;
-        }
-        None if geteuid().is_root() => set_dumpable_behavior(DumpableBehavior::NotDumpable)?,
+    if user.is_some() {
+        // With the old user goes what it takes.
+        empty_bounding_set(capabilities(None)?);
+    }
+    match (user, who) {
+        (Some(user), Who::Process(Some(lineage))) => user::become_one_as_process(user, lineage)?,
+        (Some(user), _) => user::become_one(user)?,
+        (None, Who::Process(_)) if geteuid().is_root() => set_dumpable_behavior(DumpableBehavior::NotDumpable)?,
         // /proc/self would be root's then, and with it what a snapshot is made from.
-        None => {}
+        (None, _) => {}
     }
     give_up(keep)
 }

@@ -55,7 +55,7 @@ const DIES: i32 = -libc::SIGSYS;
 
 #[test]
 fn group_11_no_thread_reaches_beyond_its_process() {
-    let sandbox = Sandbox::new(Wanted::default(), config(true), true);
+    let sandbox = Sandbox::new(Wanted { requests: true, ..Wanted::default() }, config(true));
     let this = c_long::from(std::process::id() as i32);
     let inet = libc::AF_INET.into();
     let exec = libc::PROT_EXEC.into();
@@ -92,7 +92,7 @@ fn group_11_no_thread_reaches_beyond_its_process() {
 
 #[test]
 fn only_workers_open_files_and_only_the_nursery_starts_threads() {
-    let sandbox = Sandbox::new(Wanted::default(), config(true), true);
+    let sandbox = Sandbox::new(Wanted { requests: true, ..Wanted::default() }, config(true));
     let opens = [libc::SYS_openat, libc::AT_FDCWD.into(), 0, 0, 0];
     for thread in [Thread::First, Thread::Vcpu, Thread::Events] {
         for call in [opens, [libc::SYS_open, 0, 0, 0, 0], [libc::SYS_clone, 0, 0, 0, 0], [libc::SYS_mkdir, 0, 0, 0, 0]]
@@ -105,7 +105,7 @@ fn only_workers_open_files_and_only_the_nursery_starts_threads() {
 
 #[test]
 fn what_threads_do_is_let_through() {
-    let sandbox = Sandbox::new(Wanted::default(), config(false), false);
+    let sandbox = Sandbox::new(Wanted::default(), config(false));
     let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).into();
     for call in [
         [libc::SYS_getpid, 0, 0, 0, 0],
@@ -126,7 +126,7 @@ fn what_threads_do_is_let_through() {
 /// if and only if it is on the list.
 #[test]
 fn what_is_on_a_list_is_what_is_let_through() {
-    let all = Sandbox::new(Wanted::default(), config(true), true).calls(Thread::Nursery);
+    let all = Sandbox::new(Wanted { requests: true, ..Wanted::default() }, config(true)).calls(Thread::Nursery);
     let looked_at =
         [libc::SYS_ioctl, libc::SYS_clone, libc::SYS_socket, libc::SYS_tgkill, libc::SYS_prctl, libc::SYS_fcntl];
     // Those that end or stop the process that makes them, or whoever looks on.
@@ -146,15 +146,19 @@ fn what_is_on_a_list_is_what_is_let_through() {
 
 #[test]
 fn who_may_connect_is_known() {
-    assert!(!Sandbox::new(Wanted::default(), config(false), false).connects());
-    assert!(Sandbox::new(Wanted::default(), config(false), true).connects(), "a worker for requests");
-    assert!(Sandbox::new(Wanted::default(), config(true), false).connects(), "a device");
+    assert!(!Sandbox::new(Wanted::default(), config(false)).connects());
+    assert!(
+        Sandbox::new(Wanted { requests: true, ..Wanted::default() }, config(false)).connects(),
+        "a worker for requests"
+    );
+    assert!(Sandbox::new(Wanted::default(), config(true)).connects(), "a device");
 }
 
 #[test]
 fn lists_are_short() {
-    let count =
-        |devices, thread| Sandbox::new(Wanted::default(), config(devices), true).calls(thread).numbers().count();
+    let count = |devices, thread| {
+        Sandbox::new(Wanted { requests: true, ..Wanted::default() }, config(devices)).calls(thread).numbers().count()
+    };
     // Of a machine with everything that there is.
     for (thread, most) in [(Thread::First, 25), (Thread::Vcpu, 25), (Thread::Events, 45)] {
         assert!(count(true, thread) <= most, "{thread:?}: {}", count(true, thread));
@@ -169,7 +173,7 @@ fn group_11_a_device_with_nothing_behind_it_takes_nothing_of_the_host() {
         let mut config = config(true);
         config.devices.retain(|section, _| !["fs", "network-interfaces"].contains(&section.as_str()));
         config.devices.extend(more.iter().map(|(section, value)| ((*section).to_owned(), value.clone())));
-        Sandbox::new(Wanted { files: Some(Vec::new()), ..Wanted::default() }, config, true)
+        Sandbox::new(Wanted { files: Some(Vec::new()), requests: true, ..Wanted::default() }, config)
     };
     let all = |sandbox: &Sandbox| {
         let threads = [Thread::First, Thread::Vcpu, Thread::Events, Thread::Nursery];

@@ -25,20 +25,31 @@ pub fn own() -> Option<u32> {
     geteuid().is_root().then(|| FIRST + process::id())
 }
 
-/// Is `user` from now on, with all its threads, and no other. Files that are open stay open; capabilities are gone.
+/// The calling thread is `user` from now on, with those that it starts, and no other. Files that are open stay open; capabilities are
+/// gone. By system calls and not by the C library's functions, which would have all threads do the same by signals that the filters of
+/// some do not let through.
 ///
 /// # Errors
 /// The host does not let it be that user: nothing has changed then, if it is the group that it cannot have.
-pub fn become_one(user: u32, lineage: &Lineage) -> io::Result<()> {
-    // They go with the old user.
-    let (parent, signal) = (lineage.parent()?, parent_process_death_signal()?);
-    let done = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+pub fn become_one(user: u32) -> io::Result<()> {
+    let done = |result: libc::c_long| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     // SAFETY: they take numbers, and no group at all.
     unsafe {
-        done(libc::setresgid(user, user, user))?;
-        done(libc::setgroups(0, std::ptr::null()))?;
-        done(libc::setresuid(user, user, user))?;
+        done(libc::syscall(libc::SYS_setresgid, user, user, user))?;
+        done(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        done(libc::syscall(libc::SYS_setresuid, user, user, user))
     }
+}
+
+/// The same for the process's first thread, when all that there are besides are that user already: `lineage` tells whether who started the process
+/// lives, with whom it ends if it was to.
+///
+/// # Errors
+/// As [`become_one`]; and the parent process is gone.
+pub fn become_one_as_process(user: u32, lineage: &Lineage) -> io::Result<()> {
+    // They go with the old user.
+    let (parent, signal) = (lineage.parent()?, parent_process_death_signal()?);
+    become_one(user)?;
     // Or /proc/self would be root's, and with it what a snapshot is made from. There is no other process of this user that could look
     // into it.
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
@@ -137,15 +148,16 @@ mod tests {
         }
         set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
         let lineage = Lineage::open().unwrap();
-        become_one(user, &lineage).unwrap();
-        let status = fs::read_to_string("/proc/self/status").unwrap();
+        become_one_as_process(user, &lineage).unwrap();
+        // Its own: the tests run beside the first thread.
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
         let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
         let all = [user; 4].map(|id| id.to_string()).join("\t");
         assert_eq!((line("Uid:"), line("Gid:"), line("Groups:")), (all.clone(), all, String::new()));
         assert_eq!(line("CapEff:"), "0000000000000000");
-        assert!(File::open("/proc/self/pagemap").is_ok() && File::open("/etc/shadow").is_err());
+        assert!(File::open("/proc/thread-self/pagemap").is_ok() && File::open("/etc/shadow").is_err());
         assert_eq!(parent_process_death_signal().unwrap(), Some(rustix::process::Signal::KILL));
-        assert!(fs::metadata("/proc/self").unwrap().uid() == user && become_one(0, &lineage).is_err());
+        assert!(fs::metadata("/proc/thread-self").unwrap().uid() == user && become_one(0).is_err());
     }
 
     #[test]

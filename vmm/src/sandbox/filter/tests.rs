@@ -89,7 +89,7 @@ fn agree(calls: &Calls) {
 #[test]
 fn filters_say_what_the_librarys_say() {
     for devices in [false, true] {
-        let sandbox = crate::sandbox::Sandbox::new(Wanted::default(), config(devices), true);
+        let sandbox = crate::sandbox::Sandbox::new(Wanted { requests: true, ..Wanted::default() }, config(devices));
         for thread in [Thread::First, Thread::Vcpu, Thread::Events, Thread::Nursery] {
             agree(&sandbox.calls(thread));
         }
@@ -118,7 +118,7 @@ fn what_a_filter_cannot_hold_is_an_error() {
 /// Instructions of a filter, and most of those that the kernel goes through for one call: what taking it costs.
 #[test]
 fn filters_are_short() {
-    let calls = crate::sandbox::Sandbox::new(Wanted::default(), config(false), false).calls(Thread::First);
+    let calls = crate::sandbox::Sandbox::new(Wanted::default(), config(false)).calls(Thread::First);
     let (ours, theirs) = (compile(&calls, Mode::Enforce).unwrap(), librarys(&calls));
     let longest = |program: &BpfProgram| {
         let asked = |number| Asked { number, architecture: AUDIT_ARCH_X86_64, arguments: [0; 6] };

@@ -1,0 +1,236 @@
+//! A sandbox that is made while the machine is built: to make namespaces and a root directory takes the host half as long as to make a
+//! machine, and starting threads, of which each has to be woken and to take its filter, not less. So the event loop's thread is
+//! started first of all. It makes the [`Inside`], starts there what others start or are, is confined, and waits; what is left for the first
+//! thread, when the machine is built, is to come there.
+//!
+//! ```text
+//!  main: reads the configuration ─┬─► builds the machine ───────────► joins ─► privileges away, filter ──┬─► is the first vCPU
+//!                                 ▼                                     ▲                                │
+//!                              events: namespaces, root directory ──────┴──► privileges away, filter ────┴─► waits for the machine
+//! ```
+//!
+//! Only who may have namespaces in a process with several threads can have it so, which who needs a user namespace for them cannot:
+//! then the first thread does the same when the machine is built, and starts the other one after that.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use devices::worker::{self, Nursery};
+use rustix::process::{Pid, getpid};
+use rustix::thread::{CapabilitySet, CpuSet, capabilities, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+use super::inside::Inside;
+use super::privileges::{self, Keep, Who};
+use super::{Door, Entered, Missing, Mode, Sandbox, SandboxError, Thread, WHO_STARTED, host, or_end};
+use crate::pager::PAGER;
+use crate::process::Lineage;
+use crate::slots::SLOTS;
+use crate::waiting::{Waiting, Waits};
+
+/// Stack of the event loop's thread: what runs on it keeps its buffers on the heap. Small, so that no host backs it with a 2 MiB page.
+pub const EVENTS_STACK: usize = 512 << 10;
+
+/// A sandbox, perhaps in the making. Dropped, it is none: the threads that it has started end.
+pub struct Begun {
+    sandbox: Arc<Sandbox>,
+    /// Whether there is to be a thread that gives RAM its slots.
+    slots: bool,
+    /// None if all is yet to be done.
+    early: Option<Early>,
+}
+
+/// A process that is confined but for the filter of its first thread.
+pub struct Closed {
+    /// The event loop's thread.
+    pub events: Waiting,
+    /// The one that gives RAM its slots, if it was asked for.
+    pub slots: Option<Waiting>,
+    /// For the first thread, and for each that it starts.
+    pub door: Door,
+    /// All doors.
+    pub entered: Entered,
+    /// What the host did not give.
+    pub missing: Missing,
+}
+
+/// The event loop's thread, and what it says.
+struct Early {
+    events: Waiting,
+    slots: Option<Waiting>,
+    inside: Receiver<Result<Inside, SandboxError>>,
+    /// All threads that it starts are there.
+    started: Receiver<Result<(), SandboxError>>,
+    door: Door,
+    entered: Entered,
+}
+
+impl Begun {
+    /// Begins. To be called on the process's first thread before anything of the machine is there. There will be a thread for `slots`.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn begin(sandbox: Arc<Sandbox>, slots: bool) -> Result<Self, SandboxError> {
+        let takes = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_CHROOT;
+        let may = capabilities(None).is_ok_and(|sets| sets.effective.contains(takes));
+        let early = (may || sandbox.mode == Mode::Log).then(|| Early::start(&sandbox, slots, None)).transpose()?;
+        if early.is_none() {
+            Nursery::none();
+        }
+        Ok(Begun { sandbox, slots, early })
+    }
+
+    /// Why there is no sandbox, if there is none: the better reason for what could not be built because of that. Waits until it is known.
+    pub fn failed(self) -> Option<SandboxError> {
+        let early = self.early?;
+        let made = early.inside.recv().unwrap_or_else(|_| Err(gone()));
+        made.and_then(|_| early.started.recv().unwrap_or_else(|_| Err(gone()))).err()
+    }
+
+    /// Confines the process but for the filter of the calling thread, its first, whose machine is built.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn finish(self) -> Result<Closed, SandboxError> {
+        let Begun { sandbox, slots, early } = self;
+        let lineage = sandbox.user().map(|_| Lineage::open()).transpose().map_err(host(WHO_STARTED))?;
+        let who = Who::Process(lineage.as_ref());
+        let (early, mut missing) = match early {
+            Some(early) => {
+                let inside = early.inside.recv().unwrap_or_else(|_| Err(gone()))?;
+                let mut missing = inside.missing.clone();
+                missing.extend(inside.join());
+                missing.extend(inside.hold(who, Keep::Nothing)?);
+                (early, missing)
+            }
+            None => begin_late(&sandbox, slots, who)?,
+        };
+        // Here, since nobody may tell of it any more who has a filter.
+        early.started.recv().unwrap_or_else(|_| Err(gone()))?;
+        if sandbox.mode == Mode::Enforce && sandbox.apart && getpid() != Pid::INIT {
+            missing.push("a namespace of processes: who started this one cannot make it".into());
+        }
+        if let Some(what) = missing.first().filter(|_| sandbox.all) {
+            return Err(SandboxError::Missing(what.clone()));
+        }
+        let Early { events, slots, door, entered, .. } = early;
+        Ok(Closed { events, slots, door, entered, missing })
+    }
+}
+
+/// All of it, on the process's first thread.
+fn begin_late(sandbox: &Arc<Sandbox>, slots: bool, who: Who<'_>) -> Result<(Early, Missing), SandboxError> {
+    let inside = sandbox.inside()?;
+    let mut missing = inside.missing.clone();
+    missing.extend(inside.hold(who, sandbox.keep())?);
+    if sandbox.workers.iter().any(|work| std::ptr::eq(*work, &PAGER)) {
+        missing.push("all but a filter, for the thread that gives RAM its pages".into());
+    }
+    let early = Early::start(sandbox, slots, Some(inside))?;
+    privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
+    Ok((early, missing))
+}
+
+impl Early {
+    /// Starts the event loop's thread, which is `inside` with the one that starts it, or makes that.
+    fn start(sandbox: &Arc<Sandbox>, slots: bool, inside: Option<Inside>) -> Result<Self, SandboxError> {
+        let (waited_for, all) = channel();
+        let door = Door { sandbox: sandbox.clone(), _waited_for: waited_for };
+        let nursery = (!sandbox.workers.is_empty()).then(Nursery::announce);
+        if nursery.is_none() {
+            Nursery::none();
+        }
+        let (events, its_work) = Waiting::new();
+        let (slots, slots_work) = slots.then(Waiting::new).unzip();
+        let ((tell, told), (say, started)) = (channel(), channel());
+        let start = Start { door: door.clone(), nursery, slots: slots_work, is_inside: inside.is_some() };
+        drop(inside);
+        let (go, may_go) = channel::<()>();
+        let everywhere = sched_getaffinity(None).ok();
+        let thread = thread::Builder::new().name("events".into()).stack_size(EVENTS_STACK).spawn(move || {
+            // Nothing is sent: this is the end of the sender.
+            let _ = may_go.recv();
+            let _ = everywhere.map(|everywhere| sched_setaffinity(None, &everywhere));
+            if let Some(door) = start.go(&tell, &say) {
+                or_end("events", door.enter(Thread::Events).map_err(io::Error::other));
+                its_work.serve();
+            }
+        });
+        let thread = thread.map_err(host("the event loop's thread"))?;
+        if let Some(elsewhere) = everywhere.and_then(elsewhere) {
+            move_to(&thread, &elsewhere);
+        }
+        drop(go);
+        Ok(Early { events, slots, inside: told, started, door, entered: Entered(all) })
+    }
+}
+
+/// The processors of `all` but the one that the calling thread is on; none if there are none.
+fn elsewhere(mut all: CpuSet) -> Option<CpuSet> {
+    all.unset(sched_getcpu());
+    (all.count() > 0).then_some(all)
+}
+
+/// Has a thread that waits go on on these processors. A scheduler may leave it where it was started until that processor has
+/// nothing else to do (those of virtual machines whose host would have them use few), and then nothing would be done at the same time.
+fn move_to<T>(thread: &JoinHandle<T>, processors: &CpuSet) {
+    // SAFETY: the thread has not been joined, and the set is as long as is said.
+    unsafe {
+        libc::pthread_setaffinity_np(thread.as_pthread_t(), size_of::<CpuSet>(), (&raw const *processors).cast());
+    }
+}
+
+/// What the event loop's thread begins with.
+struct Start {
+    door: Door,
+    nursery: Option<Nursery>,
+    slots: Option<Waits>,
+    /// As who has started it.
+    is_inside: bool,
+}
+
+impl Start {
+    /// Its way to the door. None if it has not come there, which the first thread has been told.
+    fn go(self, tell: &Sender<Result<Inside, SandboxError>>, say: &Sender<Result<(), SandboxError>>) -> Option<Door> {
+        if !self.is_inside {
+            let sandbox = &self.door.sandbox;
+            // What is missing of its hold, the first thread misses as well. That one comes after it: who changes its user has the kernel
+            // forget who may look into the process, which is the first thread's to say.
+            let made = sandbox.inside().and_then(|inside| inside.hold(Who::Thread, sandbox.keep()).map(|_| inside));
+            let is_made = made.is_ok();
+            if tell.send(made).is_err() || !is_made {
+                return None;
+            }
+        }
+        let door = self.door.clone();
+        let started = self.start_others();
+        let have_started = started.is_ok();
+        (say.send(started).is_ok() && have_started).then_some(door)
+    }
+
+    /// The threads that are inside because this one is; and then its own privileges go.
+    fn start_others(self) -> Result<(), SandboxError> {
+        if let Some(nursery) = self.nursery {
+            let its = self.door.clone();
+            let confine = move || or_end("nursery", its.enter(Thread::Nursery).map_err(io::Error::other));
+            nursery.start(confine).map_err(host("the thread that starts others"))?;
+        }
+        privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
+        if let Some(slots) = self.slots {
+            // A worker is confined before it does anything: then it has been waited for.
+            let its = self.door;
+            let wait = move || {
+                drop(its);
+                slots.serve();
+            };
+            worker::spawn_here(&SLOTS, wait).map_err(host("memory slots' thread"))?;
+        }
+        Ok(())
+    }
+}
+
+fn gone() -> SandboxError {
+    SandboxError::Host { what: "the event loop's thread", source: io::ErrorKind::BrokenPipe.into() }
+}
