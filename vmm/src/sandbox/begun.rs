@@ -75,10 +75,9 @@ impl Begun {
     pub fn begin(sandbox: Arc<Sandbox>, slots: bool) -> Result<Self, SandboxError> {
         let takes = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_CHROOT;
         let may = capabilities(None).is_ok_and(|sets| sets.effective.contains(takes));
-        let early = (may || sandbox.mode == Mode::Log).then(|| Early::start(&sandbox, slots, None)).transpose()?;
-        if early.is_none() {
-            Nursery::none();
-        }
+        // That of a machine that could not be built.
+        Nursery::none();
+        let early = (may || sandbox.mode == Mode::Log).then(|| Early::start(&sandbox, slots, false)).transpose()?;
         Ok(Begun { sandbox, slots, early })
     }
 
@@ -128,25 +127,22 @@ fn begin_late(sandbox: &Arc<Sandbox>, slots: bool, who: Who<'_>) -> Result<(Earl
     if sandbox.workers.iter().any(|work| std::ptr::eq(*work, &PAGER)) {
         missing.push("all but a filter, for the thread that gives RAM its pages".into());
     }
-    let early = Early::start(sandbox, slots, Some(inside))?;
+    drop(inside);
+    let early = Early::start(sandbox, slots, true)?;
     privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
     Ok((early, missing))
 }
 
 impl Early {
-    /// Starts the event loop's thread, which is `inside` with the one that starts it, or makes that.
-    fn start(sandbox: &Arc<Sandbox>, slots: bool, inside: Option<Inside>) -> Result<Self, SandboxError> {
+    /// Starts the event loop's thread, which is inside with the one that starts it, or makes that.
+    fn start(sandbox: &Arc<Sandbox>, slots: bool, is_inside: bool) -> Result<Self, SandboxError> {
         let (waited_for, all) = channel();
         let door = Door { sandbox: sandbox.clone(), _waited_for: waited_for };
         let nursery = (!sandbox.workers.is_empty()).then(Nursery::announce);
-        if nursery.is_none() {
-            Nursery::none();
-        }
         let (events, its_work) = Waiting::new();
         let (slots, slots_work) = slots.then(Waiting::new).unzip();
         let ((tell, told), (say, started)) = (channel(), channel());
-        let start = Start { door: door.clone(), nursery, slots: slots_work, is_inside: inside.is_some() };
-        drop(inside);
+        let start = Start { door: door.clone(), nursery, slots: slots_work, is_inside };
         let (go, may_go) = channel::<()>();
         let everywhere = sched_getaffinity(None).ok();
         let thread = thread::Builder::new().name("events".into()).stack_size(EVENTS_STACK).spawn(move || {
