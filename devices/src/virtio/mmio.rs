@@ -82,6 +82,7 @@ pub struct MmioTransport {
     /// Tells the event loop that the descriptors to watch may have changed.
     control: EventFd,
     fds: Vec<DeviceFd>,
+    fds_until_reset: Vec<DeviceFd>,
     /// What of `fds` the loop watches.
     watched: Vec<DeviceFd>,
     /// Where what the driver does is recorded.
@@ -117,6 +118,7 @@ impl MmioTransport {
             throttle: Throttle::default(),
             control: EventFd::new(EFD_NONBLOCK)?,
             fds: device.fds(),
+            fds_until_reset: device.fds_until_reset(),
             watched: Vec::new(),
             tape: None,
             retired: Vec::new(),
@@ -265,6 +267,7 @@ impl MmioTransport {
         match self.status.step(value, acceptable) {
             Step::Reset => self.reset(),
             Step::Activate => self.activate(),
+            Step::GivenUp => signal(&self.control),
             Step::Quiet => {}
             Step::Refused => tracing::debug!(device = self.info.name, value, "status write refused"),
         }

@@ -136,7 +136,7 @@ pub struct StateError {
 ///
 /// Calls come from one thread at a time. The order is: any number of [`config`](Self::config) and
 /// [`info`](Self::info); `activate`; `process_*`; `quiesce`; then `activate` again. Queues that the driver left unready
-/// give no chains. A returned fault makes the transport stop the device until the driver resets it.
+/// give no chains. A returned fault makes the transport stop the device until the driver resets it, with `quiesce` soon.
 pub trait VirtioDevice: Send {
     /// Identity, features and queues.
     fn info(&self) -> DeviceInfo;
@@ -165,6 +165,15 @@ pub trait VirtioDevice: Send {
         Vec::new()
     }
 
+    /// Those of them to watch while the device waits for a reset, which may never come (2.1.2): behind which a program of the
+    /// host would wait for the driver.
+    fn fds_until_reset(&self) -> Vec<DeviceFd> {
+        Vec::new()
+    }
+
+    /// Such a one is readable: whoever is there is told that there is no driver.
+    fn turn_away(&mut self, _token: u16) {}
+
     /// The driver is ready and has accepted `features`. Every queue gets a `process_queue` afterwards.
     fn activate(&mut self, features: u64) -> Result<(), DeviceFault>;
 
@@ -177,7 +186,7 @@ pub trait VirtioDevice: Send {
     }
 
     /// Brings all requests in flight to their end: afterwards the device touches neither queues nor guest RAM. With
-    /// `forget`, which a reset asks for, it also drops the connections and settings the driver made.
+    /// `forget`, for a reset and for a device that waits for one, it also drops the connections and settings the driver made.
     fn quiesce(&mut self, io: &mut Io, forget: bool) -> Result<(), DeviceFault>;
 
     /// State of a quiesced device, with its version. Fails, with the reason, if there is something in it that cannot be saved.

@@ -30,6 +30,8 @@ pub const INDIRECT: u16 = 4;
 pub const RUNNING: u32 = 15;
 /// The device's call for a reset.
 pub const NEEDS_RESET: u32 = 0x40;
+/// The driver's word that it has given the device up.
+pub const FAILED: u32 = 0x80;
 
 const DATA: u64 = 1 << 20;
 const DATA_END: u64 = 16 << 20;

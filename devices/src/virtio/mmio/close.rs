@@ -14,6 +14,7 @@ impl MmioTransport {
         }
         self.retired.clear();
         self.fds.clear();
+        self.fds_until_reset.clear();
         self.device = Box::new(Closed(self.info));
     }
 }

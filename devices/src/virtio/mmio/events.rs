@@ -1,7 +1,8 @@
 //! The transport on the event loop: kicks, device descriptors, and the control event that adds and removes them.
 //!
-//! Device descriptors are watched only while the device is live. It becomes live, is reset or fails by a register write; the
-//! control event then lets the loop bring the set of watched descriptors up to date.
+//! Device descriptors are watched only while the device is live, but for a few that are only while it waits for a reset
+//! ([`VirtioDevice::fds_until_reset`]). It becomes live, is reset or fails by a register write; the control event then lets the
+//! loop bring the set of watched descriptors up to date.
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
@@ -19,13 +20,21 @@ impl MmioTransport {
         }
     }
 
+    /// The device's descriptors that are to be watched now.
+    fn wanted(&self) -> &[DeviceFd] {
+        match self.status {
+            status if status.is_live() => &self.fds,
+            status if status.is_dead() => &self.fds_until_reset,
+            _ => &[],
+        }
+    }
+
     fn update_watched(&mut self, ops: &mut EventOps) {
         if let Some(timer) = self.throttle.timer().filter(|_| !self.throttle.watched) {
             self.watch(ops, timer.as_raw_fd(), TIMER);
             self.throttle.watched = true;
         }
-        let wanted = if self.status.is_live() { self.fds.as_slice() } else { &[] };
-        if wanted == self.watched && self.retired.is_empty() {
+        if self.wanted() == self.watched && self.retired.is_empty() {
             return;
         }
         for DeviceFd { fd, .. } in std::mem::take(&mut self.watched) {
@@ -34,7 +43,7 @@ impl MmioTransport {
             }
         }
         self.retired.clear();
-        self.watched = if self.status.is_live() { self.fds.clone() } else { Vec::new() };
+        self.watched = self.wanted().to_vec();
         for DeviceFd { fd, token } in &self.watched {
             self.watch(ops, *fd, DEVICE_TOKEN | u32::from(*token));
         }
@@ -50,6 +59,14 @@ impl MmioTransport {
             self.kicked(index);
         } else {
             signal(kick.event());
+        }
+    }
+
+    /// A device that waits for a reset, which may never come, has no driver any more: whoever has to do with that hears of its end
+    /// now. Not where the fault is found, which may be on a vCPU thread.
+    fn bury(&mut self) {
+        if self.status.is_dead() && self.status.was_activated() {
+            self.quiesce(true);
         }
     }
 
@@ -71,12 +88,16 @@ impl MmioTransport {
     /// Answers one event by its data word.
     pub(super) fn handle(&mut self, data: u32) {
         match data {
-            CONTROL => drop(self.control.read()),
+            CONTROL => {
+                drop(self.control.read());
+                self.bury();
+            }
             TIMER => self.alarm(),
             queue if queue < DEVICE_TOKEN => self.kicked(queue as usize),
             token if self.status.is_live() => {
                 self.with_device(|device, io| device.process_fd(token as u16, io));
             }
+            token if self.status.is_dead() => self.device.turn_away(token as u16),
             // An event that was on its way when the device was reset.
             _ => {}
         }

@@ -135,7 +135,7 @@ impl BusDevice for MmioTransport {
             register::STATUS => match self.status.clone().step(value, self.acceptable()) {
                 Step::Activate => true,
                 Step::Reset => self.status.was_activated(),
-                Step::Quiet | Step::Refused => false,
+                Step::Quiet | Step::GivenUp | Step::Refused => false,
             },
             register::QUEUE_READY => {
                 let queue = self.queues.get(self.queue_sel as usize);

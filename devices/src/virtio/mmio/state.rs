@@ -72,6 +72,7 @@ impl MmioTransport {
         if result.is_err() {
             self.forget_driver();
         }
+        signal(&self.control);
         result
     }
 

@@ -28,6 +28,8 @@ pub enum Step {
     Reset,
     /// The device is to be activated.
     Activate,
+    /// The driver has given the device up, until it is reset.
+    GivenUp,
     /// Nothing to do besides.
     Quiet,
     /// The write changed nothing.
@@ -58,9 +60,9 @@ impl Status {
         let wanted = value & !NEEDS_RESET;
         if wanted & FAILED != 0 && wanted & !FAILED == self.0 & !(NEEDS_RESET | FAILED) {
             self.0 |= FAILED;
-            return Step::Quiet;
+            return Step::GivenUp;
         }
-        if self.0 & (NEEDS_RESET | FAILED) != 0 || !STEPS.contains(&(self.0, wanted)) {
+        if self.is_dead() || !STEPS.contains(&(self.0, wanted)) {
             return Step::Refused;
         }
         if wanted == NEGOTIATED && !acceptable {
@@ -77,6 +79,11 @@ impl Status {
     /// The device works on its queues.
     pub fn is_live(self) -> bool {
         self.0 == RUNNING
+    }
+
+    /// The device waits for a reset, and does nothing else.
+    pub fn is_dead(self) -> bool {
+        self.0 & (NEEDS_RESET | FAILED) != 0
     }
 
     /// The device was activated since the last reset, whatever came of it.
@@ -96,7 +103,7 @@ impl Status {
 
     /// The driver may write the configuration space.
     pub fn may_write_config(self) -> bool {
-        self.0 & DRIVER != 0 && self.0 & (NEEDS_RESET | FAILED) == 0
+        self.0 & DRIVER != 0 && !self.is_dead()
     }
 }
 
@@ -111,7 +118,7 @@ mod tests {
                 let mut status = Status(from);
                 let step = status.step(value, true);
                 if value & !NEEDS_RESET == from | FAILED {
-                    assert_eq!((step, status.0), (Step::Quiet, from | FAILED));
+                    assert_eq!((step, status.0), (Step::GivenUp, from | FAILED));
                 } else if STEPS.contains(&(from, value & !NEEDS_RESET)) {
                     assert_eq!(status.0, value & !NEEDS_RESET);
                 } else {

@@ -27,6 +27,7 @@ impl MmioTransport {
             device.write_config(0, self.device.config());
         }
         self.fds = device.fds();
+        self.fds_until_reset = device.fds_until_reset();
         // Its descriptors stay open until the loop has stopped watching them.
         self.retired.push(std::mem::replace(&mut self.device, device));
         if self.status.is_live() {

@@ -1,7 +1,7 @@
 use super::registers::MAGIC;
 use super::*;
 use crate::virtio::limit::{Limits, RateLimiter, Scope, TokenBucket};
-use crate::virtio::testing::{Driver, NEEDS_RESET, Part, RUNNING};
+use crate::virtio::testing::{Driver, FAILED, NEEDS_RESET, Part, RUNNING};
 
 /// Gives every chain back, its written length the readable one; one descriptor that tests can make readable.
 struct Echo {
@@ -522,7 +522,17 @@ fn a_kick_is_answered_within_the_write_if_that_is_wanted() {
 fn what_starts_or_stops_the_device_is_work_and_nothing_else_is() {
     let mut driver = Driver::new(Box::new(Echo::new()));
     let work = |driver: &Driver| -> Vec<(u64, u32)> {
-        let values = [(0x70, 0), (0x70, RUNNING), (0x70, 3), (0x44, 0), (0x44, 1), (0x50, 0), (0x64, 1), (0x30, 1)];
+        let values = [
+            (0x70, 0),
+            (0x70, RUNNING),
+            (0x70, RUNNING | FAILED),
+            (0x70, 3),
+            (0x44, 0),
+            (0x44, 1),
+            (0x50, 0),
+            (0x64, 1),
+            (0x30, 1),
+        ];
         let is_work = |(offset, value): &(u64, u32)| driver.lock().is_work(*offset, &value.to_le_bytes());
         values.into_iter().filter(is_work).collect()
     };
@@ -536,7 +546,7 @@ fn what_starts_or_stops_the_device_is_work_and_nothing_else_is() {
     assert_eq!(work(&driver), [(0x70, 0), (0x44, 0)]);
     driver.set(0x30, 1);
     assert_eq!(work(&driver), [(0x70, 0)], "that queue is not ready");
-    driver.set(0x70, RUNNING | 0x80);
+    driver.set(0x70, RUNNING | FAILED);
     assert_eq!(work(&driver), [(0x70, 0)], "it has begun, whatever has become of it");
     let short = driver.lock().is_work(0x70, &[0]) || driver.lock().is_work(0x71, &[0; 4]);
     assert!(!short, "not a register");

@@ -179,6 +179,11 @@ impl Vsock {
         }
     }
 
+    /// Host programs that have connected see the end of their streams.
+    fn close_waiting(&mut self) {
+        while self.endpoint.accept().is_ok() {}
+    }
+
     fn accepted(&mut self, stream: UnixStream) {
         match self.keep(Connection::accepted(stream, self.share_of_next())) {
             // The line may be there already; if not, its arrival is an edge.
@@ -212,6 +217,23 @@ impl Vsock {
                 self.forget(id);
             }
         }
+    }
+
+    /// Answers what has happened to the host's sockets; `connected` is for those who have connected.
+    fn socket_events(&mut self, connected: fn(&mut Self)) -> Result<(), DeviceFault> {
+        let mut events = [EpollEvent::default(); EVENTS];
+        let count = match self.epoll.wait(0, &mut events) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            result => result.map_err(|source| DeviceFault::Host { what: "epoll_wait", source })?,
+        };
+        for event in &events[..count] {
+            match event.data() {
+                LISTENER => connected(self),
+                probe::TIMER => self.probe(),
+                id => self.socket_event(id, event.event_set()),
+            }
+        }
+        Ok(())
     }
 
     /// An event on a host socket. Its connection may be gone by now.
@@ -350,20 +372,19 @@ impl VirtioDevice for Vsock {
         if index == EVENT { self.send_event(io) } else { self.pump(io) }
     }
 
+    fn fds_until_reset(&self) -> Vec<DeviceFd> {
+        self.fds()
+    }
+
     fn process_fd(&mut self, _: u16, io: &mut Io) -> Result<(), DeviceFault> {
-        let mut events = [EpollEvent::default(); EVENTS];
-        let count = match self.epoll.wait(0, &mut events) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
-            result => result.map_err(|source| DeviceFault::Host { what: "epoll_wait", source })?,
-        };
-        for event in &events[..count] {
-            match event.data() {
-                LISTENER => self.accept(),
-                probe::TIMER => self.probe(),
-                id => self.socket_event(id, event.event_set()),
-            }
-        }
+        self.socket_events(Self::accept)?;
         self.pump(io)
+    }
+
+    fn turn_away(&mut self, _: u16) {
+        if let Err(fault) = self.socket_events(Self::close_waiting) {
+            tracing::warn!("vsock: {fault}");
+        }
     }
 
     fn quiesce(&mut self, _: &mut Io, forget: bool) -> Result<(), DeviceFault> {
@@ -375,7 +396,7 @@ impl VirtioDevice for Vsock {
             self.transport_reset = false;
             if std::mem::take(&mut self.accept_again) {
                 // Its edge is spent; whoever waits is closed, as all others were.
-                while self.endpoint.accept().is_ok() {}
+                self.close_waiting();
             }
         }
         Ok(())

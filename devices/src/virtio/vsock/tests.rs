@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
-use crate::virtio::testing::{Driver, NEEDS_RESET, Part, RUNNING};
+use crate::virtio::testing::{Driver, FAILED, NEEDS_RESET, Part, RUNNING};
 
 const CID: u64 = 42;
 
@@ -559,6 +559,50 @@ fn a_reset_ends_every_stream_and_new_ones_work() {
     guest.driver.bring_up(u64::MAX);
     guest.post(8);
     let _host = guest.connected(9, 1024);
+}
+
+#[test]
+fn host_programs_hear_of_a_device_that_waits_for_a_reset() {
+    let breaks: [fn(&mut Guest); 2] = [
+        |guest| assert!(guest.driver.add(TX, &[Part::Read(b"no header")]).is_some()),
+        |guest| guest.driver.set(0x70, RUNNING | FAILED),
+    ];
+    for (brk, status) in breaks.into_iter().zip([RUNNING | NEEDS_RESET, RUNNING | FAILED]) {
+        let mut guest = Guest::new(8);
+        let mut host = guest.connected(9, 1024);
+        let mut greeting = UnixStream::connect(guest.path(None)).unwrap();
+        guest.driver.settle();
+        brk(&mut guest);
+        guest.driver.kick(TX);
+        guest.driver.settle();
+        assert_eq!(guest.driver.status(), status);
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
+        assert_eq!(greeting.read(&mut [0]).unwrap(), 0);
+        // More than the listener's queue takes.
+        for _ in 0..300 {
+            let mut late = UnixStream::connect(guest.path(None)).unwrap();
+            late.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            guest.driver.settle();
+            assert_eq!(late.read(&mut [0]).unwrap(), 0);
+        }
+        guest.driver.reset();
+        guest.driver.bring_up(u64::MAX);
+        guest.post(8);
+        let _host = guest.connected(9, 1024);
+    }
+}
+
+#[test]
+fn host_programs_hear_of_it_from_a_machine_that_was_saved_so_too() {
+    let mut guest = Guest::new(8);
+    guest.driver.set(0x70, RUNNING | FAILED);
+    let state = guest.driver.lock().save().unwrap();
+    guest.driver.reset();
+    let mut host = UnixStream::connect(guest.path(None)).unwrap();
+    host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    guest.driver.lock().load(&state).unwrap();
+    guest.driver.settle();
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]
