@@ -70,7 +70,7 @@ pub struct Vsock {
     /// Connections with something for the guest; each at most once.
     ready: VecDeque<u64>,
     resets: VecDeque<Header>,
-    /// `accept` failed for lack of descriptors; tried again when a connection goes.
+    /// `accept` failed for lack of descriptors; tried again when a connection goes, and when the device starts.
     accept_again: bool,
     /// The guest is to be told that its connections are gone (5.10.6.7).
     transport_reset: bool,
@@ -181,7 +181,17 @@ impl Vsock {
 
     /// Host programs that have connected see the end of their streams.
     fn close_waiting(&mut self) {
-        while self.endpoint.accept().is_ok() {}
+        self.accept_again = loop {
+            match self.endpoint.accept() {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break false,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
+                Err(e) => {
+                    tracing::warn!("vsock: accept: {e}");
+                    break true;
+                }
+            }
+        };
     }
 
     fn accepted(&mut self, stream: UnixStream) {
@@ -365,6 +375,9 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, _: u64) -> Result<(), DeviceFault> {
+        if std::mem::take(&mut self.accept_again) {
+            self.accept();
+        }
         Ok(())
     }
 
@@ -394,7 +407,7 @@ impl VirtioDevice for Vsock {
             self.ready.clear();
             self.resets.clear();
             self.transport_reset = false;
-            if std::mem::take(&mut self.accept_again) {
+            if self.accept_again {
                 // Its edge is spent; whoever waits is closed, as all others were.
                 self.close_waiting();
             }
