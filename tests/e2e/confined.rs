@@ -116,6 +116,7 @@ fn group_11_each_thread_of_a_container_is_confined() {
     for name in ["main", "events", "nursery", "fs"] {
         assert!(threads.contains_key(name), "no {name} among {threads:?}");
     }
+    let of_caller = status(Path::new("/proc/thread-self"));
     for (name, id) in &threads {
         let status = status(Path::new(&format!("/proc/{pid}/task/{id}")));
         let set = |key: &str| u64::from_str_radix(&status[key], 16).unwrap();
@@ -125,6 +126,8 @@ fn group_11_each_thread_of_a_container_is_confined() {
             assert_eq!(set(key) & !may, 0, "{name} has {key} {}", status[key]);
         }
         assert_eq!(set("CapBnd"), 0, "{name}");
+        let processors = "Cpus_allowed_list";
+        assert_eq!(status[processors], of_caller[processors], "{name} may be on");
     }
     // Of the host there is nothing but its own: not this test's program, nor what is shared, which is open.
     let root = format!("/proc/{pid}/root");

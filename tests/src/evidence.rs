@@ -48,8 +48,10 @@ fn process(text: &mut String, pid: u32) {
             .filter(|line| !["pos:", "flags:", "mnt_id:", "ino:"].iter().any(|kept| line.starts_with(kept)));
         let _ = writeln!(text, "  fd {fd} {}: {}", kind.display(), info.collect::<Vec<_>>().join("; "));
     }
+    // By the thread that has made it.
+    let threads: Vec<_> = numbers(&format!("/proc/{pid}/task")).into_iter().map(|task| format!("{task}-")).collect();
     for machine in fs::read_dir("/sys/kernel/debug/kvm").into_iter().flatten().flatten() {
-        if machine.file_name().to_string_lossy().starts_with(&format!("{pid}-")) {
+        if threads.iter().any(|thread| machine.file_name().to_string_lossy().starts_with(thread)) {
             counts(text, &machine.path());
         }
     }

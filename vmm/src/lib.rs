@@ -8,6 +8,7 @@
 //! | [`slots`] | guest RAM as KVM's memory slots |
 //! | [`windows`] | memory that devices show the guest besides RAM |
 //! | [`waiting`] | threads that are there before there is something for them to do |
+//! | [`elsewhere`] | one of those, which begins on another processor |
 //! | [`pager`] | guest RAM that is read when it is asked for |
 //! | [`irq`] | interrupt lines (irqfd) and message routing for the userspace IOAPIC |
 //! | [`cpuid`] | what each vCPU says it is |
@@ -32,6 +33,7 @@ pub mod config;
 mod console;
 pub mod cpuid;
 mod cpuid_cache;
+mod elsewhere;
 pub mod events;
 #[cfg(feature = "testing")]
 pub mod fuzzing;

@@ -122,8 +122,14 @@ fn parse_stat(line: &[u8]) -> Option<(u32, u32)> {
     Some((before.0.parse().ok()?, parent.parse().ok()?))
 }
 
+/// What costs less as long as there is one thread, or comes too late when there are two. Again it costs nothing.
+pub(crate) fn before_threads() {
+    reserve_descriptors();
+    one_heap();
+}
+
 /// Grows the descriptor table while there is one thread, which is free; later it waits for an RCU grace period.
-pub(crate) fn reserve_descriptors() {
+fn reserve_descriptors() {
     // SAFETY: plain descriptor calls; a descriptor that comes back is ours alone, and is closed at once. A limit too
     // low for it only means that the table grows later.
     unsafe {
@@ -136,7 +142,7 @@ pub(crate) fn reserve_descriptors() {
 
 /// Has all threads allocate from one heap: the others would reserve 64 MiB each at their first allocation, and vCPU threads
 /// hardly allocate.
-pub(crate) fn one_heap() {
+fn one_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it sets a number; the allocator takes its own lock.
     unsafe {

@@ -25,7 +25,7 @@ use crate::api::{Controller, Draft, Server};
 use crate::config::{SerialConfig, VmConfig};
 use crate::events::{Event, ExitReason, Phase};
 use crate::host;
-use crate::machine::{Machine, Remains, Subscriber, VmmError};
+use crate::machine::{Ahead, Machine, Remains, Subscriber, VmmError};
 use crate::sandbox;
 use crate::signals::Signals;
 
@@ -94,6 +94,7 @@ pub struct Ended {
 pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, SessionError> {
     let signals =
         Arc::new(Mutex::new(Signals::new(!options.attended, Box::new(|| ())).map_err(SessionError::Signals)?));
+    let ahead = (options.start && options.sandbox.is_some()).then(Ahead::start).flatten();
     let mut controller = Controller::new(options.id, options.draft, host::memory_mib())?;
     if options.start {
         controller.start()?;
@@ -106,7 +107,7 @@ pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, S
         }
     };
     let Options { cpuid_cache, on_stdio, sandbox, record, .. } = options;
-    let mut session = Session { control, signals, cpuid_cache, sandbox, on_stdio, record, recorded: Vec::new() };
+    let mut session = Session { control, signals, cpuid_cache, sandbox, ahead, on_stdio, record, recorded: Vec::new() };
     let ended = session.run(options.start, on_event);
     // Without effect where a machine has run, at whose end it was closed.
     session.control.close();
@@ -156,6 +157,8 @@ struct Session {
     signals: Arc<Mutex<Signals>>,
     cpuid_cache: Option<PathBuf>,
     sandbox: Option<sandbox::Wanted>,
+    /// For its first machine.
+    ahead: Option<Ahead>,
     on_stdio: Option<Box<dyn FnOnce()>>,
     record: Option<PathBuf>,
     recorded: Vec<PathBuf>,
@@ -229,7 +232,7 @@ impl Session {
         }
         let requests = matches!(self.control, Control::Served(_));
         let sandbox = self.sandbox.clone().map(|wanted| sandbox::Wanted { requests, ..wanted });
-        let machine = Machine::build_on(self.event_loop()?, &config, None, sandbox, on_event)?;
+        let machine = Machine::build_on(self.event_loop()?, &config, None, sandbox, self.ahead.take(), on_event)?;
         if let Some(directory) = &self.record {
             self.recorded =
                 machine.handle().record(directory).map_err(|source| VmmError::Io { what: "queue trace", source })?;

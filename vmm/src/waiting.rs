@@ -12,7 +12,7 @@ type Task = Box<dyn FnOnce() + Send>;
 /// What a thread is to do, before it is known what that is. Dropped, it is nothing, and the thread ends.
 pub struct Waiting {
     task: Sender<Task>,
-    running: Running,
+    over: Receiver<()>,
 }
 
 /// A thread's part of [`Waiting`].
@@ -29,7 +29,7 @@ impl Waiting {
     /// For a thread that is started later, or never, which is its end.
     pub fn new() -> (Self, Waits) {
         let ((task, wanted), (running, over)) = (channel(), channel());
-        (Self { task, running: Running(over) }, Waits { task: wanted, running })
+        (Self { task, over }, Waits { task: wanted, running })
     }
 
     /// A thread of its own.
@@ -56,7 +56,12 @@ impl Waiting {
     pub fn begin(self, task: impl FnOnce() + Send + 'static) -> Running {
         // One that has ended has told why, or will not be missed.
         let _ = self.task.send(Box::new(task));
-        self.running
+        Running(self.over)
+    }
+
+    /// As [`begin`](Self::begin); nobody waits for the end.
+    pub fn hand(self, task: impl FnOnce() + Send + 'static) {
+        let _ = self.task.send(Box::new(task));
     }
 }
 

@@ -4,6 +4,7 @@
 //! for an SRCU grace period), and the descriptor table grown before the first thread (growing it later waits for an
 //! RCU one).
 
+mod ahead;
 mod assembly;
 mod ending;
 mod error;
@@ -26,8 +27,7 @@ use devices::legacy::{Ioapic, Serial};
 use devices::virtio::metrics::DeviceMetrics;
 use devices::virtio::{DeviceName, MmioTransport};
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 
 use crate::chores::{Chores, Doing};
 use crate::config::{ConfigError, Paging, VmConfig};
@@ -44,16 +44,13 @@ use crate::snapshot::{self, Parent};
 use crate::vcpu::{Driver, Shared, Vcpu};
 use crate::waiting::{Running, Waiting};
 use crate::windows::Windows;
-use assembly::{Assembly, IOAPIC_BASE, IOAPIC_PINS};
+pub use ahead::Ahead;
+use assembly::{Assembly, IOAPIC_BASE};
 use ending::{Ending, EndingEvent, on_end};
 pub use error::VmmError;
-use error::{io_error, kvm};
+use error::io_error;
 use event_loop::{Closing, End, EventLoop, Serving};
 pub use handle::{Handle, RunState};
-
-/// Three pages KVM needs on VT-x, and the identity map's one below them, out of the guest's sight (api.rst, 4.35, 4.41).
-const TSS_ADDRESS: usize = 0xfffb_d000;
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// Where the serial console comes from and goes to, when the process around the machine wants it otherwise than
 /// [`SerialConfig`] says.
@@ -160,16 +157,18 @@ impl Machine {
         console: Option<Console>,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Self, VmmError> {
-        Self::build_on(EventManager::new()?, config, console, None, on_event)
+        Self::build_on(EventManager::new()?, config, console, None, None, on_event)
     }
 
     /// As [`Machine::build`], on an event loop that others wait on as well. With a `sandbox`, its threads are confined from the moment on in which
-    /// it runs: with them this whole process, which can have no other machine, and of which the calling thread is the first.
+    /// it runs: with them this whole process, which can have no other machine, and of which the calling thread is the first. What is there
+    /// `ahead` is used for it.
     pub fn build_on(
         mut manager: EventManager<Subscriber>,
         config: &VmConfig,
         console: Option<Console>,
         sandbox: Option<sandbox::Wanted>,
+        mut ahead: Option<Ahead>,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Self, VmmError> {
         let mut phase = |phase| on_event(Event::Phase { phase, at_ns: monotonic_ns() });
@@ -185,20 +184,23 @@ impl Machine {
             _ => (config.clone(), None, Base::default()),
         };
         config.validate(host::memory_mib())?;
+        if let Some(ahead) = ahead.as_mut().filter(|_| !config.devices.is_empty()) {
+            ahead.leave();
+        }
         let disks = match config.snapshot.clone() {
             Some(source) => snapshot::disks::provide(&mut config.devices, &source.path)?,
             None => Vec::new(),
         };
-        process::reserve_descriptors();
-        process::one_heap();
+        process::before_threads();
         let late_slots = saved.is_some() && config.machine.vcpu_count == 1 && host::kind() == KvmKind::SoftwareNested;
-        let mut sandbox =
-            sandbox.map(|wanted| Begun::begin(Sandbox::new(wanted, config.clone()), late_slots)).transpose()?;
-        let host_kvm = host::open()?;
+        let (thread, soon) = ahead.map(Ahead::thread).unzip();
+        let begin = |wanted| Begun::begin(Sandbox::new(wanted, config.clone()), late_slots, thread);
+        let mut sandbox = sandbox.map(begin).transpose()?;
+        let (host_kvm, vm) = soon.map_or_else(ahead::make, ahead::Soon::wait)?;
         if let Some(saved) = &saved {
             restore::check_host(saved, &host_kvm)?;
         }
-        let vm = Arc::new(create_vm(&host_kvm)?);
+        let vm = Arc::new(vm);
         let mib = config.machine.mem_size_mib;
         let paged = config.snapshot.as_ref().filter(|source| source.paging == Paging::Userfault);
         let mapped = saved.is_some() && paged.is_none();
@@ -213,7 +215,7 @@ impl Machine {
             None
         };
         let ram = memory.guest();
-        split_irqchip(&vm)?;
+        ahead::split_irqchip(&vm)?;
         phase(Phase::Load);
 
         let ending = Arc::new(Ending::new().map_err(io_error("eventfd"))?);
@@ -361,32 +363,6 @@ pub struct Remains {
 /// Nothing that panics leaves these half-changed.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn create_vm(host_kvm: &Kvm) -> Result<VmFd, VmmError> {
-    let vm = loop {
-        match host_kvm.create_vm() {
-            // A signal came while KVM waited; nothing was made.
-            Err(e) if e.errno() == libc::EINTR => continue,
-            result => break result.map_err(kvm("KVM_CREATE_VM"))?,
-        }
-    };
-    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    vm.set_tss_address(TSS_ADDRESS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
-    Ok(vm)
-}
-
-/// LAPICs in the kernel; the IOAPIC's pins are ours (api.rst, 7.5).
-fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
-    let mut cap = kvm_enable_cap { cap: Cap::SplitIrqchip as u32, ..Default::default() };
-    cap.args[0] = u64::from(IOAPIC_PINS);
-    vm.enable_cap(&cap).map_err(kvm("KVM_CAP_SPLIT_IRQCHIP"))?;
-    if vm.check_extension_raw(KVM_CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
-        let mut cap = kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
-        cap.args[0] = 1;
-        vm.enable_cap(&cap).map_err(kvm("KVM_CAP_EXIT_ON_EMULATION_FAILURE"))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

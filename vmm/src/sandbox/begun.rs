@@ -4,27 +4,26 @@
 //! thread, when the machine is built, is to come there.
 //!
 //! ```text
-//!  main: reads the configuration ─┬─► builds the machine ───────────► joins ─► privileges away, filter ──┬─► is the first vCPU
-//!                                 ▼                                     ▲                                │
-//!                              events: namespaces, root directory ──────┴──► privileges away, filter ────┴─► waits for the machine
+//!  main: ─┬─► reads what it is to be ─┬─► builds the machine ───────► joins ─► privileges away, filter ──┬─► is the first vCPU
+//!         ▼                           ▼                                 ▲                                │
+//!      events: KVM's VM ───────────► namespaces, root directory ────────┴──► privileges away, filter ────┴─► waits for the machine
 //! ```
 //!
 //! Only who may have namespaces in a process with several threads can have it so, which who needs a user namespace for them cannot:
 //! then the first thread does the same when the machine is built, and starts the other one after that.
 
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
 
 use devices::worker::{self, Nursery};
 use rustix::process::{Pid, getpid};
-use rustix::thread::{CapabilitySet, CpuSet, capabilities, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::inside::Inside;
 use super::privileges::{self, Keep, Who};
 use super::{Door, Entered, Missing, Mode, Sandbox, SandboxError, Thread, WHO_STARTED, host, or_end};
+use crate::elsewhere::{Elsewhere, Places};
 use crate::pager::PAGER;
 use crate::process::Lineage;
 use crate::slots::SLOTS;
@@ -65,19 +64,26 @@ struct Early {
     started: Receiver<Result<(), SandboxError>>,
     door: Door,
     entered: Entered,
+    places: Option<Places>,
+}
+
+/// Whether a process like this one, with these privileges, may have namespaces when it has several threads, and its first thread join them.
+pub fn may_begin_early() -> bool {
+    let takes = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_CHROOT;
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(takes))
 }
 
 impl Begun {
-    /// Begins. To be called on the process's first thread before anything of the machine is there. There will be a thread for `slots`.
+    /// Begins. To be called on the process's first thread before anything of the machine is there. There will be a thread for `slots`. The
+    /// event loop's may be there already, if it [may](may_begin_early).
     ///
     /// # Errors
     /// [`SandboxError`].
-    pub fn begin(sandbox: Arc<Sandbox>, slots: bool) -> Result<Self, SandboxError> {
-        let takes = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_CHROOT;
-        let may = capabilities(None).is_ok_and(|sets| sets.effective.contains(takes));
+    pub fn begin(sandbox: Arc<Sandbox>, slots: bool, events: Option<Elsewhere>) -> Result<Self, SandboxError> {
         // That of a machine that could not be built.
         Nursery::none();
-        let early = (may || sandbox.mode == Mode::Log).then(|| Early::start(&sandbox, slots, false)).transpose()?;
+        let may = events.is_some() || may_begin_early() || sandbox.mode == Mode::Log;
+        let early = may.then(|| Early::start(&sandbox, slots, false, events)).transpose()?;
         Ok(Begun { sandbox, slots, early })
     }
 
@@ -98,6 +104,8 @@ impl Begun {
         let who = Who::Process(lineage.as_ref());
         let (early, mut missing) = match early {
             Some(early) => {
+                // Who is waited for goes on where it is.
+                let _here = early.places.map(Places::stay);
                 let inside = early.inside.recv().unwrap_or_else(|_| Err(gone()))?;
                 let mut missing = inside.missing.clone();
                 missing.extend(inside.join());
@@ -128,53 +136,37 @@ fn begin_late(sandbox: &Arc<Sandbox>, slots: bool, who: Who<'_>) -> Result<(Earl
         missing.push("all but a filter, for the thread that gives RAM its pages".into());
     }
     drop(inside);
-    let early = Early::start(sandbox, slots, true)?;
+    let early = Early::start(sandbox, slots, true, None)?;
     privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;
     Ok((early, missing))
 }
 
 impl Early {
-    /// Starts the event loop's thread, which is inside with the one that starts it, or makes that.
-    fn start(sandbox: &Arc<Sandbox>, slots: bool, is_inside: bool) -> Result<Self, SandboxError> {
+    /// Has the event loop's thread, which is started if it is not there, begin; it is inside with the calling one, or makes that.
+    fn start(
+        sandbox: &Arc<Sandbox>,
+        slots: bool,
+        is_inside: bool,
+        thread: Option<Elsewhere>,
+    ) -> Result<Self, SandboxError> {
         let (waited_for, all) = channel();
         let door = Door { sandbox: sandbox.clone(), _waited_for: waited_for };
         let nursery = (!sandbox.workers.is_empty()).then(Nursery::announce);
         let (events, its_work) = Waiting::new();
         let (slots, slots_work) = slots.then(Waiting::new).unzip();
         let ((tell, told), (say, started)) = (channel(), channel());
-        let start = Start { door: door.clone(), nursery, slots: slots_work, is_inside };
-        let (go, may_go) = channel::<()>();
-        let everywhere = sched_getaffinity(None).ok();
-        let thread = thread::Builder::new().name("events".into()).stack_size(EVENTS_STACK).spawn(move || {
-            // Nothing is sent: this is the end of the sender.
-            let _ = may_go.recv();
-            let _ = everywhere.map(|everywhere| sched_setaffinity(None, &everywhere));
+        let thread = thread.map_or_else(|| Elsewhere::start("events", EVENTS_STACK, || ()), Ok);
+        let thread = thread.map_err(host("the event loop's thread"))?;
+        let places = thread.places();
+        let start = Start { door: door.clone(), nursery, slots: slots_work, is_inside, places };
+        thread.begin(move || {
             if let Some(door) = start.go(&tell, &say) {
+                let _ = places.map(Places::allow_all);
                 or_end("events", door.enter(Thread::Events).map_err(io::Error::other));
                 its_work.serve();
             }
         });
-        let thread = thread.map_err(host("the event loop's thread"))?;
-        if let Some(elsewhere) = everywhere.and_then(elsewhere) {
-            move_to(&thread, &elsewhere);
-        }
-        drop(go);
-        Ok(Early { events, slots, inside: told, started, door, entered: Entered(all) })
-    }
-}
-
-/// The processors of `all` but the one that the calling thread is on; none if there are none.
-fn elsewhere(mut all: CpuSet) -> Option<CpuSet> {
-    all.unset(sched_getcpu());
-    (all.count() > 0).then_some(all)
-}
-
-/// Has a thread that waits go on on these processors. A scheduler may leave it where it was started until that processor has
-/// nothing else to do (those of virtual machines whose host would have them use few), and then nothing would be done at the same time.
-fn move_to<T>(thread: &JoinHandle<T>, processors: &CpuSet) {
-    // SAFETY: the thread has not been joined, and the set is as long as is said.
-    unsafe {
-        libc::pthread_setaffinity_np(thread.as_pthread_t(), size_of::<CpuSet>(), (&raw const *processors).cast());
+        Ok(Early { events, slots, inside: told, started, door, entered: Entered(all), places })
     }
 }
 
@@ -185,6 +177,7 @@ struct Start {
     slots: Option<Waits>,
     /// As who has started it.
     is_inside: bool,
+    places: Option<Places>,
 }
 
 impl Start {
@@ -206,11 +199,15 @@ impl Start {
         (say.send(started).is_ok() && have_started).then_some(door)
     }
 
-    /// The threads that are inside because this one is; and then its own privileges go.
+    /// The threads that are inside because this one is; and then its own privileges go. The one for slots, which has one thing to do while
+    /// the guest begins, stays away from that's processor.
     fn start_others(self) -> Result<(), SandboxError> {
         if let Some(nursery) = self.nursery {
-            let its = self.door.clone();
-            let confine = move || or_end("nursery", its.enter(Thread::Nursery).map_err(io::Error::other));
+            let (its, places) = (self.door.clone(), self.places);
+            let confine = move || {
+                let _ = places.map(Places::allow_all);
+                or_end("nursery", its.enter(Thread::Nursery).map_err(io::Error::other));
+            };
             nursery.start(confine).map_err(host("the thread that starts others"))?;
         }
         privileges::give_up(Keep::Nothing).map_err(host("give up capabilities"))?;

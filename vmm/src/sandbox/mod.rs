@@ -38,7 +38,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use devices::worker::{self, Work};
 
-pub use begun::{Begun, Closed, EVENTS_STACK};
+pub use begun::{Begun, Closed, EVENTS_STACK, may_begin_early};
 pub use calls::{Calls, REQUESTS};
 pub use filter::FilterError;
 use inside::Inside;

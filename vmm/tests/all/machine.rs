@@ -90,7 +90,7 @@ fn a_broken_event_loop_ends_the_machine() {
         let event = EventFd::new(0).unwrap();
         event.write(1).unwrap();
         manager.add_subscriber(Arc::new(Mutex::new(Mistake(event))));
-        let machine = Machine::build_on(manager, &kernel.config(vcpus), None, None, &mut |_| {}).unwrap();
+        let machine = Machine::build_on(manager, &kernel.config(vcpus), None, None, None, &mut |_| {}).unwrap();
         assert!(matches!(run(machine), Err(VmmError::LoopPanicked)));
     }
 }
