@@ -40,9 +40,6 @@ pub struct Options {
     pub cpuid_cache: Option<PathBuf>,
     /// What is known of the machine.
     pub draft: Draft,
-    /// Somebody else sees to its end. Signals that ask for that, and may have been sent to a whole group of processes (a service that is
-    /// stopped), are theirs: a guest is told of them before it ends.
-    pub attended: bool,
     /// Record its devices' queues into this directory, see [`Handle::record`](crate::Handle::record).
     pub record: Option<PathBuf>,
     /// Build and run it at once; otherwise a client of the control socket does.
@@ -90,11 +87,29 @@ pub struct Ended {
     pub remains: Option<Remains>,
 }
 
-/// Runs a session on this thread, to its end. To be called before other threads start.
-pub fn run(options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, SessionError> {
-    let signals =
-        Arc::new(Mutex::new(Signals::new(!options.attended, Box::new(|| ())).map_err(SessionError::Signals)?));
-    let ahead = (options.start && options.sandbox.is_some()).then(Ahead::start).flatten();
+/// What of a session begins before it is known what it is to do.
+pub struct Beginning {
+    signals: Arc<Mutex<Signals>>,
+    ahead: Option<Ahead>,
+}
+
+/// Begins one, before other threads start. It is `attended`, if somebody else sees to its end. Signals that ask for that, and may have been
+/// sent to a whole group of processes (a service that is stopped), are theirs: a guest is told of them before it ends. All are blocked from
+/// now on. If it `makes` a machine at once, in a sandbox, that is begun, too.
+///
+/// # Errors
+/// [`SessionError::Signals`].
+pub fn begin(attended: bool, makes: bool) -> Result<Beginning, SessionError> {
+    let signals = Signals::new(!attended, Box::new(|| ())).map_err(SessionError::Signals)?;
+    Ok(Beginning { signals: Arc::new(Mutex::new(signals)), ahead: makes.then(Ahead::start).flatten() })
+}
+
+/// Runs it on this thread, to its end.
+///
+/// # Errors
+/// [`SessionError`].
+pub fn run(begun: Beginning, options: Options, on_event: &mut dyn FnMut(Event)) -> Result<Ended, SessionError> {
+    let Beginning { signals, ahead } = begun;
     let mut controller = Controller::new(options.id, options.draft, host::memory_mib())?;
     if options.start {
         controller.start()?;

@@ -102,7 +102,8 @@ pub struct Recorded {
 pub fn record(config: &[u8], directory: &Path) -> Result<Recorded, BenchError> {
     let draft = Draft::from_file(config, SerialConfig::Stdio).map_err(failed)?;
     let options = Options { draft, start: true, record: Some(directory.to_owned()), ..Options::default() };
-    let Ended { recorded, signal, remains, .. } = session::run(options, &mut |_| {}).map_err(failed)?;
+    let begun = session::begin(false, false).map_err(failed)?;
+    let Ended { recorded, signal, remains, .. } = session::run(begun, options, &mut |_| {}).map_err(failed)?;
     drop(remains);
     Ok(Recorded { files: recorded, signal })
 }

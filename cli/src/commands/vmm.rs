@@ -22,7 +22,7 @@ use vmm::config::SerialConfig;
 use vmm::events::{EVENTS_VERSION, Event, ExitReason, Phase};
 use vmm::process::Lineage;
 use vmm::sandbox::Wanted;
-use vmm::session::{self, Ended, Options};
+use vmm::session::{self, Beginning, Ended, Options};
 
 use crate::args::Vmm;
 use crate::args::vmm::Sandbox;
@@ -34,11 +34,7 @@ const MAX_CONFIG: u64 = 4 << 20;
 
 /// Runs the machine that the configuration or a client describes to its end.
 pub fn vmm(args: &Vmm) -> Outcome {
-    if let Some(parent) = args.parent {
-        // Whatever the user's shell had open is nothing that a guest should find. Who starts it by hand may name them as files.
-        vmm::process::close_inherited_but([args.config_fd, args.events_fd]);
-        die_with_parent(parent)?;
-    }
+    let begun = args.parent.map(|parent| attended(args, parent)).transpose()?;
     let mut events = Events { to: events(args)?, waiting: Vec::new() };
     events.emit(&Event::Hello { version: EVENTS_VERSION });
     if args.api_sock.is_some() {
@@ -46,7 +42,7 @@ pub fn vmm(args: &Vmm) -> Outcome {
         events.flush();
     }
     let mut emit = |event| events.emit(&event);
-    let ended = machine(args, &mut emit).map(|ended| {
+    let ended = machine(args, begun, &mut emit).map(|ended| {
         // This process ends, and with it what is left of the machine.
         std::mem::forget(ended.remains);
         (ended.reason, ended.signal)
@@ -65,7 +61,22 @@ pub fn vmm(args: &Vmm) -> Outcome {
     }
 }
 
-fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
+/// The beginning of a process that `parent` has started, which has the configuration ready: what needs none does not wait for that.
+fn attended(args: &Vmm, parent: u32) -> anyhow::Result<Beginning> {
+    // Whatever the user's shell had open is nothing that a guest should find. Who starts it by hand may name them as files.
+    vmm::process::close_inherited_but([args.config_fd, args.events_fd]);
+    let begun = session::begin(true, makes(args))?;
+    die_with_parent(parent)?;
+    Ok(begun)
+}
+
+/// Whether it makes a machine at once, in a sandbox.
+fn makes(args: &Vmm) -> bool {
+    let confined = || Sandbox::wanted(args.sandbox).is_ok_and(|sandbox| sandbox.mode().is_some());
+    (args.config_fd.is_some() || args.config_file.is_some()) && confined()
+}
+
+fn machine(args: &Vmm, begun: Option<Beginning>, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
     let (draft, start) = match (args.config_fd, &args.config_file) {
         (Some(fd), _) => (Draft::of(&VmConfig::from_json(&read_descriptor(fd)?)?), true),
         (None, Some(file)) => (read_file(file)?, true),
@@ -76,21 +87,22 @@ fn machine(args: &Vmm, emit: &mut dyn FnMut(Event)) -> anyhow::Result<Ended> {
     // Without requests, nothing names files any more.
     let files = (!args.files.is_empty() || args.api_sock.is_none()).then(|| args.files.clone());
     let sandbox = Sandbox::wanted(args.sandbox)?;
-    let attended = args.parent.is_some();
     let sandbox = sandbox.mode().map(|mode| Wanted {
         mode,
         files,
         all: sandbox == Sandbox::Require,
-        apart: attended,
+        apart: args.parent.is_some(),
         ..Wanted::default()
     });
-    let mut options = Options { id, socket, cpuid_cache, draft, attended, start, sandbox, ..Options::default() };
+    let mut options = Options { id, socket, cpuid_cache, draft, start, sandbox, ..Options::default() };
     // With a descriptor, the terminal is the business of whoever is at its other end.
     if args.config_fd.is_none() && io::stdin().is_terminal() {
         let terminal = terminal.clone();
         options.on_stdio = Some(Box::new(move || *terminal.borrow_mut() = raw_terminal()));
     }
-    let ended = session::run(options, emit);
+    // Who has it read what comes late, by hand, may interrupt it until then.
+    let begun = begun.map_or_else(|| session::begin(false, makes(args)), Ok)?;
+    let ended = session::run(begun, options, emit);
     drop(terminal.take());
     Ok(ended?)
 }
