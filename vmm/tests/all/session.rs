@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::support::{Kernel, no_kvm};
 use serde_json::{Value, json};
 use vmm::ExitReason;
-use vmm::session::{Ended, Options, SessionError, run};
+use vmm::session::{Ended, Options, SessionError, begin, run};
 
 /// hlt; jmp to it.
 const HALT: &[u8] = &[0xf4, 0xeb, 0xfd];
@@ -32,7 +32,8 @@ impl Session {
         let path = socket.clone();
         thread::spawn(move || {
             let options = Options { id: "vm-1".into(), socket: Some(path), ..Options::default() };
-            drop(sender.send(run(options, &mut |_| {})));
+            let begun = begin(false, false).unwrap();
+            drop(sender.send(run(begun, options, &mut |_| {})));
         });
         let session = Session { socket, end, _dir: dir };
         while UnixStream::connect(&session.socket).is_err() {
