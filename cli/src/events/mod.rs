@@ -124,14 +124,15 @@ pub fn tell(store: &Path, event: Event) {
 fn append(dir: &Path, event: Event, most: u64) -> io::Result<()> {
     let line = event.line()?;
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let mut file = locked(dir)?;
-    let bytes = file.metadata()?.len();
-    if bytes > 0 && bytes + line.len() as u64 > most {
+    loop {
+        let mut file = locked(dir)?;
+        let bytes = file.metadata()?.len();
+        if bytes == 0 || bytes + line.len() as u64 <= most {
+            return file.write_all(&line);
+        }
+        // Whoever waits for the lock on the old one finds that it is no longer the one, and may fill the new one first.
         fs::rename(dir.join(FILES[0]), dir.join(FILES[1]))?;
-        // Whoever waits for the lock on the old one finds that it is no longer the one.
-        file = locked(dir)?;
     }
-    file.write_all(&line)
 }
 
 /// The file that is written to, locked.
@@ -174,27 +175,30 @@ mod tests {
 
     #[test]
     fn it_is_bounded_whole_and_in_order_whoever_writes() {
-        let store = tempfile::tempdir().unwrap();
-        let dir = directory(store.path());
-        std::thread::scope(|scope| {
+        // Some thirty lines, and one: while one writer changes files, others fill the new one.
+        for most in [4000, 150] {
+            let store = tempfile::tempdir().unwrap();
+            let dir = directory(store.path());
+            std::thread::scope(|scope| {
+                for writer in 0..4 {
+                    let dir = &dir;
+                    scope.spawn(move || {
+                        for number in 0..50 {
+                            append(dir, event(writer * 100 + number), most).unwrap();
+                            let written = fs::metadata(dir.join(FILES[0]));
+                            assert!(!written.is_ok_and(|file| file.len() > most));
+                        }
+                    });
+                }
+            });
+            assert!(fs::metadata(dir.join(FILES[1])).unwrap().len() <= most);
+            let ids = ids(store.path());
+            assert!(ids.len() > most as usize / 200 && ids.len() < 200, "{}", ids.len());
             for writer in 0..4 {
-                let dir = &dir;
-                scope.spawn(move || {
-                    for number in 0..50 {
-                        append(dir, event(writer * 100 + number), 4000).unwrap();
-                    }
-                });
+                let numbers: Vec<usize> = ids.iter().map(|id| id[7..].parse().unwrap()).collect();
+                let own: Vec<_> = numbers.into_iter().filter(|number| number / 100 == writer).collect();
+                assert!(own.is_sorted(), "{own:?}");
             }
-        });
-        for file in FILES {
-            assert!(fs::metadata(dir.join(file)).unwrap().len() <= 4000);
-        }
-        let ids = ids(store.path());
-        assert!(ids.len() > 20 && ids.len() < 200, "{}", ids.len());
-        for writer in 0..4 {
-            let numbers: Vec<usize> = ids.iter().map(|id| id[7..].parse().unwrap()).collect();
-            let own: Vec<_> = numbers.into_iter().filter(|number| number / 100 == writer).collect();
-            assert!(own.is_sorted(), "{own:?}");
         }
     }
 
