@@ -82,8 +82,9 @@ pub struct MmioTransport {
     /// Tells the event loop that the descriptors to watch may have changed.
     control: EventFd,
     fds: Vec<DeviceFd>,
+    /// What the loop watches while the device waits for a reset.
     fds_until_reset: Vec<DeviceFd>,
-    /// What of `fds` the loop watches.
+    /// What of these the loop watches now.
     watched: Vec<DeviceFd>,
     /// Where what the driver does is recorded.
     tape: Option<Tape>,

@@ -2,7 +2,8 @@
 //!
 //! - [`host`]: configuration, the listening socket, outgoing connections;
 //! - [`connection`]: one stream, its flow control and its end;
-//! - [`greeting`]: what a host program says first;
+//! - [`arrival`]: host programs that connect;
+//! - [`greeting`]: what they say first;
 //! - [`credit`]: how much both ends may send ahead;
 //! - [`backlog`]: bytes on their way to the host;
 //! - [`packet`]: the header;
@@ -14,6 +15,7 @@
 //! remembered in its connection until the guest has room. Connections take turns, one packet each. Packets that belong to
 //! nobody are answered with resets; when too many of those wait for the guest, its packets wait, too (5.10.6.1.1).
 
+mod arrival;
 mod backlog;
 mod connection;
 mod credit;
@@ -26,7 +28,6 @@ mod turns;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -159,73 +160,6 @@ impl Vsock {
         {
             connection.queued = true;
             self.ready.push_back(id);
-        }
-    }
-
-    fn accept(&mut self) {
-        loop {
-            match self.endpoint.accept() {
-                Ok(stream) if self.connections.len() < CONNECTIONS => self.accepted(stream),
-                // One too many: the program sees the end of its stream.
-                Ok(_) => tracing::warn!("vsock: more than {CONNECTIONS} connections"),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
-                Err(e) => {
-                    tracing::warn!("vsock: accept: {e}");
-                    self.accept_again = true;
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Host programs that have connected see the end of their streams.
-    fn close_waiting(&mut self) {
-        self.accept_again = loop {
-            match self.endpoint.accept() {
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break false,
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
-                Err(e) => {
-                    tracing::warn!("vsock: accept: {e}");
-                    break true;
-                }
-            }
-        };
-    }
-
-    fn accepted(&mut self, stream: UnixStream) {
-        match self.keep(Connection::accepted(stream, self.share_of_next())) {
-            // The line may be there already; if not, its arrival is an edge.
-            Ok(id) => self.greet(id),
-            Err(e) => tracing::warn!("vsock: a connection cannot be watched: {e}"),
-        }
-    }
-
-    /// Reads the first line of a host program, and asks the guest when it is there.
-    fn greet(&mut self, id: u64) {
-        let Some(connection) = self.connections.get_mut(&id) else {
-            return;
-        };
-        match greeting::read(&connection.stream) {
-            Ok(None) => {}
-            Ok(Some(guest_port)) => {
-                let key = loop {
-                    let key = Key { guest_port, host_port: self.next_port };
-                    self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_HOST_PORT);
-                    // Ends: there are far more ports than connections.
-                    if !self.by_key.contains_key(&key) {
-                        break key;
-                    }
-                };
-                connection.request(key);
-                self.by_key.insert(key, id);
-                self.schedule(id);
-            }
-            Err(e) => {
-                tracing::debug!("vsock: greeting: {e}");
-                self.forget(id);
-            }
         }
     }
 
