@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
@@ -13,7 +13,6 @@ use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::Killable;
 
 use super::control::{Control, Order, Target};
 use super::exits::{Ended, VcpuError};
@@ -76,11 +75,17 @@ impl Vcpu {
         let name = format!("vcpu{}", self.index);
         let mut driver = Driver::new(self, on_end);
         let control = driver.control.clone();
-        let join = thread::Builder::new().name(name).stack_size(STACK).spawn(move || match door {
-            Some(door) => driver.drive_in(door),
-            None => driver.drive(),
+        let id = Arc::new(AtomicI32::new(0));
+        let its = id.clone();
+        let join = thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+            // It looks at what it is to do after this: who does not know it yet need not kick it.
+            its.store(kick::this_thread(), Ordering::SeqCst);
+            match door {
+                Some(door) => driver.drive_in(door),
+                None => driver.drive(),
+            }
         })?;
-        Ok(VcpuThread { control, place: Place::Own(Some(join)) })
+        Ok(VcpuThread { control, id, join: Some(join) })
     }
 
     /// As [`Vcpu::spawn`], but for the thread that calls: it is to [`Driver::drive`] the vCPU, and no other thread is.
@@ -88,7 +93,7 @@ impl Vcpu {
         kick::install()?;
         let driver = Driver::new(self, on_end);
         let control = driver.control.clone();
-        Ok((driver, VcpuThread { control, place: Place::Callers(kick::this_thread()) }))
+        Ok((driver, VcpuThread { control, id: Arc::new(kick::this_thread().into()), join: None }))
     }
 
     fn live(&mut self, control: &Arc<Control>) -> Ended {
@@ -270,15 +275,10 @@ impl Drop for Driver {
 /// A running vCPU's steering wheel. Dropping it ends the thread, if that is the vCPU's own.
 pub struct VcpuThread {
     control: Arc<Control>,
-    place: Place,
-}
-
-/// Where a vCPU runs.
-enum Place {
-    /// On a thread of its own.
-    Own(Option<JoinHandle<()>>),
-    /// On the thread with this id, which goes on afterwards.
-    Callers(libc::pid_t),
+    /// Of the thread that it runs on; 0 before that has begun.
+    id: Arc<AtomicI32>,
+    /// That thread, if it is the vCPU's own.
+    join: Option<JoinHandle<()>>,
 }
 
 impl VcpuThread {
@@ -316,11 +316,9 @@ impl VcpuThread {
     }
 
     fn kick(&self) {
-        // ESRCH means that it has just ended, which is what a kick is for.
-        match &self.place {
-            Place::Own(Some(join)) if !join.is_finished() => drop(join.kill(kick::signal())),
-            Place::Own(_) => {}
-            Place::Callers(thread) => kick::kick(*thread),
+        let id = self.id.load(Ordering::SeqCst);
+        if id != 0 && self.join.as_ref().is_none_or(|join| !join.is_finished()) {
+            kick::kick(id);
         }
     }
 }
@@ -330,9 +328,7 @@ impl Drop for VcpuThread {
         if self.control.target() != Target::Stopped {
             self.stop();
         }
-        if let Place::Own(join) = &mut self.place
-            && let Some(join) = join.take()
-        {
+        if let Some(join) = self.join.take() {
             // It does not panic: `Driver::drive` sees to that.
             let _ = join.join();
         }
