@@ -22,7 +22,7 @@ test:
 	tests/run
 
 build: install
-	cargo build --release --locked --package bulkhead
+	.cargo/product
 
 install:
 	tests/install

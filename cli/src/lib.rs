@@ -96,6 +96,7 @@ mod visit;
 mod volumes;
 mod window;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::anyhow;
@@ -108,11 +109,16 @@ use crate::containers::Containers;
 use crate::failure::{FAILED, Failure, Outcome};
 use crate::snapshots::Snapshots;
 
+/// musl's own is made to be small and hard to misuse: it asks the kernel for a few pages at a time, and gives them back.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 /// The program `bulkhead`.
 pub fn main() -> ExitCode {
     let began = vmm::events::monotonic_ns();
     if std::env::args_os().nth(1).is_some_and(|verb| verb == "vmm")
-        && let Some(code) = one_vmm()
+        && let Some(code) = one_vmm(&std::env::args_os().skip(2).collect::<Vec<_>>())
     {
         return code.into();
     }
@@ -144,12 +150,12 @@ fn all_verbs(began: u64) -> u8 {
 
 /// The program `bulkhead-vmm`: what `bulkhead vmm` does, in a process that has little else in it. `bulkhead` starts it for each
 /// microVM if it lies beside it; it costs 0.2 ms less to start, and is less for a guest that breaks out to find.
-/// Returns its exit code.
-pub fn vmm_main() -> u8 {
+/// `words` are its arguments, the verb before all others. Returns its exit code.
+pub fn vmm_main(words: &[OsString]) -> u8 {
     if let Err(error) = vmm::process::prepare() {
         return failure::conclude(Err(Failure::with_code(FAILED, anyhow!("standard streams: {error}"))), false);
     }
-    one_vmm().unwrap_or_else(|| {
+    words.get(1..).and_then(one_vmm).unwrap_or_else(|| {
         let usage = "usage: bulkhead-vmm vmm --config-fd N [FLAG VALUE]...; see bulkhead vmm --help";
         failure::conclude(Err(Failure::with_code(FAILED, anyhow!(usage))), false)
     })
@@ -157,9 +163,8 @@ pub fn vmm_main() -> u8 {
 
 /// Runs the microVM that the arguments ask for, if they are as the other verbs write them. What is not is for clap to
 /// understand, or to explain: a microVM's process is spared the definition of all verbs.
-fn one_vmm() -> Option<u8> {
-    let words: Vec<_> = std::env::args_os().skip(2).collect();
-    let args = Vmm::quick(&words)?;
+fn one_vmm(words: &[OsString]) -> Option<u8> {
+    let args = Vmm::quick(words)?;
     logs(false);
     Some(failure::conclude(commands::vmm::vmm(&args), false))
 }

@@ -11,7 +11,8 @@ use libc::{c_int, c_long, pid_t};
 
 /// The calls that count: whatever makes, writes, syncs, renames or removes files. A few that only write to a socket are among them.
 const CALLS: &[(c_long, &str)] = &[
-    (libc::SYS_openat, "openat"),
+    (libc::SYS_open, "open"),
+    (libc::SYS_openat, "open"),
     (libc::SYS_write, "write"),
     (libc::SYS_writev, "writev"),
     (libc::SYS_pwrite64, "pwrite"),
@@ -79,8 +80,14 @@ impl Tracer {
     }
 }
 
+/// What C libraries call a request.
+#[cfg(target_env = "musl")]
+type Request = c_int;
+#[cfg(not(target_env = "musl"))]
+type Request = libc::c_uint;
+
 /// A request that takes a number at most.
-fn ptrace(request: libc::c_uint, thread: pid_t, data: c_long) -> io::Result<()> {
+fn ptrace(request: Request, thread: pid_t, data: c_long) -> io::Result<()> {
     // SAFETY: none of the requests made through this function takes an address of ours.
     match unsafe { libc::ptrace(request, thread, 0, data) } {
         -1 => Err(io::Error::last_os_error()),
@@ -177,22 +184,37 @@ pub fn have_call(thread: u32, [number, a, b, c, d]: [c_long; 5]) -> io::Result<(
     ptrace(libc::PTRACE_DETACH, thread, 0)
 }
 
+/// linux/ptrace.h, Linux 5.3.
+const PTRACE_GET_SYSCALL_INFO: Request = 0x420e;
+
+/// The beginning of `struct ptrace_syscall_info`, as it is where a call is entered.
+#[repr(C)]
+struct SyscallEntry {
+    op: u8,
+    _pad: [u8; 3],
+    _architecture: u32,
+    _instruction: u64,
+    _stack: u64,
+    number: u64,
+    arguments: [u64; 6],
+}
+
 /// The name of the call that a thread has stopped before, if it is one that counts.
 fn entered(thread: pid_t) -> Option<&'static str> {
-    let mut info = MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
-    let size = size_of::<libc::ptrace_syscall_info>();
+    let mut info = MaybeUninit::<SyscallEntry>::zeroed();
+    let size = size_of::<SyscallEntry>();
     // SAFETY: it fills in as many bytes of the structure as it says, which may be all zeros.
     let (filled, info) = unsafe {
-        let filled = libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, thread, size, info.as_mut_ptr());
+        let filled = libc::ptrace(PTRACE_GET_SYSCALL_INFO, thread, size, info.as_mut_ptr());
         (filled, info.assume_init())
     };
     if filled <= 0 || info.op != ENTRY {
         return None;
     }
-    // SAFETY: `op` says that this is the member.
-    let (number, arguments) = unsafe { (info.u.entry.nr as c_long, info.u.entry.args) };
+    let (number, arguments) = (info.number as c_long, info.arguments);
     let (_, name) = CALLS.iter().find(|(call, _)| *call == number)?;
     let changes = match number {
+        libc::SYS_open => arguments[1] & libc::O_CREAT as u64 != 0,
         libc::SYS_openat => arguments[2] & libc::O_CREAT as u64 != 0,
         libc::SYS_ioctl => arguments[1] == FICLONE,
         _ => true,

@@ -109,7 +109,7 @@ impl Elsewhere {
 fn move_to<T>(thread: &JoinHandle<T>, processors: &CpuSet) {
     // SAFETY: the thread has not been joined, and the set is as long as is said.
     unsafe {
-        libc::pthread_setaffinity_np(thread.as_pthread_t(), size_of::<CpuSet>(), (&raw const *processors).cast());
+        libc::pthread_setaffinity_np(thread.as_pthread_t() as _, size_of::<CpuSet>(), (&raw const *processors).cast());
     }
 }
 

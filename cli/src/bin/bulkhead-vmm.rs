@@ -2,7 +2,8 @@
 #![no_main]
 #![deny(unsafe_code)]
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
 use std::panic;
 
 /// Exit code of a program that panicked, as Rust's own entry gives it.
@@ -14,8 +15,14 @@ const PANICKED: u8 = 101;
 // SAFETY: the C library calls what has this name with these types, and nothing else in the program has it.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
-extern "C" fn main(_count: c_int, _words: *const *const c_char) -> c_int {
-    let code = panic::catch_unwind(bulkhead_cli::vmm_main).unwrap_or(PANICKED);
+extern "C" fn main(count: c_int, words: *const *const c_char) -> c_int {
+    let word = |place| {
+        // SAFETY: the C library gives `count` strings, which stay as they are.
+        let word = unsafe { CStr::from_ptr(*words.add(place)) };
+        OsStr::from_bytes(word.to_bytes()).to_owned()
+    };
+    let words: Vec<OsString> = (1..usize::try_from(count).unwrap_or(0)).map(word).collect();
+    let code = panic::catch_unwind(|| bulkhead_cli::vmm_main(&words)).unwrap_or(PANICKED);
     std::process::exit(code.into())
 }
 

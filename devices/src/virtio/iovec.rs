@@ -49,7 +49,7 @@ pub fn transfer(fd: BorrowedFd, direction: Direction, target: Target, buffers: B
                 (Direction::FromGuest, None) => {
                     let mut message: libc::msghdr = std::mem::zeroed();
                     message.msg_iov = list.cast_mut();
-                    message.msg_iovlen = count as usize;
+                    message.msg_iovlen = count as _;
                     libc::sendmsg(fd, &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
                 }
             }

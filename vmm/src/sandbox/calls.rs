@@ -191,6 +191,16 @@ pub static REQUESTS: Work = Work {
     ..Work::named("requests")
 };
 
+/// What calls come to in a C library that makes others of them. The lists here have them as glibc and Rust's library make them.
+#[cfg(target_env = "musl")]
+const AS_MADE: &[(c_long, &[c_long])] = &[
+    (libc::SYS_epoll_wait, &[libc::SYS_epoll_pwait]),
+    (libc::SYS_statx, &[libc::SYS_stat, libc::SYS_lstat, libc::SYS_fstat]),
+    (libc::SYS_openat, &[libc::SYS_open, libc::SYS_fcntl]),
+];
+#[cfg(not(target_env = "musl"))]
+const AS_MADE: &[(c_long, &[c_long])] = &[];
+
 /// What a thread may do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Calls {
@@ -208,6 +218,8 @@ impl Calls {
 
     fn and(mut self, numbers: &[c_long], ioctls: &[u32]) -> Self {
         self.numbers.extend(numbers);
+        let as_made = AS_MADE.iter().filter(|(call, _)| numbers.contains(call));
+        self.numbers.extend(as_made.flat_map(|(_, made)| *made));
         self.numbers.sort_unstable();
         self.numbers.dedup();
         self.ioctls.extend(ioctls);

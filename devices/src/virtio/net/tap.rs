@@ -24,10 +24,10 @@ pub const NAME_MOST: usize = libc::IFNAMSIZ - 1;
 /// What interfaces of devices' own are called: the kernel puts the first free number there.
 const OWN: &str = "bulkhead%d";
 
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
-const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
-const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
+const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
+const TUNSETQUEUE: libc::Ioctl = 0x4004_54d9;
 /// What is asked of one by a device.
 pub const IOCTLS: &[u32] = &[TUNSETOFFLOAD as u32, TUNSETQUEUE as u32];
 const TUN_F_CSUM: libc::c_ulong = 1;
@@ -77,13 +77,13 @@ impl NewTap {
         let inet = |[a, b, c, d]: [u8; 4]| [libc::AF_INET as u8, 0, 0, 0, a, b, c, d];
         if let (Some(ip), Some(len)) = (self.host_ip, self.prefix_len) {
             let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
-            set(libc::SIOCSIFADDR, &inet(ip.octets()))?;
-            set(libc::SIOCSIFNETMASK, &inet(mask.to_be_bytes()))?;
+            set(libc::SIOCSIFADDR as libc::Ioctl, &inet(ip.octets()))?;
+            set(libc::SIOCSIFNETMASK as libc::Ioctl, &inet(mask.to_be_bytes()))?;
         }
         if let Some(mtu) = mtu {
-            set(libc::SIOCSIFMTU, &libc::c_int::from(mtu).to_ne_bytes())?;
+            set(libc::SIOCSIFMTU as libc::Ioctl, &libc::c_int::from(mtu).to_ne_bytes())?;
         }
-        set(libc::SIOCSIFFLAGS, &(libc::IFF_UP as u16).to_ne_bytes())?;
+        set(libc::SIOCSIFFLAGS as libc::Ioctl, &(libc::IFF_UP as u16).to_ne_bytes())?;
         Ok(tap)
     }
 }
