@@ -4,9 +4,9 @@
 //! thread, when the machine is built, is to come there.
 //!
 //! ```text
-//!  main: ─┬─► reads what it is to be ─┬─► builds the machine ───────► joins ─► privileges away, filter ──┬─► is the first vCPU
-//!         ▼                           ▼                                 ▲                                │
-//!      events: KVM's VM ───────────► namespaces, root directory ────────┴──► privileges away, filter ────┴─► waits for the machine
+//!  main: ─┬─► reads what it is to be ─┬─► builds the machine ─────────► joins ─► privileges away, filter ──┬─► is the first vCPU
+//!         ▼                           ▼                                   ▲                 ▲              │
+//!      events: KVM's VM ────────────► namespaces, root directory ─────────┴─► privileges ───┴──► filter ───┴─► waits for the machine
 //! ```
 //!
 //! Only who may have namespaces in a process with several threads can have it so, which who needs a user namespace for them cannot:
@@ -59,7 +59,9 @@ pub struct Closed {
 struct Early {
     events: Waiting,
     slots: Option<Waiting>,
-    inside: Receiver<Result<Inside, SandboxError>>,
+    inside: Receiver<Result<Arc<Inside>, SandboxError>>,
+    /// Its own privileges are gone.
+    held: Receiver<Result<(), SandboxError>>,
     /// All threads that it starts are there.
     started: Receiver<Result<(), SandboxError>>,
     door: Door,
@@ -90,8 +92,9 @@ impl Begun {
     /// Why there is no sandbox, if there is none: the better reason for what could not be built because of that. Waits until it is known.
     pub fn failed(self) -> Option<SandboxError> {
         let early = self.early?;
+        let said = |step: &Receiver<Result<(), SandboxError>>| step.recv().unwrap_or_else(|_| Err(gone()));
         let made = early.inside.recv().unwrap_or_else(|_| Err(gone()));
-        made.and_then(|_| early.started.recv().unwrap_or_else(|_| Err(gone()))).err()
+        made.and_then(|_| said(&early.held)).and_then(|()| said(&early.started)).err()
     }
 
     /// Confines the process but for the filter of the calling thread, its first, whose machine is built.
@@ -109,7 +112,10 @@ impl Begun {
                 let inside = early.inside.recv().unwrap_or_else(|_| Err(gone()))?;
                 let mut missing = inside.missing.clone();
                 missing.extend(inside.join());
-                missing.extend(inside.hold(who, Keep::Nothing)?);
+                // What is the process's as a whole comes after what the other one does to it: who changes its user has the kernel forget
+                // who may look into the process, which is the first thread's to say.
+                let others = || early.held.recv().unwrap_or_else(|_| Err(gone()));
+                missing.extend(inside.hold(who, Keep::Nothing, others)?);
                 (early, missing)
             }
             None => begin_late(&sandbox, slots, who)?,
@@ -131,7 +137,7 @@ impl Begun {
 fn begin_late(sandbox: &Arc<Sandbox>, slots: bool, who: Who<'_>) -> Result<(Early, Missing), SandboxError> {
     let inside = sandbox.inside()?;
     let mut missing = inside.missing.clone();
-    missing.extend(inside.hold(who, sandbox.keep())?);
+    missing.extend(inside.hold(who, sandbox.keep(), || Ok(()))?);
     if sandbox.workers.iter().any(|work| std::ptr::eq(*work, &PAGER)) {
         missing.push("all but a filter, for the thread that gives RAM its pages".into());
     }
@@ -154,19 +160,19 @@ impl Early {
         let nursery = (!sandbox.workers.is_empty()).then(Nursery::announce);
         let (events, its_work) = Waiting::new();
         let (slots, slots_work) = slots.then(Waiting::new).unzip();
-        let ((tell, told), (say, started)) = (channel(), channel());
+        let ((tell, inside), (say_held, held), (say_started, started)) = (channel(), channel(), channel());
         let thread = thread.map_or_else(|| Elsewhere::start("events", EVENTS_STACK, || ()), Ok);
         let thread = thread.map_err(host("the event loop's thread"))?;
         let places = thread.places();
         let start = Start { door: door.clone(), nursery, slots: slots_work, is_inside, places };
         thread.begin(move || {
-            if let Some(door) = start.go(&tell, &say) {
+            if let Some(door) = start.go(&Says { inside: tell, held: say_held, started: say_started }) {
                 let _ = places.map(Places::allow_all);
                 or_end("events", door.enter(Thread::Events).map_err(io::Error::other));
                 its_work.serve();
             }
         });
-        Ok(Early { events, slots, inside: told, started, door, entered: Entered(all), places })
+        Ok(Early { events, slots, inside, held, started, door, entered: Entered(all), places })
     }
 }
 
@@ -180,23 +186,34 @@ struct Start {
     places: Option<Places>,
 }
 
+/// Whom the event loop's thread tells how far it is.
+struct Says {
+    inside: Sender<Result<Arc<Inside>, SandboxError>>,
+    held: Sender<Result<(), SandboxError>>,
+    started: Sender<Result<(), SandboxError>>,
+}
+
+/// Tells it. Whether it has come there, and somebody wants to know.
+fn come(to: &Sender<Result<(), SandboxError>>, result: Result<(), SandboxError>) -> Option<()> {
+    let is_there = result.is_ok();
+    (to.send(result).is_ok() && is_there).then_some(())
+}
+
 impl Start {
     /// Its way to the door. None if it has not come there, which the first thread has been told.
-    fn go(self, tell: &Sender<Result<Inside, SandboxError>>, say: &Sender<Result<(), SandboxError>>) -> Option<Door> {
+    fn go(self, says: &Says) -> Option<Door> {
         if !self.is_inside {
             let sandbox = &self.door.sandbox;
-            // What is missing of its hold, the first thread misses as well. That one comes after it: who changes its user has the kernel
-            // forget who may look into the process, which is the first thread's to say.
-            let made = sandbox.inside().and_then(|inside| inside.hold(Who::Thread, sandbox.keep()).map(|_| inside));
-            let is_made = made.is_ok();
-            if tell.send(made).is_err() || !is_made {
-                return None;
-            }
+            let made = sandbox.inside().map(Arc::new);
+            let inside = made.as_ref().ok().cloned();
+            // The first thread may come now, and gives its own privileges up at the same time.
+            says.inside.send(made).ok()?;
+            // What is missing of this one's hold, the first thread misses as well.
+            come(&says.held, inside?.hold(Who::Thread, sandbox.keep(), || Ok(())).map(drop))?;
         }
         let door = self.door.clone();
-        let started = self.start_others();
-        let have_started = started.is_ok();
-        (say.send(started).is_ok() && have_started).then_some(door)
+        come(&says.started, self.start_others())?;
+        Some(door)
     }
 
     /// The threads that are inside because this one is; and then its own privileges go. The one for slots, which has one thing to do while

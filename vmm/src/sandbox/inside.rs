@@ -89,13 +89,20 @@ impl Inside {
         joined.err().map(lacks).into_iter().collect()
     }
 
-    /// Takes the privileges of the calling thread away but for those to `keep`, and leaves it with what is reached. Tells what the host
-    /// does not have for that.
+    /// Takes the privileges of the calling thread away but for those to `keep`, and leaves it with what is reached. What does not concern the
+    /// thread alone is done after `others`. Tells what the host does not have for that.
     ///
     /// # Errors
-    /// [`SandboxError`]. That it cannot be the user is none.
-    pub fn hold(&self, who: Who<'_>, keep: Keep) -> Result<Missing, SandboxError> {
+    /// [`SandboxError`], also that of `others`. That it cannot be the user is none.
+    pub fn hold(
+        &self,
+        who: Who<'_>,
+        keep: Keep,
+        others: impl FnOnce() -> Result<(), SandboxError>,
+    ) -> Result<Missing, SandboxError> {
         let mut missing = Missing::new();
+        privileges::narrow(self.user.is_some()).map_err(host("give up privileges"))?;
+        others()?;
         match privileges::close(who, keep, self.user) {
             // In a user namespace that does not have that user. Nothing that it reaches is that user's, or it would be there.
             Err(error) if self.user.is_some() && error.kind() == io::ErrorKind::InvalidInput => {

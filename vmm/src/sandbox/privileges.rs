@@ -49,15 +49,21 @@ pub enum Who<'a> {
     Process(Option<&'a Lineage>),
 }
 
-/// No program that it could start would have more rights than it has, nobody but root may look into it, and no core dump of it holds a
-/// guest's memory. It is `user`'s, if it says, as long as who started the process lives. Capabilities go but for those in `keep`.
-pub fn close(who: Who<'_>, keep: Keep, user: Option<u32>) -> io::Result<()> {
+/// What of [`close`] may be done at any time: no program that the calling thread could start would have more rights than it has, and no core
+/// dump of the process holds a guest's memory. If it is to have another user, no program has any capability any more.
+pub fn narrow(changes_user: bool) -> io::Result<()> {
     set_no_new_privs(true)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    if user.is_some() {
+    if changes_user {
         // With the old user goes what it takes.
         empty_bounding_set(capabilities(None)?);
     }
+    Ok(())
+}
+
+/// Nobody but root may look into the process, which has been [narrowed](narrow). It is `user`'s, if it says, as long as who started the
+/// process lives. Capabilities go but for those in `keep`.
+pub fn close(who: Who<'_>, keep: Keep, user: Option<u32>) -> io::Result<()> {
     match (user, who) {
         (Some(user), Who::Process(Some(lineage))) => user::become_one_as_process(user, lineage)?,
         (Some(user), _) => user::become_one(user)?,
