@@ -24,8 +24,11 @@ use super::config::SharedVolume;
 
 /// What the one file of a volume is called.
 const FILE: &[u8] = b"file";
+/// Reading, writing or both. Not the C library's O_ACCMODE: in musl's there is O_PATH, and who has a file by that may change what no call
+/// of his may.
+const ACCESS: i32 = libc::O_WRONLY | libc::O_RDWR;
 /// Flags of open(2) that mean something for a file that is there.
-const FLAGS: i32 = libc::O_ACCMODE
+const FLAGS: i32 = ACCESS
     | libc::O_APPEND
     | libc::O_TRUNC
     | libc::O_NONBLOCK
@@ -163,7 +166,7 @@ impl Guard {
     /// The flags to open a file with, if it may be opened with `flags`.
     pub(super) fn flags(&self, flags: u32) -> io::Result<u32> {
         let flags = flags as i32;
-        if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
+        if flags & ACCESS != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             self.writable()?;
         }
         Ok((flags & FLAGS) as u32)
