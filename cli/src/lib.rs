@@ -109,10 +109,9 @@ use crate::containers::Containers;
 use crate::failure::{FAILED, Failure, Outcome};
 use crate::snapshots::Snapshots;
 
-/// musl's own is made to be small and hard to misuse: it asks the kernel for a few pages at a time, and gives them back.
 #[cfg(target_env = "musl")]
 #[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static HEAP: vmm::heap::Heap = vmm::heap::Heap;
 
 /// The program `bulkhead`.
 pub fn main() -> ExitCode {

@@ -37,6 +37,8 @@ mod elsewhere;
 pub mod events;
 #[cfg(feature = "testing")]
 pub mod fuzzing;
+#[cfg(target_env = "musl")]
+pub mod heap;
 pub mod host;
 pub mod irq;
 pub mod machine;
