@@ -194,6 +194,7 @@ pub static REQUESTS: Work = Work {
 /// What calls come to in a C library that makes others of them. The lists here have them as glibc and Rust's library make them.
 #[cfg(target_env = "musl")]
 const AS_MADE: &[(c_long, &[c_long])] = &[
+    (libc::SYS_accept4, &[libc::SYS_accept]),
     (libc::SYS_epoll_wait, &[libc::SYS_epoll_pwait]),
     (libc::SYS_statx, &[libc::SYS_stat, libc::SYS_lstat, libc::SYS_fstat]),
     (libc::SYS_openat, &[libc::SYS_open, libc::SYS_fcntl]),
