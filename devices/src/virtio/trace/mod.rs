@@ -146,7 +146,7 @@ impl FromStr for Trace {
             Some((found, value)) if found == name => Ok(value),
             _ => Err(TraceError::Line { line, problem: format!("it does not say '{name}'") }),
         };
-        let device = field("device", 2)?.to_owned();
+        let device = at(2, device(field("device", 2)?))?;
         let features = at(3, number(field("features", 3)?, u64::MAX))?;
         let memory = at(4, number(field("memory", 4)?, MOST_MEMORY))?;
         let config = at(5, bytes(field("config", 5)?, MOST_CONFIG))?;
@@ -154,6 +154,12 @@ impl FromStr for Trace {
         let steps = said.map(|(line, text)| at(line, text.parse())).collect::<Result<_, _>>()?;
         Ok(Trace { device, features, memory, config, steps })
     }
+}
+
+/// A device's name: what ends a line, or looks like nothing, is no part of one.
+fn device(name: &str) -> Result<String, String> {
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_name { Ok(name.to_owned()) } else { Err(format!("'{}' is no device's name", shown(name))) }
 }
 
 impl FromStr for Step {

@@ -31,6 +31,9 @@ fn what_is_wrong_is_said_with_its_line() {
         ("bulkhead queue trace x", "not a queue trace"),
         ("bulkhead queue trace 2\n", "version 2"),
         ("bulkhead queue trace 1\nfeatures 1\n", "line 2: it does not say 'device'"),
+        ("bulkhead queue trace 1\ndevice \n", "line 2: '' is no device's name"),
+        // The one at the end belongs to the line.
+        ("bulkhead queue trace 1\ndevice a\r\r\n", "line 2: 'a\\r' is no device's name"),
         ("bulkhead queue trace 1\ndevice a\nfeatures -1\n", "line 3: '-1' is not a number"),
         ("bulkhead queue trace 1\ndevice a\nfeatures 1\nmemory 0x100000000\n", "line 4: '0x100000000' is not a number"),
         ("bulkhead queue trace 1\ndevice a\nfeatures 1\nmemory 1\nconfig 0\n", "line 5: '0' is not an even number"),
