@@ -1,12 +1,13 @@
-//! KVM's part of a machine that needs no configuration: its VM.
+//! KVM's part of a machine that needs no configuration: its VM, and its first vCPU.
 //!
-//! To make one takes KVM a quarter of a millisecond, as long as to read what the machine is to be, so both are done at the same time
+//! To make them takes KVM a third of a millisecond, as long as to read what the machine is to be, so both are done at the same time
 //! where there is a machine to come and the process may have a second thread by then: the one that will make its sandbox.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::assembly::IOAPIC_PINS;
 use super::error::{VmmError, kvm};
@@ -19,12 +20,16 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// KVM, and a VM of it.
-type Made = Result<(Kvm, VmFd), VmmError>;
+type Made = Result<(Kvm, Arc<VmFd>), VmmError>;
+
+/// The first vCPU in the making.
+pub(super) type FirstVcpu = Receiver<Result<VcpuFd, VmmError>>;
 
 /// A VM in the making, on the thread that will be the event loop's. Dropped, there is none.
 pub struct Ahead {
     thread: Elsewhere,
     made: Receiver<Made>,
+    first: FirstVcpu,
     /// Who makes it and who has begun that have a processor each.
     here: Option<Here>,
 }
@@ -32,6 +37,7 @@ pub struct Ahead {
 /// The VM.
 pub(super) struct Soon {
     made: Receiver<Made>,
+    first: FirstVcpu,
     here: Option<Here>,
 }
 
@@ -42,10 +48,17 @@ impl Ahead {
             return None;
         }
         process::before_threads();
-        let (make, made) = channel();
-        let thread = Elsewhere::start("events", EVENTS_STACK, move || drop(make.send(self::make()))).ok()?;
+        let ((tell, made), (tell_first, first)) = (channel(), channel());
+        let work = move || {
+            let made = make();
+            let vm = made.as_ref().ok().map(|(_, vm)| vm.clone());
+            if let (Ok(()), Some(vm)) = (tell.send(made), vm) {
+                let _ = tell_first.send(create_vcpu(&vm, 0));
+            }
+        };
+        let thread = Elsewhere::start("events", EVENTS_STACK, work).ok()?;
         let here = thread.places().map(Places::stay);
-        Some(Self { thread, made, here })
+        Some(Self { thread, made, first, here })
     }
 
     /// The calling thread has something to do that takes longer, or starts others.
@@ -56,24 +69,40 @@ impl Ahead {
     /// The thread, which comes to what it is told when the VM is made.
     pub(super) fn thread(self) -> (Elsewhere, Soon) {
         let here = self.here.or_else(|| self.thread.places().map(Places::stay));
-        (self.thread, Soon { made: self.made, here })
+        (self.thread, Soon { made: self.made, first: self.first, here })
     }
 }
 
 impl Soon {
     /// Waits for it; makes it, if the thread has failed to.
-    pub(super) fn wait(self) -> Made {
+    pub(super) fn wait(self) -> Result<(Kvm, Arc<VmFd>, Option<FirstVcpu>), VmmError> {
         let made = self.made.recv();
         drop(self.here);
-        made.unwrap_or_else(|_| make())
+        let (host_kvm, vm) = made.unwrap_or_else(|_| make())?;
+        Ok((host_kvm, vm, Some(self.first)))
     }
 }
 
-/// Makes one.
-pub(super) fn make() -> Made {
+/// A VM, now.
+pub(super) fn now() -> Result<(Kvm, Arc<VmFd>, Option<FirstVcpu>), VmmError> {
+    make().map(|(host_kvm, vm)| (host_kvm, vm, None))
+}
+
+/// Waits for the first vCPU; makes it, if the thread has failed to.
+pub(super) fn first_vcpu(first: FirstVcpu, vm: &VmFd) -> Result<VcpuFd, VmmError> {
+    first.recv().unwrap_or_else(|_| create_vcpu(vm, 0))
+}
+
+/// Makes a VM that is ready for vCPUs.
+fn make() -> Made {
     let host_kvm = host::open()?;
     let vm = create_vm(&host_kvm)?;
-    Ok((host_kvm, vm))
+    split_irqchip(&vm)?;
+    Ok((host_kvm, Arc::new(vm)))
+}
+
+pub(super) fn create_vcpu(vm: &VmFd, index: u8) -> Result<VcpuFd, VmmError> {
+    vm.create_vcpu(index.into()).map_err(kvm("KVM_CREATE_VCPU"))
 }
 
 fn create_vm(host_kvm: &Kvm) -> Result<VmFd, VmmError> {
@@ -90,7 +119,7 @@ fn create_vm(host_kvm: &Kvm) -> Result<VmFd, VmmError> {
 }
 
 /// LAPICs in the kernel; the IOAPIC's pins are ours (api.rst, 7.5).
-pub(super) fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
+fn split_irqchip(vm: &VmFd) -> Result<(), VmmError> {
     let mut cap = kvm_enable_cap { cap: Cap::SplitIrqchip as u32, ..Default::default() };
     cap.args[0] = u64::from(IOAPIC_PINS);
     vm.enable_cap(&cap).map_err(kvm("KVM_CAP_SPLIT_IRQCHIP"))?;

@@ -196,11 +196,10 @@ impl Machine {
         let (thread, soon) = ahead.map(Ahead::thread).unzip();
         let begin = |wanted| Begun::begin(Sandbox::new(wanted, config.clone()), late_slots, thread);
         let mut sandbox = sandbox.map(begin).transpose()?;
-        let (host_kvm, vm) = soon.map_or_else(ahead::make, ahead::Soon::wait)?;
+        let (host_kvm, vm, first_vcpu) = soon.map_or_else(ahead::now, ahead::Soon::wait)?;
         if let Some(saved) = &saved {
             restore::check_host(saved, &host_kvm)?;
         }
-        let vm = Arc::new(vm);
         let mib = config.machine.mem_size_mib;
         let paged = config.snapshot.as_ref().filter(|source| source.paging == Paging::Userfault);
         let mapped = saved.is_some() && paged.is_none();
@@ -215,7 +214,6 @@ impl Machine {
             None
         };
         let ram = memory.guest();
-        ahead::split_irqchip(&vm)?;
         phase(Phase::Load);
 
         let ending = Arc::new(Ending::new().map_err(io_error("eventfd"))?);
@@ -271,8 +269,8 @@ impl Machine {
             confined: OnceLock::new(),
         };
         let vcpus = match &saved {
-            Some(saved) => restore::restore(&parts, saved, &shared)?,
-            None => vcpus::boot(&parts, &registers, &shared)?,
+            Some(saved) => restore::restore(&parts, saved, &shared, first_vcpu)?,
+            None => vcpus::boot(&parts, &registers, &shared, first_vcpu)?,
         };
         let parts = Arc::new(parts);
         let handle = Handle::new(ending, Arc::downgrade(&parts));

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 
+use super::ahead::FirstVcpu;
 use super::ending::Ending;
 use super::error::VmmError;
 use super::{Parts, generation, vcpus};
+use crate::complete::XsaveScratch;
 use crate::config::SnapshotSource;
 use crate::cpuid::{self, Model};
 use crate::host::{self, KvmKind};
@@ -68,14 +70,20 @@ pub(super) fn pager(
 }
 
 /// Puts everything but memory where it was, and returns the vCPUs.
-pub(super) fn restore(parts: &Parts, saved: &Snapshot, shared: &Shared) -> Result<Vec<Vcpu>, VmmError> {
+pub(super) fn restore(
+    parts: &Parts,
+    saved: &Snapshot,
+    shared: &Shared,
+    mut first: Option<FirstVcpu>,
+) -> Result<Vec<Vcpu>, VmmError> {
     let expected = parts.transports.len();
     if saved.transports.len() != expected {
         return Err(SnapshotError::Count { what: "devices", found: saved.transports.len(), expected }.into());
     }
     let restore = |(index, vcpu): (usize, &crate::vcpu::SavedVcpu)| {
         let failed = |source| SnapshotError::Vcpu { index, source };
-        vcpus::create(parts, index as u8, shared, |fd, scratch| Ok(vcpu.restore(fd, scratch).map_err(failed)?))
+        let set = |fd: &mut VcpuFd, scratch: &mut XsaveScratch| Ok(vcpu.restore(fd, scratch).map_err(failed)?);
+        vcpus::create(parts, index as u8, first.take(), shared, set)
     };
     let vcpus = saved.vcpus.iter().enumerate().map(restore).collect::<Result<Vec<_>, VmmError>>()?;
     let clock = |source| SnapshotError::Kvm { call: "KVM_SET_CLOCK", source };

@@ -3,6 +3,7 @@
 use boot::acpi::MmioWindow;
 use kvm_ioctls::{Cap, VcpuFd};
 
+use super::ahead::{self, FirstVcpu};
 use super::assembly::{self, IOAPIC_BASE, LAPIC_BASE};
 use super::error::{VmmError, io_error, kvm};
 use super::{Parts, generation};
@@ -13,8 +14,13 @@ use crate::cpuid_cache;
 use crate::host::{self, KvmKind};
 use crate::vcpu::{Shared, Vcpu, registers};
 
-/// Loads the kernel, and makes vCPUs of which the first is about to enter it.
-pub(super) fn boot(parts: &Parts, windows: &[MmioWindow], shared: &Shared) -> Result<Vec<Vcpu>, VmmError> {
+/// Loads the kernel, and makes vCPUs of which the first, perhaps in the making, is about to enter it.
+pub(super) fn boot(
+    parts: &Parts,
+    windows: &[MmioWindow],
+    shared: &Shared,
+    mut first: Option<FirstVcpu>,
+) -> Result<Vec<Vcpu>, VmmError> {
     let config = &parts.config();
     let kernel = config.boot_source.as_ref().ok_or(ConfigError::NoSource)?;
     let cmdline = assembly::command_line(config, kernel, windows);
@@ -34,8 +40,8 @@ pub(super) fn boot(parts: &Parts, windows: &[MmioWindow], shared: &Shared) -> Re
     let supported = cpuid_cache::supported(&parts.kvm, config.cpuid_cache.as_deref());
     let supported = supported.map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
     let tsc_deadline = parts.kvm.check_extension(Cap::TscDeadlineTimer);
-    let one = |index: u8| {
-        create(parts, index, shared, |fd, _| {
+    let mut one = |index: u8| {
+        create(parts, index, first.take(), shared, |fd, _| {
             let mut cpuid = supported.clone();
             cpuid::specialise(&mut cpuid, Identity { index, count: cpus, tsc_deadline });
             fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
@@ -46,17 +52,21 @@ pub(super) fn boot(parts: &Parts, windows: &[MmioWindow], shared: &Shared) -> Re
             Ok(())
         })
     };
-    (0..cpus).map(one).collect()
+    (0..cpus).map(&mut one).collect()
 }
 
-/// A vCPU whose state `set` sets.
+/// A vCPU whose state `set` sets: the first, if that is in the making.
 pub(super) fn create(
     parts: &Parts,
     index: u8,
+    first: Option<FirstVcpu>,
     shared: &Shared,
     set: impl FnOnce(&mut VcpuFd, &mut XsaveScratch) -> Result<(), VmmError>,
 ) -> Result<Vcpu, VmmError> {
-    let mut fd = parts.vm.create_vcpu(u64::from(index)).map_err(kvm("KVM_CREATE_VCPU"))?;
+    let mut fd = match first {
+        Some(first) => ahead::first_vcpu(first, &parts.vm)?,
+        None => ahead::create_vcpu(&parts.vm, index)?,
+    };
     let mut scratch = XsaveScratch::new(&parts.vm).map_err(io_error("XSAVE buffer"))?;
     set(&mut fd, &mut scratch)?;
     // It pays where instructions are completed here, and costs a copy an exit where they are not.

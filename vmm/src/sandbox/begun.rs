@@ -6,7 +6,7 @@
 //! ```text
 //!  main: ─┬─► reads what it is to be ─┬─► builds the machine ─────────► joins ─► privileges away, filter ──┬─► is the first vCPU
 //!         ▼                           ▼                                   ▲                 ▲              │
-//!      events: KVM's VM ────────────► namespaces, root directory ─────────┴─► privileges ───┴──► filter ───┴─► waits for the machine
+//!      events: KVM's VM and vCPU ───► namespaces, root directory ─────────┴─► privileges ───┴──► filter ───┴─► waits for the machine
 //! ```
 //!
 //! Only who may have namespaces in a process with several threads can have it so, which who needs a user namespace for them cannot:
@@ -61,7 +61,7 @@ struct Early {
     slots: Option<Waiting>,
     inside: Receiver<Result<Arc<Inside>, SandboxError>>,
     /// Its own privileges are gone.
-    held: Receiver<Result<(), SandboxError>>,
+    closed: Receiver<Result<(), SandboxError>>,
     /// All threads that it starts are there.
     started: Receiver<Result<(), SandboxError>>,
     door: Door,
@@ -94,7 +94,7 @@ impl Begun {
         let early = self.early?;
         let said = |step: &Receiver<Result<(), SandboxError>>| step.recv().unwrap_or_else(|_| Err(gone()));
         let made = early.inside.recv().unwrap_or_else(|_| Err(gone()));
-        made.and_then(|_| said(&early.held)).and_then(|()| said(&early.started)).err()
+        made.and_then(|_| said(&early.closed)).and_then(|()| said(&early.started)).err()
     }
 
     /// Confines the process but for the filter of the calling thread, its first, whose machine is built.
@@ -112,10 +112,11 @@ impl Begun {
                 let inside = early.inside.recv().unwrap_or_else(|_| Err(gone()))?;
                 let mut missing = inside.missing.clone();
                 missing.extend(inside.join());
+                inside.narrow()?;
                 // What is the process's as a whole comes after what the other one does to it: who changes its user has the kernel forget
                 // who may look into the process, which is the first thread's to say.
-                let others = || early.held.recv().unwrap_or_else(|_| Err(gone()));
-                missing.extend(inside.hold(who, Keep::Nothing, others)?);
+                early.closed.recv().unwrap_or_else(|_| Err(gone()))?;
+                missing.extend(inside.close(who, Keep::Nothing)?);
                 (early, missing)
             }
             None => begin_late(&sandbox, slots, who)?,
@@ -136,8 +137,9 @@ impl Begun {
 /// All of it, on the process's first thread.
 fn begin_late(sandbox: &Arc<Sandbox>, slots: bool, who: Who<'_>) -> Result<(Early, Missing), SandboxError> {
     let inside = sandbox.inside()?;
+    inside.narrow()?;
     let mut missing = inside.missing.clone();
-    missing.extend(inside.hold(who, sandbox.keep(), || Ok(()))?);
+    missing.extend(inside.close(who, sandbox.keep())?);
     if sandbox.workers.iter().any(|work| std::ptr::eq(*work, &PAGER)) {
         missing.push("all but a filter, for the thread that gives RAM its pages".into());
     }
@@ -160,19 +162,19 @@ impl Early {
         let nursery = (!sandbox.workers.is_empty()).then(Nursery::announce);
         let (events, its_work) = Waiting::new();
         let (slots, slots_work) = slots.then(Waiting::new).unzip();
-        let ((tell, inside), (say_held, held), (say_started, started)) = (channel(), channel(), channel());
+        let ((tell, inside), (say_closed, closed), (say_started, started)) = (channel(), channel(), channel());
         let thread = thread.map_or_else(|| Elsewhere::start("events", EVENTS_STACK, || ()), Ok);
         let thread = thread.map_err(host("the event loop's thread"))?;
         let places = thread.places();
         let start = Start { door: door.clone(), nursery, slots: slots_work, is_inside, places };
         thread.begin(move || {
-            if let Some(door) = start.go(&Says { inside: tell, held: say_held, started: say_started }) {
+            if let Some(door) = start.go(&Says { inside: tell, closed: say_closed, started: say_started }) {
                 let _ = places.map(Places::allow_all);
                 or_end("events", door.enter(Thread::Events).map_err(io::Error::other));
                 its_work.serve();
             }
         });
-        Ok(Early { events, slots, inside, held, started, door, entered: Entered(all), places })
+        Ok(Early { events, slots, inside, closed, started, door, entered: Entered(all), places })
     }
 }
 
@@ -189,7 +191,7 @@ struct Start {
 /// Whom the event loop's thread tells how far it is.
 struct Says {
     inside: Sender<Result<Arc<Inside>, SandboxError>>,
-    held: Sender<Result<(), SandboxError>>,
+    closed: Sender<Result<(), SandboxError>>,
     started: Sender<Result<(), SandboxError>>,
 }
 
@@ -208,8 +210,10 @@ impl Start {
             let inside = made.as_ref().ok().cloned();
             // The first thread may come now, and gives its own privileges up at the same time.
             says.inside.send(made).ok()?;
-            // What is missing of this one's hold, the first thread misses as well.
-            come(&says.held, inside?.hold(Who::Thread, sandbox.keep(), || Ok(())).map(drop))?;
+            let inside = inside?;
+            // What is missing of this one's, the first thread misses as well.
+            let closed = inside.narrow().and_then(|()| inside.close(Who::Thread, sandbox.keep()).map(drop));
+            come(&says.closed, closed)?;
         }
         let door = self.door.clone();
         come(&says.started, self.start_others())?;

@@ -6,25 +6,32 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use landlock::{RulesetCreated, RulesetStatus};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, gettid, move_into_link_name_space,
+    move_into_thread_name_spaces, unshare_unsafe,
+};
 
 use super::privileges::{self, Keep, Who};
 use super::reached::Reached;
 use super::{Missing, SandboxError, host, jail, landlock as rules};
 
-/// Namespaces of a thread, below /proc/thread-self/ns, that another one joins: of mounts if it has another root directory there, of
-/// networks if it has left that of others.
-const NAMESPACES: [(&str, LinkNameSpaceType); 4] = [
-    ("mnt", LinkNameSpaceType::Mount),
-    ("uts", LinkNameSpaceType::HostNameAndNISDomainName),
-    ("ipc", LinkNameSpaceType::InterProcessCommunication),
-    ("net", LinkNameSpaceType::Network),
+/// Namespaces of a thread that another one joins, and their names below /proc/thread-self/ns: of mounts if it has another root directory
+/// there, of networks if it has left that of others.
+const NAMESPACES: [(ThreadNameSpaceType, LinkNameSpaceType, &str); 4] = [
+    (ThreadNameSpaceType::MOUNT, LinkNameSpaceType::Mount, "mnt"),
+    (ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME, LinkNameSpaceType::HostNameAndNISDomainName, "uts"),
+    (ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION, LinkNameSpaceType::InterProcessCommunication, "ipc"),
+    (ThreadNameSpaceType::NETWORK, LinkNameSpaceType::Network, "net"),
 ];
+
+/// For pidfd_open(2), of a thread: Linux 6.9.
+const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 
 /// See above.
 pub struct Inside {
     /// For who joins.
-    namespaces: Vec<(LinkNameSpaceType, OwnedFd)>,
+    namespaces: Option<Namespaces>,
     user: Option<u32>,
     rules: Option<RulesetCreated>,
     /// What the host does not have for it, one line for each.
@@ -34,12 +41,12 @@ pub struct Inside {
 impl Inside {
     /// Makes it, with what is `reached` of the host's files, or all of them, for `user`. Without a network, if a thread `connects` to
     /// sockets and nothing else keeps it from those of others. The calling thread is in its namespaces from now on, and has its
-    /// privileges until it is [held](Inside::hold).
+    /// privileges until it is [narrowed](Inside::narrow) and [closed](Inside::close).
     ///
     /// # Errors
     /// [`SandboxError`]. What the host does not let be made is none: that is missing.
     pub fn make(reached: Option<&Reached>, user: Option<u32>, connects: bool) -> Result<Self, SandboxError> {
-        let mut inside = Self { namespaces: Vec::new(), user, rules: None, missing: Missing::new() };
+        let mut inside = Self { namespaces: None, user, rules: None, missing: Missing::new() };
         // Rules name files of the host, which have other places in the new root, or none.
         let rules = reached.map(|reached| rules::rules(reached).map_err(io::Error::other));
         inside.rules = rules.transpose().map_err(host("Landlock"))?;
@@ -48,7 +55,7 @@ impl Inside {
         let has_left = leaves && inside.tell("a network namespace", jail::leave_network());
         if left.is_ok() {
             // While there is /proc.
-            let own = own_namespaces(has_left).map(|own| inside.namespaces = own);
+            let own = Namespaces::own(has_left).map(|own| inside.namespaces = Some(own));
             inside.tell("namespaces that its first thread could join", own);
         }
         let change_root = |()| reached.map(|reached| jail::change_root(&reached.by_path(), user)).transpose();
@@ -56,7 +63,7 @@ impl Inside {
             Ok(Some(owned)) => inside.tell("a user of its own", owned),
             not => {
                 // Its root directory would be that of the namespace, which need not be the one that the process was started in.
-                inside.namespaces.retain(|(kind, _)| *kind != LinkNameSpaceType::Mount);
+                inside.namespaces.iter_mut().for_each(Namespaces::leave_out_mounts);
                 inside.tell("a root directory, namespaces and a user of its own", not.map(drop))
             }
         };
@@ -66,43 +73,42 @@ impl Inside {
 
     /// Nothing but the threads' privileges and filters.
     pub fn nowhere_else() -> Self {
-        Self { namespaces: Vec::new(), user: None, rules: None, missing: Missing::new() }
+        Self { namespaces: None, user: None, rules: None, missing: Missing::new() }
     }
 
     /// Has the calling thread come to where the one is that made it. Tells what the host does not let it.
     pub fn join(&self) -> Missing {
-        if self.namespaces.is_empty() {
+        let Some(namespaces) = &self.namespaces else {
             return Missing::new();
-        }
+        };
         let before = std::env::current_dir();
         // Threads that share their root directory cannot leave it; some of the kernel's share this one's, perhaps, and open no files. Where
         // it stays, what is mounted from now on is no business of the thread's.
-        let goes = self.namespaces.iter().any(|(kind, _)| *kind == LinkNameSpaceType::Mount);
+        let goes = namespaces.has_mounts();
         // SAFETY: descriptors and memory stay shared.
         let alone = unsafe { unshare_unsafe(if goes { UnshareFlags::FS } else { UnshareFlags::NEWNS }) };
-        // With its kind, without which services are not let join any (systemd.exec(5), RestrictNamespaces).
-        let join = |(kind, one): &(LinkNameSpaceType, OwnedFd)| move_into_link_name_space(one.as_fd(), Some(*kind));
-        let joined = alone.and_then(|()| self.namespaces.iter().try_for_each(join));
+        let joined = alone.and_then(|()| namespaces.join());
         // Where that is there.
         let _ = before.map(std::env::set_current_dir);
         let lacks = |error| format!("the first thread's root directory and namespaces: {}", io::Error::from(error));
         joined.err().map(lacks).into_iter().collect()
     }
 
-    /// Takes the privileges of the calling thread away but for those to `keep`, and leaves it with what is reached. What does not concern the
-    /// thread alone is done after `others`. Tells what the host does not have for that.
+    /// Takes of the calling thread's privileges what may go at any time.
     ///
     /// # Errors
-    /// [`SandboxError`], also that of `others`. That it cannot be the user is none.
-    pub fn hold(
-        &self,
-        who: Who<'_>,
-        keep: Keep,
-        others: impl FnOnce() -> Result<(), SandboxError>,
-    ) -> Result<Missing, SandboxError> {
+    /// [`SandboxError`].
+    pub fn narrow(&self) -> Result<(), SandboxError> {
+        privileges::narrow(self.user.is_some()).map_err(host("give up privileges"))
+    }
+
+    /// Takes the others away as well but for those to `keep`, and leaves the thread, which has been [narrowed](Inside::narrow), with what is
+    /// reached. Tells what the host does not have for that.
+    ///
+    /// # Errors
+    /// [`SandboxError`]. That it cannot be the user is none.
+    pub fn close(&self, who: Who<'_>, keep: Keep) -> Result<Missing, SandboxError> {
         let mut missing = Missing::new();
-        privileges::narrow(self.user.is_some()).map_err(host("give up privileges"))?;
-        others()?;
         match privileges::close(who, keep, self.user) {
             // In a user namespace that does not have that user. Nothing that it reaches is that user's, or it would be there.
             Err(error) if self.user.is_some() && error.kind() == io::ErrorKind::InvalidInput => {
@@ -131,8 +137,104 @@ impl Inside {
     }
 }
 
-/// The calling thread's, that of networks if it is its own.
-fn own_namespaces(network: bool) -> io::Result<Vec<(LinkNameSpaceType, OwnedFd)>> {
-    let all = NAMESPACES.into_iter().filter(|(_, kind)| network || *kind != LinkNameSpaceType::Network);
-    all.map(|(name, kind)| Ok((kind, File::open(format!("/proc/thread-self/ns/{name}"))?.into()))).collect()
+fn own_kinds(network: bool) -> impl Iterator<Item = &'static (ThreadNameSpaceType, LinkNameSpaceType, &'static str)> {
+    NAMESPACES.iter().filter(move |(kind, ..)| network || *kind != ThreadNameSpaceType::NETWORK)
+}
+
+/// Namespaces that are to be joined, always with their kinds: without those, services are not let join any (systemd.exec(5),
+/// RestrictNamespaces).
+enum Namespaces {
+    /// Those of a thread, as long as it is there.
+    Of(OwnedFd, ThreadNameSpaceType),
+    /// Before Linux 6.9: one by one.
+    Each(Vec<(LinkNameSpaceType, OwnedFd)>),
+}
+
+impl Namespaces {
+    /// The calling thread's, that of networks if it is its own.
+    fn own(network: bool) -> io::Result<Self> {
+        // A tenth of the time that it takes to look them up in /proc, where nobody has looked for this thread yet.
+        Self::of_thread(network).or_else(|_| Self::one_by_one(network))
+    }
+
+    fn of_thread(network: bool) -> io::Result<Self> {
+        let thread = pidfd_open(gettid(), PidfdFlags::from_bits_retain(PIDFD_THREAD))?;
+        Ok(Self::Of(thread, own_kinds(network).map(|(kind, ..)| *kind).collect()))
+    }
+
+    fn one_by_one(network: bool) -> io::Result<Self> {
+        let open = |name: &str| File::open(format!("/proc/thread-self/ns/{name}")).map(OwnedFd::from);
+        Ok(Self::Each(own_kinds(network).map(|(_, kind, name)| Ok((*kind, open(name)?))).collect::<io::Result<_>>()?))
+    }
+
+    fn leave_out_mounts(&mut self) {
+        match self {
+            Self::Of(_, kinds) => kinds.remove(ThreadNameSpaceType::MOUNT),
+            Self::Each(all) => all.retain(|(kind, _)| *kind != LinkNameSpaceType::Mount),
+        }
+    }
+
+    fn has_mounts(&self) -> bool {
+        match self {
+            Self::Of(_, kinds) => kinds.contains(ThreadNameSpaceType::MOUNT),
+            Self::Each(all) => all.iter().any(|(kind, _)| *kind == LinkNameSpaceType::Mount),
+        }
+    }
+
+    /// Has the calling thread come there.
+    fn join(&self) -> rustix::io::Result<()> {
+        match self {
+            Self::Of(thread, kinds) => move_into_thread_name_spaces(thread.as_fd(), *kinds),
+            Self::Each(all) => {
+                all.iter().try_for_each(|(kind, one)| move_into_link_name_space(one.as_fd(), Some(*kind)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+
+    /// What the calling thread is in, in the order of [`NAMESPACES`].
+    fn places() -> Vec<std::path::PathBuf> {
+        let place = |(_, _, name): &(_, _, _)| std::fs::read_link(format!("/proc/thread-self/ns/{name}")).unwrap();
+        NAMESPACES.iter().map(place).collect()
+    }
+
+    /// As one thread's namespaces are joined where there is [`PIDFD_THREAD`], and where there is not.
+    #[test]
+    fn group_11_a_thread_comes_to_where_another_is() {
+        let comes = |own: fn(bool) -> io::Result<Namespaces>, mounts: bool| {
+            let ((tell, made), (done, is_done)) = (channel(), channel::<()>());
+            let leaves = move || {
+                let own = jail::leave().and_then(|()| jail::leave_network()).and_then(|()| own(true));
+                tell.send(own.map(|own| (own, places()))).unwrap();
+                // It is there as long as somebody comes.
+                let _ = is_done.recv();
+            };
+            let left = thread::spawn(leaves);
+            let (mut namespaces, there) = match made.recv().unwrap() {
+                Ok(made) => made,
+                Err(error) => return println!("SKIP group_11_a_thread_comes_to_where_another_is: {error}"),
+            };
+            if !mounts {
+                namespaces.leave_out_mounts();
+            }
+            let inside = Inside { namespaces: Some(namespaces), ..Inside::nowhere_else() };
+            let (missing, here) = thread::spawn(move || (inside.join(), places())).join().unwrap();
+            assert_eq!((missing, here[0] == there[0], &here[1..]), (Missing::new(), mounts, &there[1..]));
+            drop(done);
+            left.join().unwrap();
+        };
+        let before = places();
+        for own in [Namespaces::of_thread, Namespaces::one_by_one] {
+            comes(own, true);
+            comes(own, false);
+        }
+        assert_eq!(places(), before);
+    }
 }

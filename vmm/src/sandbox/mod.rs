@@ -279,8 +279,9 @@ pub fn confine(name: &'static str, numbers: &[c_long]) -> Result<Missing, Sandbo
         let user = user::own();
         let lineage = user.map(|_| Lineage::open()).transpose().map_err(host(WHO_STARTED))?;
         let inside = Inside::make(Some(&Reached::default()), user, true)?;
-        let held = inside.hold(Who::Process(lineage.as_ref()), Keep::Nothing, || Ok(()))?;
-        inside.missing.iter().cloned().chain(held).collect()
+        inside.narrow()?;
+        let closed = inside.close(Who::Process(lineage.as_ref()), Keep::Nothing)?;
+        inside.missing.into_iter().chain(closed).collect()
     };
     enter(Mode::Enforce, name, &Calls::of(numbers, &[]))?;
     Ok(missing)
