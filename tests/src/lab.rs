@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
 use crate::boots;
@@ -39,6 +39,9 @@ struct Site {
 const STORE: &str = "store";
 /// A first guest may take this long; all others are measured by it.
 const FIRST_GUEST: Duration = Duration::from_secs(300);
+
+/// The kernel takes it from a process that was killed, with all that it had.
+const END_OF_A_PROCESS: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 static SITE: OnceLock<Result<Site, String>> = OnceLock::new();
 static GUEST_TIME: OnceLock<Duration> = OnceLock::new();
@@ -376,5 +379,21 @@ impl Lab {
     /// Something is.
     pub fn assert_clean(&self) {
         assert_eq!(self.left_behind(), Vec::<String>::new());
+    }
+}
+
+/// What a test that fails has left running has control groups outside of its directory, which nobody would find once that is gone.
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !std::thread::panicking() || self.left_behind().is_empty() {
+            return;
+        }
+        for pid in self.processes().into_iter().filter_map(Pid::from_raw) {
+            let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+            let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&END_OF_A_PROCESS));
+        }
+        // Each verb removes what others have left.
+        let _ = self.keeping(["ps", "--quiet"]).output();
     }
 }
