@@ -1,8 +1,9 @@
 //! `--egress`: where a container's packets may go, with names looked up on this host, once.
 
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
+use dns_lookup::{AddrFamily, AddrInfoHints, SockType, getaddrinfo};
 use vmm::egress::Rule;
 
 use crate::args::Destination;
@@ -18,13 +19,8 @@ pub fn rules(destinations: &[Destination], resolv_conf: Option<&str>) -> anyhow:
         match destination {
             Destination::Rule(rule) => rules.push(*rule),
             Destination::Name { host, port } => {
-                let of = || format!("--egress: cannot look up '{host}'");
-                let found = (host.as_str(), 0).to_socket_addrs().with_context(of)?;
-                let before = rules.len();
-                rules.extend(found.filter_map(ipv4).map(|address| Rule::host(address, *port)));
-                if rules.len() == before {
-                    return Err(anyhow!("--egress: '{host}' has no IPv4 address"));
-                }
+                let found = look_up(host).map_err(|error| anyhow!("--egress: cannot look up '{host}': {error}"))?;
+                rules.extend(found.into_iter().map(|address| Rule::host(address, *port)));
             }
         }
     }
@@ -40,11 +36,18 @@ pub fn rules(destinations: &[Destination], resolv_conf: Option<&str>) -> anyhow:
     Ok(unique)
 }
 
-fn ipv4(address: SocketAddr) -> Option<Ipv4Addr> {
-    match address {
-        SocketAddr::V4(address) => Some(*address.ip()),
-        SocketAddr::V6(_) => None,
-    }
+/// The IPv4 addresses of a name, of which there is one at least. Nobody is asked for others, which could fail.
+fn look_up(name: &str) -> std::io::Result<Vec<Ipv4Addr>> {
+    let hints = AddrInfoHints {
+        address: AddrFamily::Inet.into(),
+        socktype: SockType::Stream.into(),
+        ..AddrInfoHints::default()
+    };
+    let ipv4 = |info: dns_lookup::AddrInfo| match info.sockaddr.ip() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    getaddrinfo(Some(name), None, Some(hints))?.filter_map(|info| info.map(ipv4).transpose()).collect()
 }
 
 /// Those of resolv.conf(5).
@@ -54,6 +57,10 @@ fn resolvers(conf: &str) -> impl Iterator<Item = Ipv4Addr> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::UdpSocket;
+    use std::process::Command;
+
     use super::*;
     use crate::args::egress;
 
@@ -70,5 +77,50 @@ mod tests {
         assert_eq!(texts(&["localhost:80", "127.0.0.1:80"], conf).unwrap(), with_name);
         let error = texts(&["no-such-name.invalid"], conf).unwrap_err().to_string();
         assert!(error.contains("no-such-name.invalid"), "{error}");
+    }
+
+    /// A resolver that has no answer for IPv6 addresses, in namespaces of the test's own.
+    #[test]
+    fn nobody_is_asked_for_addresses_that_a_rule_cannot_have() {
+        const CHILD: &str = "BULKHEAD_TEST_RESOLVER";
+        if std::env::var_os(CHILD).is_some() {
+            let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
+            std::thread::spawn(move || answer(&socket));
+            return assert_eq!(texts(&["one.example:80"], "").unwrap(), ["192.0.2.7:80"]);
+        }
+        let mut conf = tempfile::NamedTempFile::new().unwrap();
+        conf.write_all(b"nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
+        let inside = |script: &str| {
+            let mut command = Command::new("unshare");
+            command.args(["-mn", "sh", "-c", script, "sh"]).arg(conf.path()).env(CHILD, "1");
+            command
+        };
+        let ready = "ip link set lo up && mount --bind \"$1\" /etc/resolv.conf";
+        if !inside(ready).output().is_ok_and(|tried| tried.status.success()) {
+            return println!(
+                "SKIP nobody_is_asked_for_addresses_that_a_rule_cannot_have: no namespaces can be had here"
+            );
+        }
+        let test = "egress::tests::nobody_is_asked_for_addresses_that_a_rule_cannot_have";
+        let mut again = inside(&format!("{ready} && exec \"$2\" --exact {test} --nocapture"));
+        let ended = again.arg(std::env::current_exe().unwrap()).output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+    }
+
+    /// Answers DNS queries of one question (RFC 1035, 4.1): one address for A, SERVFAIL for all else.
+    fn answer(socket: &UdpSocket) {
+        let mut buffer = [0; 512];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let mut message = buffer[..len].to_vec();
+            let is_a = message[len - 4..] == [0, 1, 0, 1];
+            message[2] |= 0x80;
+            message[3] = if is_a { 0x80 } else { 0x82 };
+            message[7] = is_a.into();
+            if is_a {
+                // The question's name, class IN, a minute.
+                message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7]);
+            }
+            socket.send_to(&message, from).unwrap();
+        }
     }
 }
