@@ -45,7 +45,7 @@ pub enum Event {
 pub enum Phase {
     /// The configuration is checked; KVM objects are about to be made.
     Build,
-    /// Memory, interrupt controller and vCPUs exist; devices and kernel come next.
+    /// Memory and interrupt controller exist; devices, kernel and state of the vCPUs come next.
     Load,
     /// The vCPUs are about to run the guest's first instruction.
     Run,

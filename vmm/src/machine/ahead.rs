@@ -66,7 +66,7 @@ impl Ahead {
         self.here = None;
     }
 
-    /// The thread, which comes to what it is told when the VM is made.
+    /// The thread, which comes to what it is told when VM and vCPU are made.
     pub(super) fn thread(self) -> (Elsewhere, Soon) {
         let here = self.here.or_else(|| self.thread.places().map(Places::stay));
         (self.thread, Soon { made: self.made, first: self.first, here })

@@ -1,8 +1,7 @@
 //! The one assembly recipe, and the event loop.
 //!
-//! The order is measured: memory slots before the interrupt controller (a slot change after KVM_CREATE_IRQCHIP waits
-//! for an SRCU grace period), and the descriptor table grown before the first thread (growing it later waits for an
-//! RCU one).
+//! The order is measured: what of KVM needs no configuration is made while that is read ([`ahead`]), and the descriptor table grown
+//! before the first thread (growing it later waits for an RCU grace period).
 
 mod ahead;
 mod assembly;
