@@ -8,6 +8,7 @@
 //! one, has them still in the process: it begins where this one is. So it does where the host does not let it be elsewhere, and then
 //! says so itself ([`Missing`](crate::sandbox::Missing)).
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -18,6 +19,7 @@ use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal, WaitOptions, getegid, geteuid, pidfd_send_signal, waitpid};
 use rustix::thread::{CapabilitySet, capabilities};
 
+use crate::page_cache;
 use crate::sandbox::map_alone;
 
 /// Bytes of the stack on which a process is until it is the program. Memory that is not touched takes none.
@@ -96,6 +98,8 @@ impl Failed {
 /// # Errors
 /// It cannot be started: there is no such program, above all.
 pub fn spawn(mut command: Command) -> io::Result<Born> {
+    // Whatever comes of that, the program is read as it is asked for.
+    let _ = File::open(command.get_program()).and_then(|program| page_cache::fill(&program));
     let mut begin = |namespaces: &Namespaces| {
         let mut become_it = || match namespaces.enter() {
             Ok(()) => Some(Failed::Program(command.exec())),

@@ -19,6 +19,7 @@
 //! | [`snapshot`] | a machine's state and memory, into files and back |
 //! | [`events`] | what a machine tells the process around it |
 //! | [`api`] | the control socket |
+//! | [`page_cache`] | its program's file, where its process is started
 //! | [`process`] | the start of a machine's process |
 //! | [`sandbox`] | what each thread may still do while the guest runs |
 //! | [`session`] | a machine's process: configuration, control socket, machine, signals |
@@ -44,6 +45,7 @@ pub mod irq;
 pub mod machine;
 pub mod memory;
 mod open;
+mod page_cache;
 mod pager;
 pub mod process;
 pub mod sandbox;
