@@ -11,7 +11,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use libc::c_int;
@@ -99,7 +101,11 @@ impl Failed {
 /// It cannot be started: there is no such program, above all.
 pub fn spawn(mut command: Command) -> io::Result<Born> {
     // Whatever comes of that, the program is read as it is asked for.
-    let _ = File::open(command.get_program()).and_then(|program| page_cache::fill(&program));
+    let program = Path::new(command.get_program());
+    if program.is_absolute() {
+        let open = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(program);
+        let _ = open.and_then(|program| page_cache::fill(&program));
+    }
     let mut begin = |namespaces: &Namespaces| {
         let mut become_it = || match namespaces.enter() {
             Ok(()) => Some(Failed::Program(command.exec())),

@@ -19,7 +19,7 @@
 //! | [`snapshot`] | a machine's state and memory, into files and back |
 //! | [`events`] | what a machine tells the process around it |
 //! | [`api`] | the control socket |
-//! | [`page_cache`] | its program's file, where its process is started
+//! | [`page_cache`] | its program's file, where its process is started |
 //! | [`process`] | the start of a machine's process |
 //! | [`sandbox`] | what each thread may still do while the guest runs |
 //! | [`session`] | a machine's process: configuration, control socket, machine, signals |
