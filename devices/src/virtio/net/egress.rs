@@ -134,8 +134,6 @@ struct Datagram {
     protocol: u8,
     source: u32,
     destination: u32,
-    /// Part of a packet.
-    fragment: bool,
     /// Ports, and the flags of TCP; none in protocols that have none, and where they are not in this part.
     ports: Option<(u16, u16)>,
     flags: u8,
@@ -174,7 +172,6 @@ impl Datagram {
             protocol,
             source: long(head, IP + 12)?,
             destination: long(head, IP + 16)?,
-            fragment,
             ports: has_ports.then(|| Some((word(head, L4)?, word(head, L4 + 2)?))).flatten(),
             flags: if has_ports && protocol == TCP { *head.get(L4 + 13)? } else { 0 },
         })
@@ -255,7 +252,8 @@ fn leaves_as_it_is(head: &[u8], datagram: &Datagram) -> Option<bool> {
         UDP => 6,
         _ => 0,
     };
-    let in_place = place != 0 && !datagram.fragment && usize::from(little(6)) == L4 - HEADER && little(8) == place;
+    // With ports, it has a whole header of its protocol, and the checksum's place is in that.
+    let in_place = datagram.ports.is_some() && usize::from(little(6)) == L4 - HEADER && little(8) == place;
     let checksum = match head[0] {
         0 => true,
         NEEDS_CSUM => in_place,

@@ -116,6 +116,22 @@ fn large_segments_and_checksums_in_their_place_may_leave() {
     assert!(!allows(&egress, &with(udp, 0, &[NEEDS_CSUM, GSO_TCPV4, 0, 0, 9, 0, 34, 0, 6, 0])));
 }
 
+/// Found by fuzzing: its address was listed, and the checksum half behind its end.
+#[test]
+fn group_6_no_checksum_is_left_behind_the_end() {
+    let egress = list(&["1.2.3.4"]);
+    for (protocol, place, whole) in [(UDP, 6, 8), (TCP, 16, 20)] {
+        for len in 0..=whole {
+            let mut short = packet(protocol, [1, 2, 3, 4], 1, 0);
+            short.truncate(L4 + len);
+            short[IP + 2..IP + 4].copy_from_slice(&(20 + len as u16).to_be_bytes());
+            assert!(allows(&egress, &short), "{protocol} {len}");
+            let left = with(short, 0, &[NEEDS_CSUM, 0, 0, 0, 0, 0, 34, 0, place, 0]);
+            assert_eq!(allows(&egress, &left), len == whole, "{protocol} {len}");
+        }
+    }
+}
+
 #[test]
 fn what_can_be_read_in_two_ways_does_not_leave() {
     let egress = list(&["192.0.2.1:80"]);
